@@ -1,0 +1,19 @@
+"""The failures this library tells apart. Everything else is a bug and keeps its traceback."""
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave: one sentence saying what was wrong, where, and what would be right."""
+
+
+class Diverged(RuntimeError):
+    """A loss stopped being finite.
+
+    Args:
+        step: optimiser step (0-based, over the whole run) at which it happened.
+        terms: the loss terms of that step by name, as floats (nan and inf among them).
+    """
+
+    def __init__(self, step: int, terms: dict[str, float]):
+        self.step, self.terms = step, terms
+        shown = ", ".join(f"{name}={value:g}" for name, value in terms.items())
+        super().__init__(f"the loss is not finite at step {step}: {shown}")

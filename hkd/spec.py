@@ -1,0 +1,153 @@
+"""What determines a run: frozen dataclasses, free of torch so that planning stays fast.
+
+Every field here enters the key of a run (see experiments/keys.py) unless its class says otherwise.
+Nothing here is a path, a device or a thread count: those do not determine a result.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+FORBID = {"extra": "forbid"}  # read by pydantic when a document is validated; hkd itself does not import it
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """How one model is built and where its taps are (sizes in millions of parameters and GMACs).
+
+    `name`, `pretrained`, `params_m` and `gmacs` describe; all other fields are identity and enter run keys.
+    """
+
+    __pydantic_config__ = FORBID
+    name: str
+    family: str  # key of hkd.models.FAMILIES
+    arch: str  # timm entry point ("resnet50") or class ("timm.models.mlp_mixer:MlpMixer")
+    kwargs: dict[str, Any] = field(default_factory=dict)  # constructor arguments, num_classes excluded
+    image_size: int = 224  # side in px; other inputs are resized bilinearly by the tap model
+    stages: tuple[int, ...] = (1, 2, 3, 4)  # forward_intermediates indices of stages 1, 2, 3, 4
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of RGB in [0, 1]
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    channels_last: bool = False  # memory format that was measured to be the faster one
+    pretrained: str | None = None  # timm "name.tag" of the published weights
+    params_m: float | None = None  # at 1000 classes
+    gmacs: float | None = None  # at image_size, 1000 classes
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that determine results, as plain JSON values."""
+        drop = {"name", "pretrained", "params_m", "gmacs"}
+        return {k: v for k, v in self.__dict__.items() if k not in drop}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Where weights come from: another run's checkpoint, a file, or (only when asked for by name) nowhere.
+
+    id: the run's key, the file's SHA-256 (hex), or the seed of the random initialisation.
+    """
+
+    __pydantic_config__ = FORBID
+    kind: Literal["run", "file", "random"]
+    id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSpec:
+    """One frozen teacher of a run."""
+
+    __pydantic_config__ = FORBID
+    model: ModelCard
+    weights: Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """A data set by name (key of hkd.data.DATASETS), its options, and the fingerprint of its content."""
+
+    __pydantic_config__ = FORBID
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str | None = None  # None: not found on this machine when planned
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSpec:
+    """A method by name (key of hkd.methods.METHODS) and the options that differ from its defaults."""
+
+    __pydantic_config__ = FORBID
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything about training that is not the method: augmentation, optimiser, schedule, epochs.
+
+    Raises ValueError for values that cannot train. Lengths are in epochs, rates per step of the global batch.
+    """
+
+    __pydantic_config__ = FORBID
+    epochs: int
+    batch_size: int  # global: over all processes and accumulation steps
+    optimizer: str = "adamw"  # a timm.optim name
+    lr: float = 1e-3
+    lr_batch: int | None = None  # if given, the rate is lr * batch_size / lr_batch
+    momentum: float = 0.9  # SGD only
+    betas: tuple[float, float] | None = None  # None: the optimiser's default
+    weight_decay: float = 0.05  # never on norms, biases and what the backbone exempts (`no_weight_decay`), see decay_1d
+    decay_1d: bool = False  # True: decay norms and biases too (the traditional CNN recipe)
+    layer_decay: float | None = None  # layer-wise rate decay factor per depth level, e.g. 0.75
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    milestones: tuple[float, ...] = ()  # epochs at which `step` multiplies the rate by 0.1
+    min_lr: float = 0.0  # end of the cosine
+    warmup_epochs: float = 0.0  # linear
+    warmup_lr: float = 0.0  # where the warm-up starts
+    clip_grad: float | None = None  # maximum global norm
+    loss: Literal["ce", "bce"] = "ce"  # bce: sigmoid, summed over classes, mean over the batch
+    label_smoothing: float = 0.0
+    mixup: float = 0.0  # timm Mixup alphas
+    cutmix: float = 0.0
+    crop: Literal["none", "pad", "resized"] = "none"  # pad: zero padding of 1/8 of the side; resized: RandomResizedCrop
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # of `resized`, fraction of the area
+    flip: bool = False
+    shift: int = 0  # px: random translation up to this much with edge replication
+    randaugment: str | None = None  # timm's notation, e.g. "rand-m9-n2-mstd0.5-inc1"
+    erasing: float = 0.0  # probability of random erasing
+    views: int | None = None  # k fixed augmented views per image (teacher outputs are cached); None: fresh every epoch
+    ema_decay: float | None = None  # evaluate and keep the exponential moving average of the student
+    drop_path: float | None = None  # stochastic depth of the student; None: the model's own
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1:
+            raise ValueError(f"epochs and batch_size must be at least 1, got {self.epochs} and {self.batch_size}")
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise ValueError(f"lr must be positive and finite, got {self.lr}")
+        if self.views is not None and self.views < 1:
+            raise ValueError(f"views must be at least 1, got {self.views}")
+        if self.views is not None and (self.mixup or self.cutmix):
+            raise ValueError("views (fixed augmented images) cannot be combined with mixup or cutmix, which draw afresh")
+
+    @property
+    def peak_lr(self) -> float:
+        """The rate after warm-up, for the global batch."""
+        return self.lr * self.batch_size / self.lr_batch if self.lr_batch else self.lr
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """One training or evaluation, completely.
+
+    task: key of hkd.training.TASKS. `evaluate_on` is "test" for reported runs and "val" while settings are chosen.
+    `init` starts the student from other weights (fine-tuning); None is a random initialisation drawn from `seed`.
+    """
+
+    __pydantic_config__ = FORBID
+    task: str
+    data: DataSpec
+    student: ModelCard
+    method: MethodSpec
+    recipe: Recipe | None = None
+    teachers: dict[str, TeacherSpec] = field(default_factory=dict)  # by role; single-teacher methods use "teacher"
+    init: Weights | None = None
+    seed: int = 0
+    evaluate_on: Literal["test", "val"] = "test"
