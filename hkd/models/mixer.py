@@ -1,0 +1,15 @@
+"""MLP-Mixer: Tolstikhin et al. 2021, arXiv:2105.01601."""
+
+from timm.models.mlp_mixer import MlpMixer
+from torch import Tensor
+
+from hkd.models.family import Family, tokens_to_map
+
+
+class MixerFamily(Family):
+    """Token maps of one size; `final` is after the final norm, `stages` before it."""
+
+    name = "mixer"
+
+    def final_map(self, net: MlpMixer, features: Tensor, x: Tensor) -> Tensor:
+        return tokens_to_map(features, net.stem.grid_size)

@@ -1,0 +1,124 @@
+"""A timm model that takes images as they are, normalises them its own way, and returns taps.
+
+Shapes: B batch, C classes, D width, H W grid, N tokens.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hkd import registry
+from hkd.errors import UserError
+from hkd.models import FAMILIES
+from hkd.models.family import Family, Tail
+from hkd.models.taps import TapInfo, Taps, Want
+from hkd.spec import ModelCard
+
+__all__ = ["Tail", "TapModel", "Teacher"]
+
+NOTHING = Want()  # beside logits, pooled and final feature
+
+
+class TapModel(nn.Module):
+    """A model of the zoo behind the taps contract.
+
+    Attributes:
+        net: the plain timm model; its `state_dict` is what is exported.
+        card, family: how it was built and how it is run.
+        info: shapes of its taps.
+    """
+
+    def __init__(self, card: ModelCard, num_classes: int, drop_path: float | None = None) -> None:
+        """Build with random weights from torch's global generator, drawing as timm alone would.
+
+        Args:
+            card: which model.
+            num_classes: size of its classifier; 0 for none.
+            drop_path: stochastic depth rate instead of the card's own.
+
+        Raises:
+            UserError: unknown family or architecture.
+        """
+        super().__init__()
+        self.card = card
+        self.family: Family = registry.load(registry.lookup("model family", card.family, FAMILIES))()
+        self.net = self.family.build(card, num_classes, drop_path)
+        self.memory_format = torch.channels_last if card.channels_last else torch.contiguous_format
+        self.net.to(memory_format=self.memory_format)
+        # (x - mean) / std as one fused multiply-add: shift + scale * x.
+        mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (card.mean, card.std))
+        self.register_buffer("scale", 1 / std, persistent=False)
+        self.register_buffer("shift", -mean / std, persistent=False)
+        self.info = self._measure(num_classes)
+
+    def forward(self, x: Float[Tensor, "B 3 Hi Wi"], want: Want = NOTHING, **kwargs: Any) -> Taps:
+        """Taps of RGB images in [0, 1] of any size, which are resized and normalised here.
+
+        Args:
+            x: images; bilinear resizing to `card.image_size` squared where they differ.
+            want: taps beside logits, pooled and final feature.
+            kwargs: for the family's forward (a mask, kept tokens); most take none.
+
+        Raises:
+            UserError: a stage or an attention block that the model does not have.
+        """
+        if unknown := [stage for stage in want.stages if stage not in (1, 2, 3, 4)]:
+            raise UserError(f"Stage {unknown[0]} was asked of {self.card.name}; stages are 1, 2, 3 and 4.")
+        side = self.card.image_size
+        if x.shape[-2:] != (side, side):
+            x = F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)
+        x = torch.addcmul(self.shift, x, self.scale).contiguous(memory_format=self.memory_format)
+        return self.family.forward(self.net, self.card, x, want, **kwargs)
+
+    @torch.no_grad()
+    def _measure(self, num_classes: int) -> TapInfo:
+        """Shapes of all taps, from one image in eval mode: no statistics, no randomness, no hooks left."""
+        training = self.net.training
+        self.net.eval()
+        side, device = self.card.image_size, next(self.net.parameters()).device
+        taps = self(torch.zeros(1, 3, side, side, device=device), Want(stages=(1, 2, 3, 4)))
+        self.net.train(training)
+        return TapInfo(
+            classes=num_classes,
+            pooled=taps.pooled.shape[1],
+            final=tuple(taps.final.shape[1:]),
+            stages={stage: tuple(feature.shape[1:]) for stage, feature in taps.stages.items()},
+            prefix=taps.prefix[4].shape[1] if taps.prefix else 0,
+        )
+
+
+class Teacher(TapModel):
+    """A frozen model: no gradients, no gradient history, and evaluation mode whatever `train()` is called.
+
+    train_mode: keep it in training mode instead (stochastic depth on), which is how ScaleKD's released code probably
+    ran its teachers; batch-norm statistics then move, weights do not.
+    """
+
+    def __init__(self, card: ModelCard, num_classes: int, train_mode: bool = False) -> None:
+        super().__init__(card, num_classes)
+        self.train_mode = train_mode
+        self.requires_grad_(False)
+        super().train(train_mode)
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Do nothing: the mode was chosen at construction."""
+        return self
+
+    @torch.no_grad()
+    def forward(self, x: Float[Tensor, "B 3 Hi Wi"], want: Want = NOTHING, **kwargs: Any) -> Taps:
+        """As `TapModel.forward`, detached."""
+        return super().forward(x, want, **kwargs)
+
+    def tail(self, blocks: int | None = None) -> Tail:
+        """This teacher's last stage as a differentiable function of tokens (see `Tail`).
+
+        Args:
+            blocks: how many blocks, for plain transformers (2 unless given).
+
+        Raises:
+            UserError: the family has no tail, or not that many blocks.
+        """
+        return self.family.tail(self.net, blocks)

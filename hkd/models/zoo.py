@@ -1,0 +1,344 @@
+"""Every model by name: the papers' models, their miniature twins, and sizes for real 32-px images.
+
+Slugs: `<model>` as the papers have it (224 px), `<model>_mini` its twin of the same family for composed digits
+(32 px; 35 px and a 5x5 grid for patch-14 models), `<model>_32px` the form for CIFAR-like images. A twin is built by
+timm's own class with smaller numbers; twins of two sizes of a family differ in width (B is 1.5 times S).
+
+`channels_last` is set where a training step on one CPU thread was faster with it (benchmarks/test_memory_format.py);
+paper-size cards keep torch's default, as they were not measured on the machines they are for.
+No torch here: planning reads this file.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from hkd.spec import ModelCard
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+CIFAR: dict[str, Any] = {"mean": (0.5071, 0.4865, 0.4409), "std": (0.2673, 0.2564, 0.2762), "image_size": 32}
+MINI: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "image_size": 32}
+
+CONVNEXT = "timm.models.convnext:ConvNeXt"
+EFFICIENTNET = "timm.models.efficientnet:EfficientNet"
+MIXER = "timm.models.mlp_mixer:MlpMixer"
+SWIN = "timm.models.swin_transformer:SwinTransformer"
+VIT = "timm.models.vision_transformer:VisionTransformer"
+
+# Patch tokens only, pooled by their mean after the final norm: how ScaleKD builds its ViT students.
+AVERAGE: dict[str, Any] = {"class_token": False, "global_pool": "avg", "fc_norm": False}
+# Isotropic models have no stages: taps are the ends of the quarters of depth (12 blocks), as ScaleKD's ViT taps are.
+QUARTERS = (2, 5, 8, 11)
+
+
+def _paper() -> list[ModelCard]:
+    """The papers' models with their constructor arguments."""
+    return [
+        # Drop-path rates of the teachers are those of ScaleKD's configs; they act only in teacher_mode=train.
+        ModelCard(
+            name="swin_t",
+            family="swin",
+            arch="swin_tiny_patch4_window7_224",
+            kwargs={"drop_path_rate": 0.05},
+            stages=(0, 1, 2, 3),
+            pretrained="swin_tiny_patch4_window7_224.ms_in1k",
+        ),
+        ModelCard(
+            name="swin_s",
+            family="swin",
+            arch="swin_small_patch4_window7_224",
+            kwargs={"drop_path_rate": 0.3},
+            stages=(0, 1, 2, 3),
+            pretrained="swin_small_patch4_window7_224.ms_in1k",
+        ),
+        ModelCard(
+            name="swin_b",
+            family="swin",
+            arch="swin_base_patch4_window7_224",
+            kwargs={"drop_path_rate": 0.5},
+            stages=(0, 1, 2, 3),
+            pretrained="swin_base_patch4_window7_224.ms_in22k_ft_in1k",
+        ),
+        ModelCard(
+            name="swin_l",
+            family="swin",
+            arch="swin_large_patch4_window7_224",
+            kwargs={"drop_path_rate": 0.1},
+            stages=(0, 1, 2, 3),
+            pretrained="swin_large_patch4_window7_224.ms_in22k_ft_in1k",
+        ),
+        # Stage 3 is the input of the last two blocks, which are ScaleKD's tail.
+        ModelCard(
+            name="eva_l14",
+            family="eva",
+            arch="eva_large_patch14_196",
+            kwargs={"img_size": 224},
+            stages=(5, 11, 21, 23),
+            mean=CLIP_MEAN,
+            std=CLIP_STD,
+            pretrained="eva_large_patch14_196.in22k_ft_in22k_in1k",
+        ),
+        ModelCard(name="mobilenet_v1", family="mobilenet", arch="mobilenetv1_100", kwargs={"act_layer": "relu"}),
+        ModelCard(name="resnet18", family="resnet", arch="resnet18"),
+        ModelCard(name="resnet50", family="resnet", arch="resnet50"),
+        ModelCard(name="resnet50d", family="resnet", arch="resnet50d"),
+        ModelCard(
+            name="convnext_t",
+            family="convnext",
+            arch="convnext_tiny",
+            kwargs={"head_norm_first": True},
+            stages=(0, 1, 2, 3),
+        ),
+        ModelCard(name="mixer_s16", family="mixer", arch="mixer_s16_224", stages=(1, 3, 5, 7)),
+        ModelCard(name="mixer_b16", family="mixer", arch="mixer_b16_224", stages=(5, 7, 9, 11)),
+        ModelCard(
+            name="mixer_b14",
+            family="mixer",
+            arch=MIXER,
+            kwargs={"img_size": 224, "patch_size": 14, "num_blocks": 12, "embed_dim": 768},
+            stages=(5, 7, 9, 11),
+        ),
+        ModelCard(name="vit_s16", family="vit", arch="vit_small_patch16_224", kwargs=AVERAGE, stages=QUARTERS),
+        ModelCard(name="vit_b16", family="vit", arch="vit_base_patch16_224", kwargs=AVERAGE, stages=QUARTERS),
+        ModelCard(
+            name="vit_b14",
+            family="vit",
+            arch="vit_base_patch16_224",
+            kwargs={"patch_size": 14, **AVERAGE},
+            stages=QUARTERS,
+        ),
+    ]
+
+
+def _resnet_mini(name: str, **kwargs: Any) -> ModelCard:
+    """Maps 16, 8, 4, 2."""
+    shape: dict[str, Any] = {"layers": (1, 1, 1, 1), "stem_type": "deep", "stem_width": 8, "maxpool": False}
+    return ModelCard(
+        name=name, family="resnet", arch="resnet18", kwargs={**shape, **kwargs}, channels_last=True, **MINI
+    )
+
+
+def _mixer_mini(name: str, *, width: int, patch_size: int = 8, image_size: int = 32) -> ModelCard:
+    kwargs = {"img_size": image_size, "patch_size": patch_size, "num_blocks": 4, "embed_dim": width}
+    sizes = {**MINI, "image_size": image_size, "channels_last": True}
+    return ModelCard(name=name, family="mixer", arch=MIXER, kwargs=kwargs, stages=(0, 1, 2, 3), **sizes)
+
+
+def _vit_mini(name: str, *, width: int, heads: int, patch_size: int = 8, image_size: int = 32) -> ModelCard:
+    kwargs = {"img_size": image_size, "patch_size": patch_size, "embed_dim": width, "depth": 4, "num_heads": heads}
+    sizes = {**MINI, "image_size": image_size, "channels_last": True}
+    return ModelCard(name=name, family="vit", arch=VIT, kwargs=kwargs | AVERAGE, stages=(0, 1, 2, 3), **sizes)
+
+
+def _swin_mini(name: str, *, width: int, heads: tuple[int, ...], drop_path: float = 0.1) -> ModelCard:
+    """Three stages with maps 8, 4, 2; stages 1 and 2 of the taps are the same map, stages 3 and 4 the last two.
+
+    The widest twin stays narrow because ScaleKD trains through its last stage.
+    """
+    kwargs = {
+        "img_size": 32,
+        "patch_size": 4,
+        "window_size": 4,
+        "embed_dim": width,
+        "depths": (1, 1, 2),
+        "num_heads": heads,
+        "drop_path_rate": drop_path,
+    }
+    return ModelCard(name=name, family="swin", arch=SWIN, kwargs=kwargs, stages=(0, 0, 1, 2), **MINI)
+
+
+def _mini() -> list[ModelCard]:
+    """Miniature twins."""
+    return [
+        _swin_mini("swin_t_mini", width=12, heads=(1, 2, 4), drop_path=0.05),
+        _swin_mini("swin_s_mini", width=16, heads=(2, 4, 8)),
+        _swin_mini("swin_b_mini", width=24, heads=(2, 4, 8)),
+        _swin_mini("swin_l_mini", width=32, heads=(2, 4, 8)),
+        ModelCard(
+            name="eva_l14_mini",
+            family="eva",
+            arch=VIT,  # the class timm builds EVA-L by: class token, no final norm but one after pooling
+            kwargs={
+                "img_size": 35,
+                "patch_size": 7,
+                "embed_dim": 96,
+                "depth": 4,
+                "num_heads": 4,
+                "global_pool": "avg",
+            },
+            stages=(0, 0, 1, 3),  # stage 3 feeds the last two blocks, as in eva_l14
+            **{**MINI, "image_size": 35},
+        ),
+        # All thirteen blocks of MobileNet-V1 at a quarter of the width; stage maps 16, 8, 4, 2.
+        ModelCard(
+            name="mobilenet_v1_mini",
+            family="mobilenet",
+            arch=EFFICIENTNET,
+            kwargs={
+                "blocks": (
+                    ("dsa_r1_k3_s1_c64",),
+                    ("dsa_r2_k3_s2_c128",),
+                    ("dsa_r2_k3_s2_c256",),
+                    ("dsa_r6_k3_s2_c512",),
+                    ("dsa_r2_k3_s2_c1024",),
+                ),
+                "width": 0.25,
+                "stem_size": 32,
+                "stem_stride": 1,
+                "num_features": 0,
+                "act_layer": "relu",
+            },
+            channels_last=True,
+            **MINI,
+        ),
+        _resnet_mini("resnet18_mini", channels=(12, 24, 48, 96)),
+        _resnet_mini("resnet50_mini", channels=(16, 32, 64, 128)),
+        _resnet_mini("resnet50d_mini", channels=(16, 32, 64, 128), avg_down=True),
+        ModelCard(
+            name="convnext_t_mini",
+            family="convnext",
+            arch=CONVNEXT,
+            kwargs={
+                "dims": (16, 32, 64, 128),
+                "depths": (1, 1, 1, 1),
+                "kernel_sizes": 3,
+                "head_norm_first": True,
+                "ls_init_value": None,
+            },
+            stages=(0, 1, 2, 3),
+            **MINI,
+        ),
+        _mixer_mini("mixer_s16_mini", width=64),
+        _mixer_mini("mixer_b16_mini", width=96),
+        _mixer_mini("mixer_b14_mini", width=96, patch_size=7, image_size=35),
+        _vit_mini("vit_s16_mini", width=64, heads=4),
+        _vit_mini("vit_b16_mini", width=96, heads=6),
+        _vit_mini("vit_b14_mini", width=96, heads=6, patch_size=7, image_size=35),
+    ]
+
+
+def _small_images() -> list[ModelCard]:
+    """The papers' models in the forms usual at 32 px: maps 16, 8, 4, 2 (ResNet, ConvNeXt: 32, 16, 8, 4), tokens 8x8."""
+    return [
+        ModelCard(
+            name="resnet18_32px",
+            family="resnet",
+            arch="resnet18",
+            kwargs={"stem": "3x3", "maxpool": False},
+            channels_last=True,
+            **CIFAR,
+        ),
+        ModelCard(
+            name="resnet50_32px",
+            family="resnet",
+            arch="resnet50",
+            kwargs={"stem": "3x3", "maxpool": False},
+            channels_last=True,
+            **CIFAR,
+        ),
+        ModelCard(
+            name="mobilenet_v1_32px",
+            family="mobilenet",
+            arch="mobilenetv1_100",
+            kwargs={"act_layer": "relu", "stem_stride": 1},
+            channels_last=True,
+            **CIFAR,
+        ),
+        ModelCard(
+            name="convnext_t_32px",
+            family="convnext",
+            arch="convnext_tiny",
+            kwargs={"patch_size": 1, "head_norm_first": True},
+            stages=(0, 1, 2, 3),
+            **CIFAR,
+        ),
+        ModelCard(
+            name="mixer_s16_32px",
+            family="mixer",
+            arch=MIXER,
+            kwargs={"img_size": 32, "patch_size": 4, "num_blocks": 8, "embed_dim": 512},
+            stages=(1, 3, 5, 7),
+            **CIFAR,
+        ),
+        ModelCard(
+            name="vit_s16_32px",
+            family="vit",
+            arch="vit_small_patch16_224",
+            kwargs={"img_size": 32, "patch_size": 4, **AVERAGE},
+            stages=QUARTERS,
+            **CIFAR,
+        ),
+        # Swin-Pico (width 48), for teachers trained on a CPU.
+        ModelCard(
+            name="swin_p_32px",
+            family="swin",
+            arch=SWIN,
+            kwargs={
+                "img_size": 32,
+                "patch_size": 2,
+                "window_size": 4,
+                "embed_dim": 48,
+                "depths": (2, 2, 2, 2),
+                "num_heads": (2, 4, 8, 16),
+            },
+            stages=(0, 1, 2, 3),
+            **CIFAR,
+        ),
+        ModelCard(
+            name="swin_t_32px",
+            family="swin",
+            arch=SWIN,
+            kwargs={"img_size": 32, "patch_size": 2, "window_size": 4, "drop_path_rate": 0.05},
+            stages=(0, 1, 2, 3),
+            **CIFAR,
+        ),
+    ]
+
+
+# Millions of parameters at 1000 classes; GMACs of one image (convolutions and matrix products, attention included).
+SIZES = {
+    "swin_t": (28.288, 4.491),
+    "swin_s": (49.606, 8.741),
+    "swin_b": (87.768, 15.43),
+    "swin_l": (196.532, 34.48),
+    "eva_l14": (304.204, 81.01),
+    "mobilenet_v1": (4.232, 0.5687),
+    "resnet18": (11.690, 1.814),
+    "resnet50": (25.557, 4.089),
+    "resnet50d": (25.576, 4.329),
+    "convnext_t": (28.589, 4.456),
+    "mixer_s16": (18.528, 3.777),
+    "mixer_b16": (59.880, 12.6),
+    "mixer_b14": (60.296, 16.42),
+    "vit_s16": (22.050, 4.574),
+    "vit_b16": (86.566, 17.47),
+    "vit_b14": (86.474, 23.07),
+    "swin_t_mini": (0.122, 0.000604),
+    "swin_s_mini": (0.193, 0.00102),
+    "swin_b_mini": (0.382, 0.00217),
+    "swin_l_mini": (0.632, 0.00374),
+    "eva_l14_mini": (0.561, 0.01247),
+    "mobilenet_v1_mini": (0.470, 0.00358),
+    "resnet18_mini": (0.273, 0.00297),
+    "resnet50_mini": (0.438, 0.00456),
+    "resnet50d_mini": (0.438, 0.00456),
+    "convnext_t_mini": (0.352, 0.000819),
+    "mixer_s16_mini": (0.215, 0.00262),
+    "mixer_b16_mini": (0.420, 0.0057),
+    "mixer_b14_mini": (0.420, 0.00874),
+    "vit_s16_mini": (0.278, 0.00354),
+    "vit_b16_mini": (0.565, 0.00767),
+    "vit_b14_mini": (0.561, 0.01199),
+    "resnet18_32px": (11.682, 0.5559),
+    "resnet50_32px": (25.549, 1.3),
+    "mobilenet_v1_32px": (4.232, 0.04737),
+    "convnext_t_32px": (28.585, 1.451),
+    "mixer_s16_32px": (17.618, 1.21),
+    "vit_s16_32px": (21.723, 1.398),
+    "swin_p_32px": (5.497, 0.06209),
+    "swin_t_32px": (28.266, 0.3585),
+}
+
+ZOO: dict[str, ModelCard] = {
+    card.name: replace(card, params_m=SIZES[card.name][0], gmacs=SIZES[card.name][1])
+    for card in (*_paper(), *_mini(), *_small_images())
+}
