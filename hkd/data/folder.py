@@ -1,0 +1,262 @@
+"""Class folders of images, as ImageNet has them: `<folder>/train/<class>/*.jpg` and `<folder>/test/<class>/*.jpg`.
+
+The test folder may be called `val`. Images stay files and are decoded when needed.
+Classes are numbered in the order of their sorted names.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from hkd.data.base import DataSet, OnCorrupt, PathList, Split, SplitName, balanced_subset, digest
+from hkd.errors import UserError
+from hkd.files import atomic_write, sha256
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+HELD_OUT = 10  # one in so many training rows of each class is for validation
+CACHE = ".hkd-cache"  # folder for what can be computed again
+
+
+class Entry(NamedTuple):
+    """One image file: its class, and its path relative to the folder of the data set."""
+
+    label: int
+    name: str
+
+
+class ClassFolder(DataSet):
+    """Any data set laid out as class folders.
+
+    Options:
+        folder: its name below the data root.
+        image_size, crop_pct: side in px that a model sees; the centre crop's share of the resized short side.
+        classes: the first k classes only; null takes all.
+        n_train, n_test: images per class; train drawn by the run's seed, test the first ones; null takes all.
+        expected: counts that must be there, any of {classes, train, test}.
+
+    Validation (`select=True`) is the last tenth of each class's training images, in the order of their names.
+    """
+
+    name: ClassVar[str] = "folder"
+    licence: ClassVar[str] = "that of the images given"
+    source: ClassVar[str] = "the user's own folder"
+    expected: ClassVar[dict[str, int]] = {}
+    checksum: ClassVar[dict[str, str]] = {}
+    defaults: ClassVar[dict[str, Any]] = {
+        "folder": "folder",
+        "image_size": 224,
+        "crop_pct": 0.875,
+        "classes": None,
+        "n_train": None,
+        "n_test": None,
+        "expected": None,
+    }
+    obtain: ClassVar[str] = "put the images there as train/<class>/ and test/<class>/ (or val/<class>/)"
+    hash_content: ClassVar[bool] = True  # False: a file is identified by its name and size, for very large data
+
+    def check(self) -> None:
+        for option in ("classes", "n_train", "n_test"):
+            self.whole(option)
+        if "image_size" in self.options:
+            self.whole("image_size", none=False)
+            self.number("crop_pct", 0.1, 1.0)
+        folder, counts = self.options["folder"], self.options.get("expected")
+        if not isinstance(folder, str) or Path(folder).is_absolute() or ".." in Path(folder).parts:
+            raise UserError(
+                f"Option 'folder' of data set '{self.name}' is {folder!r}; give a name below the data root."
+            )
+        kinds = ("classes", "train", "test")
+        if counts is not None and not (isinstance(counts, dict) and set(counts) <= set(kinds)):
+            known = ", ".join(kinds)
+            raise UserError(
+                f"Option 'expected' of data set '{self.name}' is {counts!r}; give counts for any of {known}."
+            )
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.options["folder"]
+
+    @property
+    def image_size(self) -> int:
+        return self.options["image_size"]
+
+    @property
+    def num_classes(self) -> int:
+        return self.options["classes"] or self.expected.get("classes") or len(self.class_names)
+
+    def part(self, split: str) -> Path:
+        """The folder of the classes of "train" or "test"."""
+        if split == "test" and not (self.folder / "test").is_dir():
+            return self.folder / "val"
+        return self.folder / split
+
+    def missing(self) -> str | None:
+        for split in ("train", "test"):
+            if not self.part(split).is_dir():
+                return f"Data set '{self.name}' is not at {self.part(split)}: {self.obtain}."
+        return None
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """All classes that are there, sorted; UserError unless train and test have the same."""
+        self.present()
+        train, test = (folder_names(self.part(split)) for split in ("train", "test"))
+        if odd := sorted(set(train) ^ set(test)):
+            where = "train" if odd[0] in train else "test"
+            raise UserError(
+                f"Class '{odd[0]}' is only in {self.part(where)}: train and test must have the same classes."
+            )
+        wanted = self.wanted_counts().get("classes", self.options["classes"] or 1)
+        if len(train) != wanted and (self.options["classes"] is None or len(train) < wanted):
+            need = f"{wanted} are needed"
+            raise UserError(
+                f"{self.part('train')} has {len(train)} classes, {need}: complete it or set option 'classes'."
+            )
+        return train
+
+    def wanted_counts(self) -> dict[str, int]:
+        """Counts to be checked: those asked for, else those of the whole data set unless only a part is taken."""
+        if self.options.get("expected") is not None:
+            return self.options["expected"]
+        return self.expected if self.options["classes"] is None else {}
+
+    def entries(self, split: str) -> list[Entry]:
+        """Images of "train" or "test" with labels, sorted by class and name; only the classes asked for."""
+        part = self.part(split)
+        found = [
+            Entry(label, f"{part.name}/{name}/{file}")
+            for label, name in enumerate(self.class_names[: self.options["classes"]])
+            for file in file_names(part / name)
+        ]
+        wanted = self.wanted_counts().get(split, len(found))
+        if len(found) != wanted:
+            raise UserError(
+                f"{part} has {len(found)} images, {wanted} are needed: complete it or set option 'expected'."
+            )
+        return found
+
+    def load(self, split: SplitName, *, seed: int, select: bool, on_corrupt: OnCorrupt = "stop") -> Split:
+        found = self.entries(source_of(self, split, select))
+        labels = np.array([entry.label for entry in found], dtype=np.int64)
+        rows = row_numbers([entry.name for entry in found])
+        chosen = self.choose(labels, rows, split, seed=seed, select=select)
+        paths = PathList(self.folder, [found[position].name for position in chosen])
+        return Split(None, paths, labels[chosen], rows[chosen], self.image_size, self.options["crop_pct"])
+
+    def choose(
+        self, labels: Int[np.ndarray, " N"], rows: Int[np.ndarray, " N"], split: SplitName, *, seed: int, select: bool
+    ) -> Int[np.ndarray, " n"]:
+        """Positions that belong to a split, ascending: the held-out cut, then the options n_train and n_test."""
+        order = np.lexsort((rows, labels))
+        classes = [order[labels[order] == label] for label in range(self.num_classes)]
+        if split == "test":
+            limit = self.options["n_test"]
+            if limit is not None and (fewest := min(map(len, classes))) < limit:
+                raise UserError(f"n_test asks for {limit} images per class, but a class has only {fewest}.")
+            return np.sort(np.concatenate([held[:limit] for held in classes]))
+        if select:
+            cuts = [len(held) - max(1, len(held) // HELD_OUT) if len(held) > 1 else len(held) for held in classes]
+            parts = [held[cut:] if split == "val" else held[:cut] for held, cut in zip(classes, cuts, strict=True)]
+        else:
+            parts = classes
+        pool = np.sort(np.concatenate(parts))
+        if split == "val" or self.options["n_train"] is None:
+            return pool
+        total = self.options["n_train"] * self.num_classes
+        rng = np.random.default_rng([seed, total])
+        return pool[balanced_subset(labels[pool], total, self.num_classes, rng)]
+
+    def fingerprint(self) -> str:
+        self.present()
+        return digest(self.name, self.content(), self.options)
+
+    def content(self) -> str:
+        """SHA-256 over the names and contents of all image files (or names and sizes, see `hash_content`)."""
+        if self.hash_content:
+            return content_digest(self.folder, self.image_files())
+        return listing_digest(self.folder, [self.part("train"), self.part("test")])
+
+    def image_files(self) -> list[str]:
+        """All image files, relative to the folder, sorted."""
+        parts = [self.part(split) for split in ("train", "test")]
+        return [f"{p.name}/{name}/{file}" for p in parts for name in folder_names(p) for file in file_names(p / name)]
+
+
+def source_of(data: DataSet, split: SplitName, select: bool) -> str:
+    """The part of the source a split comes from; UserError for one that does not exist."""
+    if split not in ("train", "val", "test"):
+        raise UserError(f"Unknown split '{split}' of data set '{data.name}'. Known: train, val, test.")
+    if split == "val" and not select:
+        raise UserError(f"Data set '{data.name}' holds validation images out of train only while settings are chosen.")
+    return "test" if split == "test" else "train"
+
+
+def folder_names(folder: Path) -> list[str]:
+    with os.scandir(folder) as found:
+        return sorted(entry.name for entry in found if entry.is_dir() and not entry.name.startswith("."))
+
+
+def file_names(folder: Path) -> list[str]:
+    with os.scandir(folder) as found:
+        return sorted(entry.name for entry in found if entry.name.lower().endswith(SUFFIXES))
+
+
+def row_numbers(names: list[str]) -> Int[np.ndarray, " N"]:
+    """Rows in the source: the file names where all are different numbers (as `00304.webp`), else the position."""
+    stems = [Path(name).stem for name in names]
+    if all(re.fullmatch(r"\d{1,18}", stem) for stem in stems) and len(set(map(int, stems))) == len(stems):
+        return np.array([int(stem) for stem in stems], dtype=np.int64)
+    return np.arange(len(names))
+
+
+def content_digest(folder: Path, names: Iterable[str]) -> str:
+    """SHA-256 over names and contents of files; remembered as long as no name, size or time of change differs."""
+    names = list(names)
+    stats = [(name, stat.st_size, stat.st_mtime_ns) for name in names if (stat := os.stat(folder / name))]
+    return remembered(folder, digest(stats), lambda: digest([(name, sha256(folder / name)) for name in names]))
+
+
+def listing_digest(folder: Path, parts: Iterable[Path]) -> str:
+    """SHA-256 over names and sizes of files; remembered as long as no class folder had a file added or removed."""
+    folders = [part / name for part in parts for name in folder_names(part)]
+    times = [(str(path.relative_to(folder)), os.stat(path).st_mtime_ns) for path in folders]
+
+    def listed() -> str:
+        total = hashlib.sha256()
+        for path in folders:
+            for name in file_names(path):
+                total.update(f"{path.relative_to(folder)}/{name}\0{os.stat(path / name).st_size}\n".encode())
+        return total.hexdigest()
+
+    return remembered(folder, digest(times), listed)
+
+
+def remembered(folder: Path, state: str, compute: Any) -> str:
+    """`compute()`, kept in the cache folder under the state it was computed for; not kept where that is read-only."""
+    path = folder / CACHE / "content.json"
+    if path.is_file():
+        known = json.loads(path.read_text())
+        if known.get("state") == state:
+            return known["content"]
+    content = compute()
+    if writable(path.parent):
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps({"state": state, "content": content}))
+    return content
+
+
+def writable(folder: Path) -> bool:
+    """Make the folder if that is possible, and say whether files can be written there."""
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
