@@ -1,0 +1,71 @@
+"""The contract of a method: a module that turns (student taps, teacher taps, targets) into named losses.
+
+A method declares what it needs; the loop reads that and knows no method by name. Trainable parameters of a
+method (adapters) are optimised with the student and never exported. Queues and memory banks are buffers.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from hkd.data.batch import Batch
+from hkd.models.tap_model import Teacher
+from hkd.models.taps import TapInfo, Taps, Want
+from hkd.spec import ModelCard, Recipe
+
+Criterion = Callable[[Tensor, Tensor], Tensor]  # the recipe's task loss: (logits [B, C], targets [B] or [B, C]) -> scalar
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a configured method needs from one step.
+
+    teachers: taps per teacher role; empty for methods without a teacher. hard_labels: refuses mixup and cutmix.
+    index: needs Batch.index to identify samples across epochs.
+    """
+
+    student: Want = Want()
+    teachers: Mapping[str, Want] = field(default_factory=dict)
+    hard_labels: bool = False
+    index: bool = False
+
+
+class Method(nn.Module, ABC):
+    """Base of all methods.
+
+    Subclasses set `Config` (a frozen dataclass; unknown or invalid options raise ValueError), and implement
+    `needs` and `forward`. `__init__` must create every trainable parameter (nothing lazily).
+    """
+
+    Config: ClassVar[type]
+
+    def __init__(
+        self, config: Any, student: TapInfo, teachers: Mapping[str, Teacher], criterion: Criterion
+    ) -> None:
+        super().__init__()
+        self.config, self.student, self.criterion = config, student, criterion
+        # Kept out of parameters(), state_dict() and DDP: teachers are frozen and named, not stored.
+        object.__setattr__(self, "teachers", dict(teachers))
+
+    @classmethod
+    @abstractmethod
+    def needs(cls, config: Any) -> Needs:
+        """Taps and sample facts that this configuration reads."""
+
+    @classmethod
+    def refuse(
+        cls, config: Any, student: ModelCard, teachers: Mapping[str, ModelCard], recipe: Recipe
+    ) -> str | None:
+        """Why this method cannot serve this pair, as one sentence, or None. Asked when a table is planned."""
+        return None
+
+    def student_inputs(self, batch: Batch, taps_t: Mapping[str, Taps]) -> dict[str, Any]:
+        """Extra keyword arguments of the student's forward (a mask, kept tokens)."""
+        return {}
+
+    @abstractmethod
+    def forward(self, batch: Batch, taps_s: Taps, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:
+        """Named, weighted scalar losses; the loop minimises their sum."""
