@@ -1,0 +1,9 @@
+"""Training: one loop for every method, recipes as data, checkpoints that resume exactly.
+
+A task is `task(spec, weights, folder, runtime, report) -> Outcome`; see hkd/training/train.py.
+"""
+
+TASKS = {
+    "train": "hkd.training.train:train",
+    "evaluate": "hkd.training.evaluate:evaluate",
+}

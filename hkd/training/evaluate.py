@@ -1,0 +1,145 @@
+"""Accuracy of a model on a split, image by image; and the task that measures given weights (a teacher's, say)."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+
+from hkd import registry
+from hkd.data import DATASETS
+from hkd.data.base import DataSet, Split
+from hkd.data.loader import Loader
+from hkd.errors import UserError
+from hkd.files import atomic_write
+from hkd.models.tap_model import TapModel
+from hkd.models.weights import load_weights, save_weights
+from hkd.spec import DataSpec, RunSpec, Weights
+from hkd.training.cost import millions, peak_memory_mib, reset_peak_memory
+from hkd.training.distributed import launch, make_fabric, to_device, under_torchrun
+from hkd.training.outcome import Outcome
+from hkd.training.rng import seed_all
+from hkd.training.runtime import Runtime
+
+
+def evaluate(
+    spec: RunSpec,
+    weights: Mapping[str, Path],
+    folder: Path,
+    runtime: Runtime,
+    report: Callable[[dict[str, Any]], None],
+) -> Outcome:
+    """The task: top-1 accuracy of the student that `spec.init` names, which is left in the folder like a trained one.
+
+    Arguments, files and failures are those of `hkd.training.train.train`.
+    """
+    if runtime.processes > 1 and not under_torchrun():
+        return launch(spec, weights, folder, runtime, report)
+    if spec.init is None:
+        raise UserError("An evaluation needs weights to evaluate: give the run an `init`.")
+    reset_peak_memory()
+    started, cpu_started = time.perf_counter(), time.process_time()
+    fabric = make_fabric(runtime, spec.recipe.precision if spec.recipe else "32-true")
+    data, _ = open_data(spec.data, runtime)
+    split = evaluation_split(spec, data, runtime)
+    model = TapModel(spec.student, data.num_classes)
+    give_weights(model, spec.init, weights)
+    model.to(fabric.device)
+    metrics = measure(model, split, spec, data, folder, runtime, fabric)
+    if fabric.is_global_zero:
+        save_weights(model.net.state_dict(), folder / "student.safetensors")
+    fabric.barrier()
+    wall_s = time.perf_counter() - started
+    return Outcome(
+        metrics=metrics,
+        cost={
+            "wall_s": wall_s,
+            "cpu_s": time.process_time() - cpu_started,
+            "gpu_s": wall_s if fabric.device.type == "cuda" else 0.0,
+            "student_params_m": millions(model),
+            "peak_memory_mib": peak_memory_mib(fabric.device),
+        },
+    )
+
+
+def open_data(spec: DataSpec, runtime: Runtime) -> tuple[DataSet, str]:
+    """The data set of a spec, and the fingerprint of its content.
+
+    Raises:
+        UserError: unknown, missing, or not what it was when the run was planned.
+    """
+    data: DataSet = registry.load(registry.lookup("data set", spec.name, DATASETS))(spec.options, runtime.data_root)
+    if sentence := data.missing():
+        raise UserError(sentence)
+    found = data.fingerprint()
+    if spec.fingerprint is not None and found != spec.fingerprint:
+        raise UserError(
+            f"The data set '{spec.name}' in {runtime.data_root} is not the one this run was planned with; plan again."
+        )
+    return data, found
+
+
+def evaluation_split(spec: RunSpec, data: DataSet, runtime: Runtime) -> Split:
+    """The split whose accuracy a run reports: test, or validation while settings are chosen."""
+    select = spec.evaluate_on == "val"
+    return data.load(spec.evaluate_on, seed=spec.seed, select=select, on_corrupt=runtime.on_corrupt)
+
+
+def give_weights(model: TapModel, source: Weights, weights: Mapping[str, Path]) -> None:
+    """Fill a model: from the file of a run or the one given, or, where asked for by name, with random weights.
+
+    Raises:
+        UserError: the file is missing, damaged, of another architecture, or of another hash than the spec names.
+    """
+    if source.kind == "random":
+        seed_all(int(source.id), "init")
+        fresh = TapModel(model.card, model.info.classes)
+        model.net.load_state_dict(fresh.net.state_dict())
+        return
+    if source.id not in weights:
+        raise UserError(f"No file was given for the weights '{source.id}' of {model.card.name}.")
+    load_weights(model.net, weights[source.id], source.id if source.kind == "file" else None)
+
+
+def measure(
+    model: TapModel, split: Split, spec: RunSpec, data: DataSet, folder: Path, runtime: Runtime, fabric: Fabric
+) -> dict[str, float]:
+    """Top-1 accuracy in percent over a split; predictions.npz gets row, label and prediction of every image."""
+    loader = Loader(
+        split,
+        None,
+        num_classes=data.num_classes,
+        seed=spec.seed,
+        rank=fabric.global_rank,
+        world=fabric.world_size,
+        train=False,
+        workers=runtime.loader_workers,
+        on_corrupt=runtime.on_corrupt,
+    )
+    predictions = predict(model, loader, fabric).numpy()
+    seen = predictions >= 0  # an image that could not be read has none
+    labels = split.labels[seen]
+    if fabric.is_global_zero:
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(folder / "predictions.npz") as temporary, open(temporary, "wb") as file:
+            np.savez(file, row=split.rows[seen], label=labels, prediction=predictions[seen])
+    return {"top1": 100 * float((predictions[seen] == labels).mean())}
+
+
+@torch.no_grad()
+def predict(model: TapModel, loader: Loader, fabric: Fabric) -> torch.Tensor:
+    """Most likely class of every image of the loader's split, int64 [N] on the CPU; -1 where there was no image."""
+    training = model.training
+    model.eval()
+    predictions = torch.full((len(loader.split),), -1, dtype=torch.int64, device=fabric.device)
+    for batch in loader.epoch(0):
+        batch = to_device(batch, fabric.device)
+        with fabric.autocast():
+            predictions[batch.index] = model(batch.x).logits.argmax(1)
+    model.train(training)
+    if fabric.world_size > 1:
+        predictions = fabric.all_reduce(predictions, reduce_op="max")
+    return predictions.cpu()

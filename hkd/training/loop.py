@@ -1,0 +1,84 @@
+"""The training loop: one for every method, model and data set."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from hkd.data.batch import Batch
+from hkd.training.checkpoint import Checkpoints
+from hkd.training.distributed import to_device
+from hkd.training.journal import Journal
+from hkd.training.state import Training
+
+
+def fit(run: Training, journal: Journal, checkpoints: Checkpoints) -> None:
+    """Train from where `run.position` stands to the end of the last epoch.
+
+    Raises:
+        Diverged: a loss is not finite.
+    """
+    here = run.position
+    run.step.train()
+    journal.resume_clock()
+    while here.epoch < run.recipe.epochs:
+        for batch in run.loader.epoch(here.epoch, start=here.step):
+            run.schedule.step_update(here.updates)
+            losses, hits = update(run, to_device(batch, run.fabric.device), journal)
+            if run.ema is not None:
+                run.ema.update(run.step.student.net)
+            here.step, here.updates = here.step + 1, here.updates + 1
+            if journal.note(losses, hits, len(batch.y), here.epoch) and checkpoints.due(run.fabric):
+                checkpoints.save(run, journal)
+                journal.resume_clock()
+        journal.close_epoch(here.epoch, lr=max(group["lr"] for group in run.optimizer.param_groups))
+        here.epoch, here.step = here.epoch + 1, 0
+
+
+def update(run: Training, batch: Batch, journal: Journal) -> tuple[dict[str, Tensor], Tensor | None]:
+    """One update of student and adapters; returns the loss terms (batch means) and the correct predictions."""
+    run.optimizer.zero_grad()
+    total: dict[str, Tensor] = {}
+    hits: Tensor | None = None
+    for part, share, last in parts(batch, run.micro_batch):
+        with run.fabric.no_backward_sync(run.forward, enabled=not last):
+            losses = run.forward(part, run.teachers(part))
+            if last and journal.wants_norms(run.position.epoch, run.position.step):
+                journal.note_norms(gradient_norms(losses, run.step.student))
+            run.fabric.backward(share * sum(losses.values()))
+        total = {name: share * loss.detach() + total.get(name, 0) for name, loss in losses.items()}
+        hits = run.step.hits if hits is None else hits + run.step.hits
+    if run.recipe.clip_grad is not None:
+        run.fabric.clip_gradients(run.forward, run.optimizer, max_norm=run.recipe.clip_grad, error_if_nonfinite=False)
+    run.optimizer.step()
+    return total, hits
+
+
+def parts(batch: Batch, size: int | None) -> Iterator[tuple[Batch, float, bool]]:
+    """The batch in pieces of at most `size` images, each with its share of the batch, and whether it is the last."""
+    count = len(batch.y)
+    if size is None or size >= count:
+        yield batch, 1.0, True
+        return
+    for start in range(0, count, size):
+        rows = slice(start, start + size)
+        view = None if batch.view is None else batch.view[rows]
+        part = Batch(batch.x[rows], batch.y[rows], batch.index[rows], view)
+        yield part, len(part.y) / count, start + size >= count
+
+
+def gradient_norms(losses: Mapping[str, Tensor], student: nn.Module) -> dict[str, float]:
+    """L2 norm of each term's gradient with respect to the student's parameters, on the graph as it stands.
+
+    The graph stays, no `.grad` is touched, nothing random is drawn: the step that follows is what it would have been.
+    Under several processes these are the norms of this one's share.
+    """
+    parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    norms = {}
+    for name, loss in losses.items():
+        grads = (
+            torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True) if loss.requires_grad else ()
+        )
+        each = [grad.norm() for grad in grads if grad is not None]
+        norms[name] = float(torch.linalg.vector_norm(torch.stack(each))) if each else 0.0
+    return norms
