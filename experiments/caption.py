@@ -1,0 +1,210 @@
+"""The sentences under a table: what was run, on what, for how long, and how its numbers are to be read."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from experiments.compare import UNVERIFIED, Comparison, PooledGain, Ranks
+from experiments.plan import Cell, Plan
+from experiments.stats import Estimate
+from experiments.store import Record
+
+METRIC_NAMES = {
+    "top1": "top-1 accuracy",
+    "top5": "top-5 accuracy",
+    "ap_box": "box AP",
+    "ap_mask": "mask AP",
+    "miou": "mean IoU",
+}
+
+
+def caption(plan: Plan, records: Mapping[str, Record], comparison: Comparison) -> list[str]:
+    """The sentences under the table: what was run, on what, for how long, and how to read it."""
+    used = [records[key] for key in plan.runs if key in records and records[key].status == "done"]
+    sentences = [setting(plan), *plan.captions]
+    sentences += machine(used)
+    sentences += teachers(plan, records)
+    sentences += reading(plan, comparison)
+    sentences += [
+        pooled_sentence(plan, gain)
+        for gain in comparison.pooled
+        if gain.pooled.rows and gain.over and (gain.method, gain.variant) == (plan.paper, "")
+    ]
+    sentences += [order(ranks) for ranks in comparison.ranks]
+    return sentences + remarks(comparison)
+
+
+def setting(plan: Plan) -> str:
+    """Profile, data, seeds and epochs."""
+    specs = [plan.runs[key].spec for cell in plan.cells for key in cell.runs]
+    data = ", ".join(sorted({spec.data.name for spec in specs})) or "none"
+    epochs = sorted({spec.recipe.epochs for spec in specs if spec.recipe})
+    length = f"{epochs[0]} to {epochs[-1]} epochs" if len(epochs) > 1 else f"{(epochs or [0])[0]} epochs"
+    metric = ", ".join(map(metric_name, plan.metrics))
+    return (
+        f"Profile {plan.profile}; data: {data}; {metric} in percent, gains in points; "
+        f"{len(plan.seeds)} seed{'s' if len(plan.seeds) > 1 else ''} ({spans(plan.seeds)}); {length} per student."
+    )
+
+
+def spans(numbers: Iterable[int]) -> str:
+    """Consecutive numbers as one span: 0–4, 1000–1002."""
+    groups: list[list[int]] = []
+    for number in sorted(numbers):
+        if groups and number == groups[-1][-1] + 1:
+            groups[-1].append(number)
+        else:
+            groups.append([number])
+    return ", ".join(str(group[0]) if len(group) == 1 else f"{group[0]}–{group[-1]}" for group in groups)
+
+
+def machine(used: Sequence[Record]) -> list[str]:
+    """Where and how long the runs ran, teachers included."""
+    if not used:
+        return ["Nothing has been run yet."]
+    cpus = sorted({str(r.environment["cpu"]) for r in used if r.environment.get("cpu")})
+    on_gpu = [r for r in used if r.environment.get("device", "cpu") != "cpu"]
+    gpus = sorted({name for r in on_gpu for name in r.environment.get("gpu") or ()})
+    cores = sorted({int(r.environment["cores"]) for r in used if r.environment.get("cores")})
+    machines = ", ".join(cpus) or "not recorded"
+    if cores:
+        machines += f", {'–'.join(map(str, sorted({cores[0], cores[-1]})))} core{'s' if cores[-1] > 1 else ''}"
+    if gpus:
+        machines += f"; {', '.join(gpus)}"
+    hours = sum(r.cost.get("gpu_s", 0.0) for r in used) / 3600
+    for name in ("torch", "timm"):
+        versions = {str(r.environment.get("versions", {}).get(name)) for r in used} - {"None"}
+        machines += f"; {name} {' and '.join(sorted(versions))}" if versions else ""
+    return [
+        f"Machine: {machines}.",
+        f"Wall time of the {len(used)} runs behind this table, teachers included: "
+        f"{union_seconds([(r.started, r.finished) for r in used]) / 60:.1f} min; "
+        f"{sum(r.cost.get('cpu_s', 0.0) for r in used) / 60:.1f} CPU min" + (f"; {hours:.1f} GPU h." if hours else "."),
+    ]
+
+
+def union_seconds(intervals: Iterable[tuple[float, float]]) -> float:
+    """Length of the union of time intervals: runs side by side count once, pauses between runs not at all."""
+    total, end = 0.0, -math.inf
+    for start, stop in sorted(intervals):
+        total += max(0.0, stop - max(start, end))
+        end = max(end, stop)
+    return total
+
+
+def teachers(plan: Plan, records: Mapping[str, Record]) -> list[str]:
+    """The teachers' accuracies, measured here before they taught."""
+    labels = {cell.teacher: cell.row_label[0] for cell in plan.cells}
+    texts = []
+    for slug, key in plan.extra.get("teachers", {}).items():
+        record = records.get(key)
+        values = record.metrics if record and record.status == "done" else {}
+        main = next((metric for metric in (*plan.metrics, "top1") if metric in values), None)
+        texts.append(f"{labels.get(slug, slug)} " + (f"{values[main]:.2f}" if main else "not measured"))
+    return [f"Teachers, re-measured here on the same test images: {', '.join(texts)}."] if texts else []
+
+
+def reading(plan: Plan, comparison: Comparison) -> list[str]:
+    """How values, intervals and verdicts are to be read."""
+    if plan.by_value:
+        compared = (
+            "Compared by value: reproduced means within the larger of 0.5 points and the half-width of the interval."
+        )
+    else:
+        compared = (
+            f"Values of profile {plan.profile} are not of the paper's setting: they are compared with published ones "
+            "by direction only (sign of the gain; undecided where its interval includes 0)."
+        )
+    sentences = [
+        compared,
+        "± is the half-width of a 95 % t-interval over seeds; gains are paired by seed. A seed draws the student's "
+        "initialisation, the labelled subset and the data order; teacher and test set are fixed.",
+    ]
+    counts = comparison.counts("verdict")
+    if counts:
+        sentences.append("Verdicts: " + ", ".join(f"{number} {name}" for name, number in counts.items()) + ".")
+    if any(r.cell.published and r.cell.published.confidence == "medium" for r in comparison.cells):
+        sentences.append(
+            "Published values marked medium confidence come from a secondary source; their verdicts count."
+        )
+    if any(r.cell.published and r.cell.published.confidence == "low" for r in comparison.cells):
+        sentences.append(
+            f"Published values marked {UNVERIFIED} could not be confirmed and give no verdict on the paper."
+        )
+    return sentences
+
+
+def pooled_sentence(plan: Plan, gain: PooledGain) -> str:
+    """What the paper's method adds to plain KD, whatever it is."""
+    text = pooled_texts(plan, gain)
+    return (
+        f"{text['Gain of']} minus {text['over']}, over {text['pairs']} pair{'s' if len(gain.pooled.rows) > 1 else ''}: "
+        f"{text['points']} points (interval over seeds {text['95 % over seeds']})."
+    )
+
+
+def pooled_texts(plan: Plan, gain: PooledGain) -> dict[str, str]:
+    """One line of the table of pooled gains."""
+    labels = {(cell.method, cell.variant): heading(cell) for cell in plan.cells}
+    pooled = gain.pooled
+    return {
+        "Gain of": labels[gain.method, gain.variant],
+        "over": labels[gain.over, ""] if gain.over else "baseline",
+        "metric": metric_name(gain.metric) if len(plan.metrics) > 1 else "",
+        "pairs": f"{len(pooled.rows)}" + (f" (without {', '.join(pooled.left_out)})" if pooled.left_out else ""),
+        "points": f"{pooled.estimate.mean:+.2f}",
+        "95 % over seeds": interval(pooled.estimate),
+        "95 % over test images": interval(pooled.images) if pooled.images else "",
+        "SD over pairs": "" if math.isnan(pooled.spread) else f"{pooled.spread:.2f}",
+        "published": "" if math.isnan(gain.published) else f"{gain.published:+.2f}",
+    }
+
+
+def interval(estimate: Estimate) -> str:
+    """`[+0.31, +2.09]`, or why there is none."""
+    if estimate.reason:
+        return f"none: {estimate.reason}"
+    return f"[{estimate.low:+.2f}, {estimate.high:+.2f}]"
+
+
+def order(ranks: Ranks) -> str:
+    """How far larger published gains go with larger measured ones."""
+    found, where = ranks.correlation, f" of {ranks.method}" if ranks.method else ""
+    return (
+        f"Order of published and measured gains{where} ({metric_name(ranks.metric)}, {found.n} cells): "
+        f"Kendall's tau {found.tau:+.2f} (p = {found.tau_p:.2g}), "
+        f"Spearman's rho {found.rho:+.2f} (p = {found.rho_p:.2g})."
+    )
+
+
+def remarks(comparison: Comparison) -> list[str]:
+    """Why cells lack values, and which mix what should not be mixed; equal remarks together."""
+    cells: dict[str, list[str]] = {}
+    for result in comparison.cells:
+        name = f"{result.cell.row} {'/'.join(filter(None, (result.cell.method, result.cell.variant)))}"
+        for remark in (*result.reasons, *(f"mixed: {mark}" for mark in result.marks)):
+            cells.setdefault(remark, []).append(name)
+    return [f"{listed(dict.fromkeys(names))}: {remark}." for remark, names in cells.items()]
+
+
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """A few names, and how many more there are."""
+    every = list(names)
+    return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
+
+
+def heading(cell: Cell) -> str:
+    """A method's label, marked if the paper does not have it."""
+    return f"{cell.label} (not in the paper)" if cell.added else cell.label
+
+
+def with_interval(estimate: Estimate, *, signed: bool = False) -> str:
+    """`88.24 ± 0.41`; without ± where there is no interval, "" where there is nothing."""
+    if estimate.n == 0:
+        return ""
+    value = f"{estimate.mean:+.2f}" if signed else f"{estimate.mean:.2f}"
+    return value if math.isnan(estimate.half_width) else f"{value} ± {estimate.half_width:.2f}"
+
+
+def metric_name(metric: str) -> str:
+    """A metric as a caption says it."""
+    return METRIC_NAMES.get(metric, metric)

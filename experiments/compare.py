@@ -1,0 +1,477 @@
+"""From a plan and its records to a comparison: every cell's published and measured value, gain, verdict and status.
+
+The frame is tidy: one line per (row, method with its variant, metric), in percent and percentage points.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from experiments import stats
+from experiments.plan import Cell, Plan, Published
+from experiments.stats import Estimate, Pooled, RankCorrelation
+from experiments.store import Record, Store
+from hkd.errors import UserError
+
+TEXT = ("table", "row", "teacher", "student", "method", "variant", "metric")
+NUMBERS = ("published", "measured", "ci_low", "ci_high")
+GAINS = ("gain", "gain_ci_low", "gain_ci_high", "published_gain")
+COLUMNS = (*TEXT, *NUMBERS, "n_seeds", *GAINS, "verdict", "status")
+
+BY_VALUE = ("reproduced", "not reproduced")
+BY_DIRECTION = ("direction holds", "undecided", "contradicted")
+UNVERIFIED = "unverified"
+VERDICTS = ("", *BY_VALUE, *BY_DIRECTION, UNVERIFIED)
+STATUSES = ("done", "partial", "diverged", "refused", "failed", "quoted", "not run")
+EXPECTED = ("done", "diverged", "refused")  # states of a run that another attempt would not change
+
+TOLERANCE = 0.5  # points, by value
+SMALLEST_GAIN = 0.2  # points: published gains below it get no verdict
+
+Id = tuple[str, str, str]  # row, method, variant
+Predictions = Mapping[str, np.ndarray]  # row, label, prediction: [N] each, one entry per test image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of one run: a state (one of the statuses except partial and quoted) and the reason if not done."""
+
+    state: str
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellResult:
+    """One cell with what was measured for it.
+
+    values, gains: by seed, in percent and points. reasons: why seeds are missing. marks: what a reader must know
+    (mixed library versions or device types). `gain` has n = 0 for baselines.
+    """
+
+    cell: Cell
+    values: dict[int, float]
+    measured: Estimate
+    gains: dict[int, float]
+    gain: Estimate
+    published_gain: float  # nan where the paper's values give none
+    verdict: str
+    status: str
+    reasons: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PooledGain:
+    """The gain of a method over its baseline (over = "") or over another method, pooled over rows.
+
+    published: mean published gain over the same rows, nan unless every one has it.
+    """
+
+    metric: str
+    method: str
+    variant: str
+    over: str
+    pooled: Pooled
+    published: float = math.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """Agreement of the orders of published and measured gains; over the rows of a method, or over all cells."""
+
+    metric: str
+    method: str  # "" where the cells of several methods or variants are ranked together
+    correlation: RankCorrelation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A table compared: the tidy frame, the cells behind it in the same order, and what belongs in its caption."""
+
+    frame: pd.DataFrame
+    cells: tuple[CellResult, ...]
+    pooled: tuple[PooledGain, ...]
+    ranks: tuple[Ranks, ...]
+    missing: tuple[str, ...]  # runs that another attempt should do, with the reason
+    exit_status: int  # 1 if there are such runs
+
+    def counts(self, column: str) -> dict[str, int]:
+        """How often each value of `verdict` or `status` occurs (no verdict is not counted), in their fixed order."""
+        found = Counter(self.frame[column])
+        return {name: found[name] for name in (*VERDICTS, *STATUSES) if name and found[name]}
+
+
+def compare(
+    plan: Plan, records: Mapping[str, Record], predictions: Mapping[str, Predictions] | None = None
+) -> Comparison:
+    """Compare what a plan's runs measured with what the paper published.
+
+    Args:
+        plan: the table at a profile.
+        records: by key; runs without one count as not run.
+        predictions: by key, where they are kept: arrays row, label and prediction per test image.
+
+    Raises:
+        UserError: the table has the same cell twice.
+    """
+    outcomes: dict[str, Outcome] = {}
+    for key in plan.runs:
+        outcome(key, plan, records, outcomes)
+    values = {(cell.id, cell.metric): measured_values(cell, plan, records) for cell in plan.cells}
+    published = {(cell.id, cell.metric): cell.published for cell in plan.cells}
+    runs = {cell.id: cell.runs for cell in plan.cells}
+    results, missing = [], {key: found for key, found in outcomes.items() if found.state not in EXPECTED}
+    for cell in plan.cells:
+        over = (cell.baseline, cell.metric)
+        found = {key: run_outcome(key, cell.metric, records, outcomes) for key in cell.runs}
+        missing.update({key: run for key, run in found.items() if run.state not in EXPECTED})
+        results.append(
+            judge(
+                cell,
+                plan,
+                values[cell.id, cell.metric],
+                values.get(over, {}) if cell.baseline else {},
+                published.get(over) if cell.baseline else None,
+                [found[key] for key in cell.runs],
+                mixtures(records[key] for key in (*cell.runs, *runs.get(cell.baseline, ())) if key in records),
+            )
+        )
+    return Comparison(
+        frame=validated(frame(plan, results)),
+        cells=tuple(results),
+        pooled=tuple(pool(plan, results, predictions or {})),
+        ranks=tuple(rank(plan, results)),
+        missing=tuple(f"{plan.runs[key].label or key}: {run.reason or run.state}" for key, run in missing.items()),
+        exit_status=int(bool(missing)),
+    )
+
+
+# -- what became of the runs -----------------------------------------------------------------------------------
+
+
+def outcome(key: str, plan: Plan, records: Mapping[str, Record], known: dict[str, Outcome]) -> Outcome:
+    """The state of a run; without a record it is that of the first run it needs which is not done."""
+    if key in known:
+        return known[key]
+    run = plan.runs[key]
+    found = Outcome(state="not run", reason=run.missing or "not run yet")
+    if key in records:
+        found = Outcome(state=records[key].status, reason=records[key].reason)
+    else:
+        for need in run.needs:
+            above = outcome(need, plan, records, known)
+            if above.state in ("failed", "diverged", "refused"):
+                label = plan.runs[need].label or need
+                found = Outcome(state=above.state, reason=f"needs {label}, which {ENDED[above.state]}")
+                break
+    known[key] = found
+    return found
+
+
+ENDED = {"failed": "failed", "diverged": "diverged", "refused": "was refused"}
+
+
+def run_outcome(key: str, metric: str, records: Mapping[str, Record], outcomes: Mapping[str, Outcome]) -> Outcome:
+    """The state of a run as far as one metric goes: a finished run that lacks the metric failed."""
+    found = outcomes[key]
+    if found.state == "done" and metric not in records[key].metrics:
+        return Outcome(state="failed", reason=f"its record has no {metric}")
+    return found
+
+
+def measured_values(cell: Cell, plan: Plan, records: Mapping[str, Record]) -> dict[int, float]:
+    """A cell's value by seed, for the seeds that were run."""
+    found = {}
+    for seed, key in zip(plan.seeds, cell.runs, strict=False):  # no runs at all in refused and quoted cells
+        record = records.get(key)
+        if record and record.status == "done" and cell.metric in record.metrics:
+            found[seed] = record.metrics[cell.metric]
+    return found
+
+
+def mixtures(records: Iterable[Record]) -> tuple[str, ...]:
+    """Which library versions or device types differ among the runs that one cell's numbers come from."""
+    environments = [record.environment for record in records if record.status == "done"]
+    marks = []
+    names = sorted({name for environment in environments for name in environment.get("versions", {})})
+    for name in names:
+        versions = sorted({str(environment.get("versions", {}).get(name, "none")) for environment in environments})
+        if len(versions) > 1:
+            marks.append(f"mixes {name} {' and '.join(versions)}")
+    devices = sorted({str(environment["device"]) for environment in environments if "device" in environment})
+    if len(devices) > 1:
+        marks.append(f"mixes device types {' and '.join(devices)}")
+    return tuple(marks)
+
+
+# -- statuses and verdicts -------------------------------------------------------------------------------------
+
+
+def judge(
+    cell: Cell,
+    plan: Plan,
+    values: dict[int, float],
+    baseline: dict[int, float],
+    published_baseline: Published | None,
+    outcomes: list[Outcome],
+    marks: tuple[str, ...],
+) -> CellResult:
+    """One cell's estimates, status and verdict."""
+    measured, gain = stats.mean(list(values.values())), stats.paired_gain(values, baseline)
+    published_gain = math.nan
+    if cell.published is not None and published_baseline is not None:
+        # Rounded, as the difference of two printed numbers has their digits and no more.
+        published_gain = round(cell.published.value - published_baseline.value, 6)
+    doubted = [cell.published] if plan.by_value else [cell.published, published_baseline]
+    return CellResult(
+        cell=cell,
+        values=values,
+        measured=measured,
+        gains={seed: values[seed] - baseline[seed] for seed in values if seed in baseline},
+        gain=gain,
+        published_gain=published_gain,
+        verdict=verdict(
+            cell,
+            by_value=plan.by_value,
+            measured=measured,
+            gain=gain,
+            published_gain=published_gain,
+            low_confidence=any(value is not None and value.confidence == "low" for value in doubted),
+        ),
+        status=status(cell, outcomes),
+        reasons=reasons(cell, plan, outcomes),
+        marks=marks,
+    )
+
+
+def status(cell: Cell, outcomes: list[Outcome]) -> str:
+    """A cell's status from the states of its runs: partial if only some are done, else the worst of them."""
+    if cell.quoted:
+        return "quoted"
+    states = [found.state for found in outcomes]
+    if cell.refused or not states:
+        return "refused"
+    if "done" in states:
+        return "done" if set(states) == {"done"} else "partial"
+    return next(state for state in ("failed", "not run", "diverged", "refused") if state in states)
+
+
+def reasons(cell: Cell, plan: Plan, outcomes: list[Outcome]) -> tuple[str, ...]:
+    """Why a cell lacks seeds, equal reasons together: `seeds 1, 3: diverged (the loss is not finite at step 7)`."""
+    if cell.refused:
+        return (f"refused: {cell.refused}",)
+    seeds: dict[str, list[int]] = {}
+    for seed, found in zip(plan.seeds, outcomes, strict=False):
+        if found.state != "done":
+            text = found.state if found.reason is None else f"{found.state} ({found.reason.rstrip('.')})"
+            seeds.setdefault(text, []).append(seed)
+    return tuple(
+        text
+        if len(which) == len(plan.seeds)
+        else f"seed{'s' if len(which) > 1 else ''} {', '.join(map(str, which))}: {text}"
+        for text, which in seeds.items()
+    )
+
+
+def verdict(
+    cell: Cell, *, by_value: bool, measured: Estimate, gain: Estimate, published_gain: float, low_confidence: bool
+) -> str:
+    """The verdict on a cell, or "" where there is none to give.
+
+    By value: reproduced if measured and published differ by at most 0.5 points or the half-width of the measured
+    value's interval, whichever is larger. By direction: holds if the gain's interval lies on the side of the published
+    gain, contradicted if on the other, undecided if it includes 0 or there is none.
+    """
+    if cell.baseline is None or cell.added or cell.quoted or cell.published is None:
+        return ""
+    if not by_value and math.isnan(published_gain):
+        return ""  # no published direction
+    if low_confidence:
+        return UNVERIFIED
+    if abs(published_gain) < SMALLEST_GAIN or (measured if by_value else gain).n == 0:
+        return ""
+    if by_value:
+        tolerance = TOLERANCE if math.isnan(measured.half_width) else max(TOLERANCE, measured.half_width)
+        return BY_VALUE[0] if abs(measured.mean - cell.published.value) <= tolerance else BY_VALUE[1]
+    agreement = gain.sign * np.sign(published_gain)
+    return BY_DIRECTION[1 - int(agreement)]
+
+
+# -- the frame ---------------------------------------------------------------------------------------------------
+
+
+def frame(plan: Plan, results: list[CellResult]) -> pd.DataFrame:
+    """The tidy frame of table.csv."""
+    rows = [
+        {
+            "table": plan.table,
+            "row": result.cell.row,
+            "teacher": result.cell.teacher,
+            "student": result.cell.student,
+            "method": result.cell.method,
+            "variant": result.cell.variant,
+            "metric": result.cell.metric,
+            "published": result.cell.published.value if result.cell.published else math.nan,
+            "measured": result.measured.mean,
+            "ci_low": result.measured.low,
+            "ci_high": result.measured.high,
+            "n_seeds": result.measured.n,
+            "gain": result.gain.mean,
+            "gain_ci_low": result.gain.low,
+            "gain_ci_high": result.gain.high,
+            "published_gain": result.published_gain,
+            "verdict": result.verdict,
+            "status": result.status,
+        }
+        for result in results
+    ]
+    text = dict.fromkeys((*TEXT, "verdict", "status"), "str")
+    numbers = dict.fromkeys((*NUMBERS, *GAINS), "float64")
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({**text, **numbers, "n_seeds": "int64"})
+
+
+def validated(table: pd.DataFrame) -> pd.DataFrame:
+    """The frame, checked against its schema.
+
+    Raises:
+        UserError: a line occurs twice or holds something it cannot hold.
+    """
+    import pandera.pandas as pa  # half a second to import
+
+    text, number = pa.Column(str), pa.Column(float, nullable=True)
+    ordered = pa.Check(
+        lambda f: ~((f["ci_low"] > f["measured"]) | (f["ci_high"] < f["measured"]) | (f["gain_ci_low"] > f["gain"])),
+        error="an interval contains its mean",
+    )
+    schema = pa.DataFrameSchema(
+        {
+            **dict.fromkeys((*TEXT, "verdict", "status"), text),
+            **dict.fromkeys((*NUMBERS, *GAINS), number),
+            "n_seeds": pa.Column(int, pa.Check.ge(0)),
+            "verdict": pa.Column(str, pa.Check.isin(VERDICTS)),
+            "status": pa.Column(str, pa.Check.isin(STATUSES)),
+        },
+        checks=ordered,
+        unique=["row", "method", "variant", "metric"],
+        strict=True,
+    )
+    try:
+        schema.validate(table, lazy=True)
+    except pa.errors.SchemaErrors as errors:
+        case = errors.failure_cases.iloc[0]
+        line = (
+            table.loc[case["index"], ["row", "method", "variant", "metric"]].tolist() if pd.notna(case["index"]) else []
+        )
+        place = f" in line {'/'.join(filter(None, line))}" if line else ""
+        raise UserError(
+            f"Table '{table['table'].iloc[0]}' is not valid{place}: {case['column'] or 'frame'} fails "
+            f"'{case['check']}' with {case['failure_case']!r}; each cell of the table file must stand there once."
+        ) from None
+    return table
+
+
+# -- over rows -----------------------------------------------------------------------------------------------------
+
+
+def pool(plan: Plan, results: list[CellResult], predictions: Mapping[str, Predictions]) -> list[PooledGain]:
+    """Pooled gains of every method over its baseline, then of every other method over plain `kd` where both stand.
+
+    Only gains over a baseline of the same row are pooled: where rows are variants, a mean over rows means nothing.
+    """
+    found = []
+    for metric in plan.metrics:
+        columns: dict[tuple[str, str], list[CellResult]] = {}
+        for result in results:
+            if result.cell.metric == metric and result.cell.baseline and result.cell.baseline[0] == result.cell.row:
+                columns.setdefault((result.cell.method, result.cell.variant), []).append(result)
+        runs = {cell.id: dict(zip(plan.seeds, cell.runs, strict=False)) for cell in plan.cells if cell.metric == metric}
+        for (method, variant), column in columns.items():
+            if len(column) == 1:
+                continue  # one row: the table itself has this gain
+            gains = {result.cell.row: result.gains for result in column if result.gains}
+            pooled = stats.pooled_gain(gains)
+            pairs = [(r.cell.id, r.cell.baseline) for r in column if r.cell.row in pooled.rows]
+            published = [r.published_gain for r in column if r.cell.row in pooled.rows]
+            found.append(
+                PooledGain(
+                    metric=metric,
+                    method=method,
+                    variant=variant,
+                    over="",
+                    pooled=with_images(pooled, pairs, gains, runs, predictions),
+                    published=float(np.mean(published)) if published else math.nan,
+                )
+            )
+        plain = {result.cell.row: result for result in columns.get(("kd", ""), [])}
+        for (method, variant), column in columns.items():
+            shared = [r for r in column if r.cell.row in plain and r.cell.id != plain[r.cell.row].cell.id]
+            gains = {}
+            for result in shared:
+                kd = plain[result.cell.row].values
+                gains[result.cell.row] = {s: v - kd[s] for s, v in result.values.items() if s in kd}
+            gains = {row: by_seed for row, by_seed in gains.items() if by_seed}
+            if shared:
+                pooled = stats.pooled_gain(gains)
+                pairs = [(r.cell.id, plain[r.cell.row].cell.id) for r in shared if r.cell.row in pooled.rows]
+                pooled = with_images(pooled, pairs, gains, runs, predictions)
+                found.append(PooledGain(metric=metric, method=method, variant=variant, over="kd", pooled=pooled))
+    return found
+
+
+def with_images(
+    pooled: Pooled,
+    pairs: list[tuple[Id, Id]],
+    gains: Mapping[str, Mapping[int, float]],
+    runs: Mapping[Id, Mapping[int, str]],
+    predictions: Mapping[str, Predictions],
+) -> Pooled:
+    """Add the interval over test images, if every run behind a pooled gain kept predictions of the same images."""
+    keys = [(runs[ours][seed], runs[theirs][seed]) for ours, theirs in pairs for seed in gains[ours[0]]]
+    if not keys or not all(key in predictions for pair in keys for key in pair):
+        return pooled
+    first = predictions[keys[0][0]]
+    total = np.zeros(len(first["row"]))
+    for pair in keys:
+        for key, sign in zip(pair, (1.0, -1.0), strict=True):
+            arrays = predictions[key]
+            if not (np.array_equal(arrays["row"], first["row"]) and np.array_equal(arrays["label"], first["label"])):
+                return pooled
+            total += sign * (arrays["prediction"] == arrays["label"])
+    return Pooled(**{**vars(pooled), "images": stats.over_images(100 * total / len(keys))})
+
+
+def read_predictions(plan: Plan, store: Store) -> dict[str, Predictions]:
+    """Per-image predictions of the plan's runs, by key, where predictions.npz was kept."""
+    found = {}
+    for key in dict.fromkeys(key for cell in plan.cells for key in cell.runs):
+        path = store.folder(key) / "predictions.npz"
+        if path.is_file():
+            with np.load(path, allow_pickle=False) as arrays:
+                found[key] = {name: arrays[name] for name in ("row", "label", "prediction")}
+    return found
+
+
+def rank(plan: Plan, results: list[CellResult]) -> list[Ranks]:
+    """Whether larger published gains go with larger measured ones: per method, or over all cells of an ablation."""
+    found = []
+    for metric in plan.metrics:
+        usable = [
+            r
+            for r in results
+            if r.cell.metric == metric and not r.cell.added and r.gain.n and not math.isnan(r.published_gain)
+            and r.verdict != UNVERIFIED
+        ]  # fmt: skip
+        groups: dict[str, list[CellResult]] = {}
+        for result in usable:
+            groups.setdefault("/".join(filter(None, (result.cell.method, result.cell.variant))), []).append(result)
+        if not any(len(group) >= 4 for group in groups.values()):
+            groups = {"": usable}
+        for method, group in groups.items():
+            correlation = stats.rank_correlation([r.published_gain for r in group], [r.gain.mean for r in group])
+            if correlation:
+                found.append(Ranks(metric=metric, method=method, correlation=correlation))
+    return found

@@ -1,0 +1,373 @@
+"""From a table and a profile to runs: which cells the paper prints, and which runs each cell is measured by."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from experiments import places, schema
+from experiments.keys import config_fields, run_key
+from experiments.schema import Column, Profile, Row, Stage, Table, TeacherMapping
+from hkd.data import DATASETS
+from hkd.errors import UserError
+from hkd.files import sha256
+from hkd.models.zoo import ZOO
+from hkd.registry import load, lookup
+from hkd.spec import DataSpec, MethodSpec, ModelCard, Recipe, RunSpec, TeacherSpec, Weights
+
+SELECTION_SEED = 1000  # seeds from here on choose settings, on validation rows; reported seeds stay below
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """One run of a plan.
+
+    needs: keys of the runs that must be done first (teachers, their evaluation, init).
+    files: (id, path) of weights that come from files. missing: why it cannot start on this machine, or None.
+    """
+
+    key: str
+    spec: RunSpec
+    needs: tuple[str, ...] = ()
+    label: str = ""  # "scalekd-resnet50_from_swin_l seed 0": for people
+    files: tuple[tuple[str, str], ...] = ()
+    missing: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A value as the paper or its official repository prints it."""
+
+    value: float
+    source: str
+    confidence: str = "high"  # high, medium, low
+    note: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One printed (or added) cell: a row, a method with its variant, and a metric."""
+
+    row: str  # slug without dots
+    teacher: str  # slug; "" where the row has none
+    student: str
+    method: str
+    variant: str  # "" for the method's own defaults
+    metric: str
+    label: str  # column label, as printed
+    row_label: tuple[str, str]  # (teacher, student) as the paper prints them
+    added: bool = False  # not in the paper
+    quoted: bool = False  # printed from the paper, nothing to run
+    published: Published | None = None
+    baseline: tuple[str, str, str] | None = None  # (row, method, variant) that this cell's gain is over; None for baselines
+    runs: tuple[str, ...] = ()  # keys, one per seed, in seed order
+    refused: str | None = None  # why nothing can be run for this cell
+
+    @property
+    def id(self) -> tuple[str, str, str]:
+        return self.row, self.method, self.variant
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A table at a profile, ready to be executed and compared."""
+
+    table: str
+    title: str
+    paper: str
+    profile: str
+    by_value: bool  # True: the profile reproduces the paper's setting, so values are compared; else directions
+    metrics: tuple[str, ...]
+    seeds: tuple[int, ...]
+    cells: tuple[Cell, ...]
+    runs: dict[str, PlannedRun]  # by key, dependencies before dependents
+    captions: tuple[str, ...] = ()  # sentences that go under the table
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def plan(
+    table_id: str,
+    profile: str,
+    seeds: int | None = None,
+    *,
+    recipe: Mapping[str, Any] | None = None,
+    select: bool = False,
+) -> Plan:
+    """Plan one table. Imports no torch.
+
+    Args:
+        table_id: file name in experiments/tables.
+        profile: file name in experiments/profiles.
+        seeds: number of seeds; None takes the profile's.
+        recipe: fields of every student's recipe to override (None values are ignored).
+        select: choose settings: seeds from 1000 on, measured on validation rows.
+
+    Raises:
+        UserError: unknown names or options (with file and line), or no seeds.
+    """
+    table, chosen = schema.load_table(table_id), schema.load_profile(profile)
+    count = chosen.seeds if seeds is None else seeds
+    if count < 1:
+        raise UserError(f"seeds must be at least 1, got {count} (params.yaml or --seeds).")
+    first = SELECTION_SEED if select else 0
+    return _Planner(table, chosen, tuple(range(first, first + count)), dict(recipe or {}), select).plan()
+
+
+class _NoMapping(Exception):
+    """The profile has nothing to stand for something the table names; the cell is refused with this reason."""
+
+
+@dataclass
+class _Facts:
+    """What a run needs beside its spec, collected while the spec is put together."""
+
+    needs: list[str] = field(default_factory=list)
+    files: list[tuple[str, str]] = field(default_factory=list)
+    missing: str | None = None
+
+
+class _Planner:
+    """Collects runs while it walks a table's cells; every run is planned once."""
+
+    def __init__(self, table: Table, profile: Profile, seeds: tuple[int, ...], recipe: dict[str, Any], select: bool):
+        self.table, self.profile, self.seeds, self.select = table, profile, seeds, select
+        self.overrides = {key: value for key, value in recipe.items() if value is not None}
+        self.published = schema.load_published(table.paper)
+        self.runs: dict[str, PlannedRun] = {}
+        self.teacher_runs: dict[str, str] = {}  # teacher slug -> key of the run that measures its accuracy
+
+    def plan(self) -> Plan:
+        cells = tuple(
+            cell
+            for row in self.table.rows
+            for column in (self.table.columns if row.columns is None else row.columns)
+            for cell in self.cells(row, column)
+        )
+        return Plan(
+            table=self.table.id,
+            title=self.table.title,
+            paper=self.table.paper,
+            profile=self.profile.name,
+            by_value=self.profile.by_value and not self.select,
+            metrics=self.table.metrics,
+            seeds=self.seeds,
+            cells=cells,
+            runs=self.runs,
+            captions=self.table.captions + self.profile.captions + self.data_notes(),
+            extra={"teachers": dict(sorted(self.teacher_runs.items()))},
+        )
+
+    def data_notes(self) -> tuple[str, ...]:
+        """What stands for each of the paper's data sets, as sentences."""
+        slugs = sorted({self.table.data, *(row.data for row in self.table.rows if row.data)})
+        mapped = [self.profile.data[slug] for slug in slugs if slug in self.profile.data]
+        return tuple(data.note for data in mapped if data.note)
+
+    def cells(self, row: Row, column: Column) -> list[Cell]:
+        """One cell per metric; all share the runs."""
+        keys: list[str] = []
+        refused = None
+        if not column.quoted:
+            try:
+                keys = [self.run(row, column, seed) for seed in self.seeds]
+            except _NoMapping as reason:
+                refused = str(reason)
+        shared: dict[str, Any] = dict(
+            row=row.row,
+            teacher="+".join(row.teachers.values()),
+            student=row.student,
+            method=column.method,
+            variant=column.variant,
+            label=column.label,
+            row_label=row.label,
+            added=column.added,
+            quoted=column.quoted,
+            baseline=self.baseline(row, column),
+            runs=tuple(keys),
+            refused=refused,
+        )
+        return [Cell(metric=metric, published=self.printed(row, column, metric), **shared) for metric in self.table.metrics]
+
+    def baseline(self, row: Row, column: Column) -> tuple[str, str, str] | None:
+        """Which cell the gain of this one is over."""
+        if column.gain_over is None:
+            return None
+        if column.gain_over.startswith("row:"):
+            slug = column.gain_over.removeprefix("row:")
+            other = lookup("row", slug, {r.row: r for r in self.table.rows})
+            first = (other.columns or self.table.columns)[0]
+            return slug, first.method, first.variant
+        method, _, variant = column.gain_over.partition("/")
+        return row.row, method, variant
+
+    def printed(self, row: Row, column: Column, metric: str) -> Published | None:
+        """The published value of a cell, if the paper's file has it."""
+        if row.published is None or column.published is None or self.table.published is None:
+            return None
+        key = column.published if isinstance(column.published, str) else column.published.get(metric)
+        found = [r for r in self.published.table(self.table.published).rows if r.matches(row.published)]
+        if len(found) != 1:
+            raise UserError(
+                f"experiments/tables/{self.table.id}.yaml: row '{row.row}' selects {len(found)} rows of "
+                f"{self.table.paper}/{self.table.published} by {row.published}; it must select one."
+            )
+        value = found[0].values.get(key) if key else None
+        if value is None:
+            return None
+        return Published(value=value, source=found[0].source, confidence=found[0].confidence, note=found[0].note)
+
+    # -- runs ---------------------------------------------------------------------------------------------
+
+    def run(self, row: Row, column: Column, seed: int) -> str:
+        """The key of one cell's run; what it needs is planned before it."""
+        init = None
+        if column.after:
+            init = self.train(row, column.after, "", self.options(row, column.after), seed, None)
+        return self.train(row, column, column.variant, self.options(row, column), seed, init)
+
+    def train(
+        self, row: Row, stage: Column | Stage, variant: str, options: dict[str, Any], seed: int, init: str | None
+    ) -> str:
+        """Plan the run of a column, or of the stage before it, and its teachers."""
+        data = (stage.data if isinstance(stage, Stage) else None) or row.data or self.table.data
+        facts = _Facts(needs=[init] if init else [])
+        teachers = {
+            role: self.teacher(slug, data, facts) for role, slug in row.teachers.items() if stage.teacher
+        }
+        spec = RunSpec(
+            task=stage.task,
+            data=self.data(data, facts, teacher=False),
+            student=self.model(row.student),
+            method=MethodSpec(name=stage.method, options=typed(stage.method, options)),
+            recipe=self.student_recipe(row.student, stage.strategy or self.table.strategy),
+            teachers=teachers,
+            init=Weights(kind="run", id=init) if init else None,
+            seed=seed,
+            evaluate_on="val" if self.select else "test",
+        )
+        source = "_from_" + "+".join(row.teachers.values()) if teachers else ""
+        return self.add(spec, f"{stage.method}{'/' + variant if variant else ''}-{row.student}{source} seed {seed}", facts)
+
+    def teacher(self, slug: str, data: str, facts: "_Facts") -> TeacherSpec:
+        """A teacher; the run that measures its accuracy is planned and added to what is needed first."""
+        card, mapping = self.model(slug), self.profile.teachers.get(slug)
+        if mapping is None:
+            raise _NoMapping(f"profile '{self.profile.name}' says nothing of teacher '{slug}'")
+        own = _Facts()
+        split = "val" if self.select else "test"
+        supervised = MethodSpec(name="supervised")
+        if mapping.recipe:
+            spec = RunSpec(
+                task="train",
+                data=self.data(data, own, teacher=True),
+                student=card,
+                method=supervised,
+                recipe=self.recipe(mapping.recipe, self.profile.override),
+                seed=mapping.seed,
+                evaluate_on=split,
+            )
+            key = self.add(spec, f"teacher {slug}", own)
+            weights = Weights(kind="run", id=key)
+        else:
+            weights = self.given_weights(slug, card, mapping, own)
+            spec = RunSpec(
+                task="evaluate",
+                data=self.data(data, own, teacher=False),
+                student=card,
+                method=supervised,
+                init=weights,
+                evaluate_on=split,
+            )
+            key = self.add(spec, f"evaluate {slug}", own)
+        self.teacher_runs[slug] = key
+        facts.needs.append(key)
+        facts.files += own.files
+        facts.missing = facts.missing or own.missing
+        return TeacherSpec(model=card, weights=weights)
+
+    def given_weights(self, slug: str, card: ModelCard, mapping: TeacherMapping, facts: "_Facts") -> Weights:
+        """Weights that no run here makes: a file, or random ones where the profile asks for them by name."""
+        if mapping.random:
+            return Weights(kind="random", id=str(mapping.seed))
+        path = places.weights() / (mapping.weights or "")
+        weights = Weights(kind="file", id=cached_sha256(path) if path.is_file() else f"missing {path.name}")
+        facts.files.append((weights.id, str(path)))
+        if not path.is_file():
+            facts.missing = f"teacher '{slug}' needs {path}, which is not there: run `hkd weights fetch {card.name}`."
+        return weights
+
+    def add(self, spec: RunSpec, label: str, facts: "_Facts") -> str:
+        """Plan a run unless it is planned already."""
+        key = run_key(spec)
+        run = PlannedRun(
+            key=key,
+            spec=spec,
+            needs=tuple(facts.needs),
+            label=label,
+            files=tuple(facts.files),
+            missing=facts.missing,
+        )
+        self.runs.setdefault(key, run)
+        return key
+
+    # -- what the profile puts in place of the paper's names ------------------------------------------------
+
+    def model(self, slug: str) -> ModelCard:
+        if slug not in self.profile.models:
+            raise _NoMapping(f"profile '{self.profile.name}' has no model for '{slug}'")
+        return lookup("model", self.profile.models[slug], ZOO)
+
+    def data(self, slug: str, facts: "_Facts", *, teacher: bool) -> DataSpec:
+        if slug not in self.profile.data:
+            raise _NoMapping(f"profile '{self.profile.name}' has no data for '{slug}'")
+        mapping = self.profile.data[slug]
+        options = {**mapping.options, **(mapping.teacher_options if teacher else {})}
+        fingerprint, missing = data_facts(mapping.name, json.dumps(options, sort_keys=True), places.data())
+        facts.missing = facts.missing or missing
+        return DataSpec(name=mapping.name, options=options, fingerprint=fingerprint)
+
+    def student_recipe(self, student: str, strategy: str) -> Recipe:
+        names = self.profile.students.get(student)
+        name = names.get(strategy) if isinstance(names, dict) else names
+        if name is None:
+            raise _NoMapping(f"profile '{self.profile.name}' has no '{strategy}' recipe for '{student}'")
+        return self.recipe(name, {**self.profile.override, **self.overrides})
+
+    def recipe(self, name: str, overrides: Mapping[str, Any]) -> Recipe:
+        """A recipe of the profile with some fields replaced."""
+        for field_name in overrides:
+            lookup("recipe field", field_name, Recipe.__dataclass_fields__)
+        try:
+            return replace(self.profile.recipes[name], **overrides)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"recipe '{name}' of profile '{self.profile.name}' with {dict(overrides)}: {error}") from None
+
+    def options(self, row: Row, stage: Column | Stage) -> dict[str, Any]:
+        """Settings of the pair, then of the profile, then of the variant: the later one wins."""
+        return {
+            **row.settings.get(stage.method, {}),
+            **self.profile.methods.get(stage.method, {}),
+            **stage.options,
+        }
+
+
+def typed(method: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Options with whole numbers made floats where the method's config says float (YAML's 4 and 4.0 are one value)."""
+    kinds = config_fields(method)
+    return {
+        name: float(value) if type(value) is int and kinds.get(name, "").startswith("float") else value
+        for name, value in options.items()
+    }
+
+
+@cache
+def data_facts(name: str, options: str, root: Path) -> tuple[str | None, str | None]:
+    """(content fingerprint, None), or (None, what is missing) of a data set on this machine; options as JSON."""
+    data = load(lookup("data set", name, DATASETS))(json.loads(options), root)
+    missing = data.missing()
+    return (None, missing) if missing else (data.fingerprint(), None)
+
+
+cached_sha256 = cache(sha256)

@@ -1,0 +1,212 @@
+"""What a user sees while runs are carried out: a live display on a terminal, a line now and then elsewhere."""
+
+import heapq
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from experiments.estimate import Durations
+from experiments.execute import Event, Graph
+from experiments.plan import Plan, PlannedRun
+from experiments.store import Record
+
+QUIET_S = 10.0  # between lines where there is no terminal
+SHOWN = 16  # runs under way that fit a screen
+STARTING = {None: "starting", 0: "waiting for a worker to join"}  # by number of workers
+
+
+@dataclass
+class UnderWay:
+    """One run being carried out: since when (monotonic seconds), and its latest progress."""
+
+    since: float
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def left(self, now: float) -> float | None:
+        """Seconds left by its own pace, or None before its first epoch."""
+        epoch, epochs = self.facts.get("epoch", 0), self.facts.get("epochs", 0)
+        return (now - self.since) * (epochs - epoch) / epoch if epoch and epochs else None
+
+
+class Progress:
+    """A listener for `run_plan` and a context that shows what it hears.
+
+    Args:
+        plan: what is executed.
+        records: those that exist already; their times make the first estimates.
+        console: where to show it; a terminal gets the live display, anything else a line every few seconds.
+    """
+
+    def __init__(self, plan: Plan, records: Mapping[str, Record], console: Console):
+        self.plan, self.console = plan, console
+        self.records = records
+        self.durations: Durations | None = None
+        self.todo: dict[str, PlannedRun] = {}
+        self.reused = 0
+        self.workers: int | None = None
+        self.ended: dict[str, str] = {}  # key -> status
+        self.under_way: dict[str, UnderWay] = {}
+        self.told, self.estimated = 0.0, 0.0  # when the last line was printed, and the last estimate made
+        self.estimate: float | None = None
+        self.live = Live(console=console, get_renderable=self.display, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.live.is_started:
+            self.live.stop()
+        if self.todo:
+            self.console.print(self.headline(), highlight=False)
+
+    def __call__(self, event: Event) -> None:
+        """Take an event in; called in one thread."""
+        now = time.monotonic()
+        if event.kind == "scheduled":
+            self.todo = {key: self.plan.runs[key] for key in event.facts["todo"]}
+            self.reused = event.facts["reused"]
+            if self.todo:
+                self.durations = Durations(self.records, self.plan.runs)
+        elif event.kind == "workers":
+            self.workers = event.facts["count"]
+            if self.console.is_terminal and not self.live.is_started:
+                self.live.start()
+        elif event.kind == "started":
+            self.under_way[event.key] = UnderWay(since=now)
+        elif event.kind == "progress" and event.key in self.under_way:
+            self.under_way[event.key].facts.update(event.facts)
+        elif event.kind == "finished":
+            self.finished(event)
+        if not self.live.is_started and self.todo and now - self.told >= QUIET_S:
+            self.told = now
+            self.console.print(self.line(), highlight=False, soft_wrap=True)
+
+    def finished(self, event: Event) -> None:
+        """A run ended; anything but success is told at once and stays on the screen."""
+        self.under_way.pop(event.key, None)
+        self.ended[event.key] = event.facts["status"]
+        run = self.todo[event.key]
+        if event.facts["status"] == "done":
+            assert self.durations is not None
+            self.durations.learn(run, event.facts["seconds"])
+        else:
+            text = f"{event.facts['status']}: {run.label}: {event.facts['reason']}"
+            self.console.print(Text(text, style="red" if event.facts["status"] == "failed" else "yellow"), soft_wrap=True)
+
+    @property
+    def left(self) -> int:
+        """Runs neither ended nor under way."""
+        return len(self.todo) - len(self.ended) - len(self.under_way)
+
+    def headline(self) -> str:
+        """Counts and the time left, in one line."""
+        done = list(self.ended.values()).count("done")
+        parts = [f"{done + self.reused} of {len(self.plan.runs)} runs done"]
+        if others := len(self.ended) - done:
+            parts.append(f"{others} without a result")
+        if self.under_way or self.left:
+            parts += [f"{len(self.under_way)} running", f"{self.left} left"]
+            parts.append(f"{clock(self.time_left())} left" if self.workers else STARTING[self.workers])
+        return f"{self.plan.table} ({self.plan.profile}): " + ", ".join(parts)
+
+    def line(self) -> str:
+        """The headline and the first run under way, for logs."""
+        shown = [f"{self.todo[key].label} {numbers(run.facts)}".strip() for key, run in self.under_way.items()]
+        return self.headline() + (f" [{'; '.join(shown[:2])}]" if shown else "")
+
+    def display(self) -> RenderableType:
+        """The live display; called by rich, in its own thread."""
+        table = Table.grid(padding=(0, 2))
+        now = time.monotonic()
+        for key, run in list(self.under_way.items())[:SHOWN]:
+            epoch, epochs = run.facts.get("epoch", 0), run.facts.get("epochs", 0)
+            bar = ProgressBar(total=epochs or 1, completed=epoch, width=20)
+            table.add_row(self.todo[key].label, bar, numbers(run.facts), clock(now - run.since))
+        return Group(Text(self.headline(), style="bold"), table)
+
+    def time_left(self) -> float | None:
+        """Seconds until all is done, renewed once a second."""
+        now = time.monotonic()
+        if now - self.estimated > 1 and self.durations is not None:
+            self.estimated = now
+            ended, under_way = dict(self.ended), dict(self.under_way)  # rich asks from a thread of its own
+            self.estimate = time_left(self.todo, ended, under_way, self.durations, self.workers or 1, now)
+        return self.estimate
+
+
+def time_left(
+    todo: Mapping[str, PlannedRun],
+    ended: Mapping[str, str],
+    under_way: Mapping[str, UnderWay],
+    durations: Durations,
+    workers: int,
+    now: float,
+) -> float | None:
+    """Seconds until all is done: the rest of the plan played through with expected times; None while none are known.
+
+    Args:
+        todo: all runs of this call, dependencies first.
+        ended: those that ended.
+        under_way: those being carried out.
+        durations: expected seconds of runs; those of runs under way come from their own pace where it is known.
+        workers: runs at once, at least 1.
+        now: monotonic seconds.
+    """
+    rest = {key: run for key, run in todo.items() if key not in ended}
+    expected: dict[str, float] = {}
+    paces = [
+        (left + now - run.since, durations.flops[key])
+        for key, run in under_way.items()
+        if (left := run.left(now)) is not None
+    ]
+    for key, run in rest.items():
+        seconds = durations.expect(run)
+        if seconds is None and key not in under_way:  # nothing finished yet: from the pace of those under way
+            known = [whole / flops for whole, flops in paces if flops]
+            seconds = durations.flops[key] * sum(known) / len(known) if known else None
+        if key in under_way:
+            own = under_way[key].left(now)
+            seconds = own if own is not None else None if seconds is None else max(0.0, seconds - now + under_way[key].since)
+        if seconds is None:
+            return None
+        expected[key] = seconds
+    graph = Graph(rest, expected)
+    ends = [(expected[key], key) for key in under_way]
+    for key in under_way:
+        graph.drop(key)
+    heapq.heapify(ends)
+    at = 0.0
+    while ends or graph.ready:
+        while len(ends) < max(1, workers) and (key := graph.next()) is not None:
+            heapq.heappush(ends, (at + expected[key], key))
+        at, key = heapq.heappop(ends)
+        graph.done(key)
+    return at
+
+
+def numbers(facts: Mapping[str, Any]) -> str:
+    """`epoch 12/80  loss 1.234  top1 56.7` of what is known."""
+    parts = [f"epoch {facts['epoch']}/{facts['epochs']}"] if "epoch" in facts and "epochs" in facts else []
+    parts += [f"loss {facts['loss']:.3f}"] if "loss" in facts else []
+    parts += [f"top1 {facts['top1']:.1f}"] if "top1" in facts else []
+    return "  ".join(parts)
+
+
+def clock(seconds: float | None) -> str:
+    """`45 s`, `3 min 20 s`, `2 h 05 min`; `estimating` for None."""
+    if seconds is None:
+        return "estimating"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

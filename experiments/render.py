@@ -1,0 +1,394 @@
+"""Writes results/<table>/: the table as CSV and Markdown, costs, metrics, the comparison figure, curves and run facts.
+
+The folder is built aside and moved in last, so that a reader sees the old table or the new one, never a part.
+Equal inputs give equal bytes.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import pandas as pd
+
+from experiments.caption import caption, heading, metric_name, pooled_texts, with_interval
+from experiments.compare import UNVERIFIED, CellResult, Comparison
+from experiments.plan import Cell, Plan
+from experiments.store import Record, Store
+from hkd.errors import UserError
+
+Curves = Mapping[str, Sequence[Mapping[str, Any]]]  # by run key: one dict per epoch
+
+WIDE = 4  # table.md: up to this many methods stand side by side, as papers print them; more stand below one another
+FIGURE_METHODS = 4  # more would not be told apart in comparison.png
+DIGITS = 4  # of measured values in CSV and JSON; printed tables have two
+COST = ("step_ms", "step_ratio", "extra_params_m", "peak_memory_mib", "cpu_s", "gpu_s", "wall_s")
+
+
+def write_table(
+    plan: Plan,
+    records: Mapping[str, Record],
+    comparison: Comparison,
+    folder: Path,
+    *,
+    curves: Curves | None = None,
+) -> None:
+    """Write all files of a table's folder, replacing what was there as the last step.
+
+    Args:
+        plan: the table at a profile.
+        records: by key.
+        comparison: of this plan and these records.
+        folder: results/<table>.
+        curves: by run key, one dict per epoch with `loss` and, where measured, `top1` on training images.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    aside, old = (folder.with_name(f".{folder.name}.{state}") for state in ("new", "old"))
+    try:
+        for left_over in (aside, old):
+            if left_over.exists():
+                shutil.rmtree(left_over)
+        aside.mkdir(parents=True)
+        fill(plan, records, comparison, aside, curves or {})
+        if folder.exists():
+            folder.rename(old)
+        aside.rename(folder)
+        if old.exists():
+            shutil.rmtree(old)
+    except OSError as error:
+        raise UserError(
+            f"Cannot write {folder} ({error.strerror}); make it writable, free some space, or set HKD_RESULTS."
+        ) from None
+
+
+def fill(plan: Plan, records: Mapping[str, Record], comparison: Comparison, folder: Path, curves: Curves) -> None:
+    """All files, into a folder that is there."""
+    write_csv(comparison.frame, folder / "table.csv")
+    write_csv(costs(plan, records, comparison), folder / "cost.csv")
+    write_csv(gains(plan, comparison), folder / "gains.csv")
+    write_csv(mean_curves(plan, curves), folder / "curves.tsv", separator="\t")
+    (folder / "table.md").write_text(markdown(plan, records, comparison))
+    write_json(metrics(plan, comparison), folder / "metrics.json")
+    write_json(run_facts(plan, records), folder / "runs.json")
+    draw(plan, comparison, folder / "comparison.png")
+
+
+def write_csv(frame: pd.DataFrame, path: Path, separator: str = ",") -> None:
+    """A frame with rounded floats and one line ending on every system."""
+    frame.round(DIGITS).to_csv(path, sep=separator, index=False, lineterminator="\n")
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Indented JSON in the order given; refuses NaN."""
+    path.write_text(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+# -- table.md ----------------------------------------------------------------------------------------------------
+
+
+def markdown(plan: Plan, records: Mapping[str, Record], comparison: Comparison) -> str:
+    """The table in the paper's layout, with its caption."""
+    parts = [f"# {plan.title}"]
+    for metric in plan.metrics:
+        results = [result for result in comparison.cells if result.cell.metric == metric]
+        if len(plan.metrics) > 1:
+            parts.append(f"## {metric_name(metric)}")
+        parts.append(side_by_side(results) if is_wide(results) else one_below_another(results))
+    pooled = pooled_table(plan, comparison)
+    if pooled:
+        parts += ["Gains pooled over pairs (mean over pairs for each seed, then over seeds):", pooled]
+    parts.append("\n".join(f"- {sentence}" for sentence in caption(plan, records, comparison)))
+    return "\n\n".join(parts) + "\n"
+
+
+def is_wide(results: Sequence[CellResult]) -> bool:
+    """Whether the rows share the same few methods, so that these can be columns."""
+    columns: dict[str, list[tuple[str, str]]] = {}
+    for result in results:
+        columns.setdefault(result.cell.row, []).append((result.cell.method, result.cell.variant))
+    return len({tuple(column) for column in columns.values()}) == 1 and len(next(iter(columns.values()))) <= WIDE
+
+
+def side_by_side(results: Sequence[CellResult]) -> str:
+    """One line per row, the methods as groups of columns; groups keep only the columns that hold something."""
+    lines: dict[str, dict[str, str]] = {}
+    for result in results:
+        line = lines.setdefault(result.cell.row, dict(zip(("Teacher", "Student"), result.cell.row_label, strict=True)))
+        name = heading(result.cell)
+        line.update({f"{name}: {column}": text for column, text in shown(result).items()})
+    frame = pd.DataFrame(lines.values())
+    return to_markdown(frame.loc[:, [name for name in frame if (frame[name] != "").any() or name in COLUMNS_KEPT]])
+
+
+COLUMNS_KEPT = ("Teacher", "Student")
+TEXT_COLUMNS = ("Teacher", "Student", "Method", "verdict", "Gain of", "over")
+
+
+def one_below_another(results: Sequence[CellResult]) -> str:
+    """One line per row and method."""
+    return to_markdown(
+        pd.DataFrame(
+            {
+                "Teacher": result.cell.row_label[0],
+                "Student": result.cell.row_label[1],
+                "Method": heading(result.cell),
+                **shown(result),
+            }
+            for result in results
+        )
+    )
+
+
+def pooled_table(plan: Plan, comparison: Comparison) -> str:
+    """Gains pooled over the rows, with both intervals and the spread; "" where nothing can be pooled."""
+    lines = [pooled_texts(plan, gain) for gain in comparison.pooled if gain.pooled.rows]
+    frame = pd.DataFrame(lines)
+    return to_markdown(frame.loc[:, [name for name in frame if (frame[name] != "").any()]]) if lines else ""
+
+
+def to_markdown(frame: pd.DataFrame) -> str:
+    """A Markdown table; numbers stay as they were printed."""
+    numbers = [not name.endswith(TEXT_COLUMNS) for name in frame]
+    return frame.to_markdown(
+        index=False, disable_numparse=True, colalign=["right" if number else "left" for number in numbers]
+    )
+
+
+def shown(result: CellResult) -> dict[str, str]:
+    """The texts of one cell, in the order of the columns."""
+    return {
+        "published": published(result.cell),
+        "measured": measured(result),
+        "published gain": "" if math.isnan(result.published_gain) else f"{result.published_gain:+.2f}",
+        "gain": with_interval(result.gain, signed=True),
+        "verdict": result.verdict,
+    }
+
+
+def published(cell: Cell) -> str:
+    """The published value; marked where its source is less than certain."""
+    if cell.published is None:
+        return ""
+    mark = {"high": "", "medium": " (medium confidence)", "low": f" ({UNVERIFIED})"}[cell.published.confidence]
+    return f"{cell.published.value:.2f}{mark}"
+
+
+def measured(result: CellResult) -> str:
+    """The measured value with its interval, or the status that stands in its place."""
+    if result.status == "quoted":
+        return "quoted"
+    if result.measured.n == 0:
+        return result.status
+    notes = [f"{result.measured.n} of {len(result.cell.runs)} seeds"] if result.status == "partial" else []
+    notes += ["mixed"] if result.marks else []
+    return with_interval(result.measured) + (f" ({', '.join(notes)})" if notes else "")
+
+
+# -- csv and json --------------------------------------------------------------------------------------------------
+
+
+def costs(plan: Plan, records: Mapping[str, Record], comparison: Comparison) -> pd.DataFrame:
+    """Costs per row and method: medians over the seeds that were run; step time also relative to supervised.
+
+    step_ms: one optimiser step. extra_params_m: parameters beside the student's, in millions. peak_memory_mib: of the
+    process. cpu_s, gpu_s, wall_s: of one run.
+    """
+    first = {result.cell.id: result for result in reversed(comparison.cells)}  # metrics share runs
+    found = {
+        which: [records[key].cost for key in result.cell.runs if key in records and records[key].status == "done"]
+        for which, result in first.items()
+    }
+
+    def middle(which: tuple[str, str, str], name: str) -> float:
+        return median([cost[name] for cost in found.get(which, ()) if name in cost] or [math.nan])
+
+    rows = []
+    for cell in dict.fromkeys(result.cell.id for result in comparison.cells):
+        row, method, variant = cell
+        base = next((c for c in found if c[0] == row and c[1] == "supervised"), first[cell].cell.baseline or cell)
+        line = {
+            "table": plan.table,
+            "row": row,
+            "teacher": first[cell].cell.teacher,
+            "student": first[cell].cell.student,
+        }
+        line |= {"method": method, "variant": variant, "n_seeds": len(found[cell])}
+        line |= {name: middle(cell, name) for name in COST if name != "step_ratio"}
+        line["step_ratio"] = middle(cell, "step_ms") / middle(base, "step_ms") if middle(base, "step_ms") else math.nan
+        rows.append(line)
+    names = ["table", "row", "teacher", "student", "method", "variant", "n_seeds", *COST]
+    return pd.DataFrame(rows, columns=names)
+
+
+def metrics(plan: Plan, comparison: Comparison) -> dict[str, Any]:
+    """The few numbers of a table that `dvc metrics` and `dvc exp show` print; names hold no dots.
+
+    Per row: `baseline`, every method by its name, and `gain` of the row's headline cell (the paper's own method). Then
+    pooled gains, and how many cells have which verdict and status. What was not measured is left out.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for result in comparison.cells:
+        if result.measured.n:
+            place = rows.setdefault(result.cell.row, {})
+            if len(plan.metrics) > 1:
+                place = place.setdefault(result.cell.metric, {})
+            is_baseline = result.cell.baseline is None and any(c.baseline == result.cell.id for c in plan.cells)
+            place["baseline" if is_baseline else column_name(result.cell)] = round(result.measured.mean, DIGITS)
+            if headline(plan, comparison, result.cell) is result and result.gain.n:
+                place["gain"] = round(result.gain.mean, DIGITS)
+    pooled: dict[str, float] = {}
+    for gain in comparison.pooled:
+        if gain.pooled.rows:
+            name = "_".join(filter(None, (gain.method, gain.variant, f"minus_{gain.over}" if gain.over else "")))
+            name += f"_{gain.metric}" if len(plan.metrics) > 1 else ""
+            pooled[name] = round(gain.pooled.estimate.mean, DIGITS)
+    return {
+        "pairs": rows,
+        "pooled_gain": pooled,
+        "verdicts": {name.replace(" ", "_"): number for name, number in comparison.counts("verdict").items()},
+        "statuses": {name.replace(" ", "_"): number for name, number in comparison.counts("status").items()},
+    }
+
+
+def column_name(cell: Cell) -> str:
+    """A method and its variant as one dot-free name."""
+    return "_".join(filter(None, (cell.method, cell.variant)))
+
+
+def headline(plan: Plan, comparison: Comparison, cell: Cell) -> CellResult | None:
+    """The cell a row is about: the paper's own method as it stands, else the only printed cell that has a gain."""
+    row = [
+        result
+        for result in comparison.cells
+        if (result.cell.row, result.cell.metric) == (cell.row, cell.metric)
+        and result.cell.baseline
+        and not result.cell.added
+    ]
+    own = [result for result in row if (result.cell.method, result.cell.variant) == (plan.paper, "")]
+    candidates = own or row
+    return candidates[0] if len(candidates) == 1 else None
+
+
+def run_facts(plan: Plan, records: Mapping[str, Record]) -> dict[str, Any]:
+    """Every run behind every cell: hash, seed, spec, metrics, cost, and where it ran."""
+    runs = {}
+    for key, run in plan.runs.items():
+        record = records.get(key)
+        facts: dict[str, Any] = {"label": run.label, "seed": run.spec.seed, "needs": list(run.needs)}
+        if record is None:
+            facts |= {"status": "not run"}
+        else:
+            facts |= {"status": record.status, "metrics": record.metrics, "cost": record.cost, "spec": record.spec}
+            facts |= {"environment": record.environment, "started": record.started, "finished": record.finished}
+            facts |= {"reason": record.reason} if record.reason else {}
+        runs[key] = facts
+    cells = {
+        cell.id: {"row": cell.row, "method": cell.method, "variant": cell.variant, "runs": list(cell.runs)}
+        for cell in plan.cells
+    }
+    return {"table": plan.table, "profile": plan.profile, "cells": list(cells.values()), "runs": runs}
+
+
+# -- curves and the figure -------------------------------------------------------------------------------------------
+
+
+def gains(plan: Plan, comparison: Comparison) -> pd.DataFrame:
+    """Published beside measured gains for a horizontal bar plot: one line per bar, its label first."""
+    lines = []
+    for result in comparison.cells:
+        if result.cell.baseline:
+            name = f"{pair(result.cell)}, {result.cell.label}"
+            name += f", {metric_name(result.cell.metric)}" if len(plan.metrics) > 1 else ""
+            for source, value in (("published", result.published_gain), ("measured", result.gain.mean)):
+                if not math.isnan(value):
+                    lines.append({"row": f"{name}, {source}", "gain": value})
+    return pd.DataFrame(lines, columns=["row", "gain"])
+
+
+def pair(cell: Cell) -> str:
+    """A row's label: teacher and student as printed."""
+    return " → ".join(filter(None, cell.row_label))
+
+
+def mean_curves(plan: Plan, curves: Curves) -> pd.DataFrame:
+    """Mean loss and training accuracy per epoch and method, over the runs that have the epoch; one column each."""
+    found: dict[str, dict[int, list[float]]] = {}
+    cells = {cell.id: cell for cell in plan.cells}.values()
+    for cell in cells:
+        for key in cell.runs:
+            for point in curves.get(key, ()):
+                for name in ("loss", "top1"):
+                    if name in point and math.isfinite(point[name]):
+                        column = found.setdefault(f"{column_name(cell)}_{name}", {})
+                        column.setdefault(int(point["epoch"]), []).append(float(point[name]))
+    epochs = sorted({epoch for column in found.values() for epoch in column})
+    columns = {
+        name: [fmean(by_epoch[epoch]) if epoch in by_epoch else math.nan for epoch in epochs]
+        for name, by_epoch in found.items()
+    }
+    return pd.DataFrame({"epoch": epochs, **columns})
+
+
+def read_curves(plan: Plan, store: Store) -> dict[str, list[dict[str, Any]]]:
+    """The curves of the plan's runs, by key, where curves.jsonl was kept."""
+    found = {}
+    for key in dict.fromkeys(key for cell in plan.cells for key in cell.runs):
+        path = store.folder(key) / "curves.jsonl"
+        if path.is_file():
+            found[key] = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    return found
+
+
+def draw(plan: Plan, comparison: Comparison, path: Path) -> None:
+    """comparison.png: gains of the first metric, pairs down the page as in the paper, pooled gains at the bottom."""
+    from analysis.figures import GainRow, comparison_figure  # imports matplotlib
+
+    metric = plan.metrics[0]
+    results = [r for r in comparison.cells if r.cell.metric == metric and r.cell.baseline and not r.cell.quoted]
+    methods = list(dict.fromkeys((r.cell.method, r.cell.variant) for r in results))
+    rows_are_variants = len({r.cell.row_label for r in results}) == 1 or len(methods) > FIGURE_METHODS
+    labels = {(cell.method, cell.variant): cell.label for cell in plan.cells}
+    rows: list[GainRow] = []
+    for result in results:
+        cell = result.cell
+        if not (result.gain.n or not math.isnan(result.published_gain)):
+            continue
+        own = result.verdict != UNVERIFIED
+        several = len({r.cell.row_label for r in results}) > 1
+        rows.append(
+            GainRow(
+                pair=(f"{pair(cell)}, {cell.label}" if several else cell.label) if rows_are_variants else pair(cell),
+                method="measured" if rows_are_variants else cell.label,
+                published=result.published_gain if own else math.nan,
+                measured=result.gain.mean,
+                low=result.gain.low,
+                high=result.gain.high,
+                pooled=False,
+            )
+        )
+    for gain in comparison.pooled:
+        if gain.metric == metric and not gain.over and len(gain.pooled.rows) > 1 and not rows_are_variants:
+            rows.append(
+                GainRow(
+                    pair=f"mean of {len(gain.pooled.rows)} pairs",
+                    method=labels[gain.method, gain.variant],
+                    published=gain.published,
+                    measured=gain.pooled.estimate.mean,
+                    low=gain.pooled.estimate.low,
+                    high=gain.pooled.estimate.high,
+                    pooled=True,
+                )
+            )
+    how = "" if plan.by_value else " Measured gains are compared with published ones by direction only."
+    comparison_figure(
+        rows,
+        path,
+        title=plan.title,
+        caption=f"Profile {plan.profile}, {len(plan.seeds)} seeds; {metric_name(metric)}. Whiskers: 95 % t-intervals "
+        f"over seeds; hollow: the paper's gain.{how}",
+    )

@@ -1,0 +1,332 @@
+"""Papers, tables and profiles as YAML, read strictly: a mistake is one sentence with file, line, key and nearest name."""
+
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+
+from hkd.errors import UserError
+from hkd.registry import lookup, nearest
+from hkd.spec import Recipe
+
+HERE = Path(__file__).parent
+Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]  # no dots: DVC reads them as nesting
+Options = dict[str, Any]
+
+
+class Document(BaseModel):
+    """Base of everything read from YAML: unknown keys are refused, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Stage(Document):
+    """A run that another starts from (pre-training before fine-tuning): its checkpoint initialises the student."""
+
+    method: str
+    options: Options = {}
+    data: Slug | None = None  # the paper's data set; None: the table's
+    strategy: Slug | None = None  # recipe of the student; None: the table's
+    task: str = "train"
+    teacher: bool = True
+
+
+class Column(Document):
+    """One printed column: a method, possibly a variant of it."""
+
+    method: str
+    label: str
+    variant: Slug | Literal[""] = ""
+    options: Options = {}  # what makes the variant; wins over row settings and profile
+    published: str | dict[str, str] | None = None  # key into the published row's values, or one per metric
+    added: bool = False  # not in the paper
+    quoted: bool = False  # printed from the paper, nothing to run
+    teacher: bool = True  # False: trained without the row's teacher
+    gain_over: str | None = None  # method (or variant's `method/variant`) of the same row, or `row:<slug>`
+    strategy: Slug | None = None
+    task: str = "train"
+    after: Stage | None = None
+
+
+class Row(Document):
+    """One printed row. `published` selects a row of the published table by its fields."""
+
+    row: Slug
+    student: Slug
+    teacher: Slug | dict[str, Slug] | None = None  # one teacher, or teachers by role
+    label: tuple[str, str]  # teacher, student as printed
+    published: Options | None = None
+    settings: dict[str, Options] = {}  # per method: the paper's settings for this pair
+    columns: tuple[Column, ...] | None = None  # instead of the table's
+    data: Slug | None = None
+
+    @property
+    def teachers(self) -> dict[str, str]:
+        """Teacher slugs by role; a single teacher has the role "teacher"."""
+        if self.teacher is None:
+            return {}
+        return {"teacher": self.teacher} if isinstance(self.teacher, str) else dict(self.teacher)
+
+
+class Table(Document):
+    """A table (or figure) of a paper: which cells it has. Where they are measured is the profile's business."""
+
+    id: Slug
+    paper: Slug
+    title: str
+    kind: Literal["table", "figure"] = "table"
+    published: str | None = None  # id of the table in published/<paper>.yaml
+    data: Slug
+    metrics: tuple[str, ...] = ("top1",)
+    strategy: Slug = "advanced"
+    columns: tuple[Column, ...] = ()
+    rows: tuple[Row, ...]
+    captions: tuple[str, ...] = ()
+
+
+class DataMapping(Document):
+    """What stands for one of the paper's data sets: a data set here, its options, and what teachers see of it."""
+
+    name: str
+    options: Options = {}
+    teacher_options: Options = {}  # on top of options, for the training of teachers
+    note: str = ""  # for captions
+
+
+class TeacherMapping(Document):
+    """Where a teacher comes from: trained by a run (recipe, seed), a weights file, or random (asked for by name)."""
+
+    recipe: str | None = None
+    seed: int = 0
+    weights: str | None = None  # file name in the weights folder
+    random: bool = False
+
+
+class Machine(Document):
+    """How one run uses machines; never part of a run's identity."""
+
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    loader_workers: int = 0
+
+
+class Profile(Document):
+    """The scale at which tables are reproduced: maps the paper's data, models and recipes to concrete ones."""
+
+    name: Slug
+    extends: str | None = None  # another profile; keys given here replace its keys
+    title: str
+    by_value: bool  # compare values (the paper's setting) or only directions
+    seeds: int
+    data: dict[Slug, DataMapping]
+    models: dict[Slug, str]  # the paper's model -> name in hkd.models.zoo
+    teachers: dict[Slug, TeacherMapping]
+    students: dict[Slug, str | dict[Slug, str]]  # the paper's student -> recipe, or one per strategy
+    recipes: dict[str, Recipe]
+    override: Options = {}  # recipe fields that replace those of every recipe
+    methods: dict[str, Options] = {}  # settings of methods at this scale
+    machine: Machine = Machine()
+    captions: tuple[str, ...] = ()
+
+
+class PublishedRow(BaseModel):
+    """A published row: `values` are numbers, `source` says where they were read, other fields select the row."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    values: dict[str, float | None]
+    source: str
+    confidence: Literal["high", "medium", "low"] = "high"
+    note: str | None = None
+
+    def matches(self, fields: Options) -> bool:
+        """Whether every given field has the given value here."""
+        return all((self.model_extra or {}).get(name) == value for name, value in fields.items())
+
+
+class PublishedTable(BaseModel):
+    """A published table; `complete: false` where only some of its cells were found."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    id: str
+    title: str
+    rows: tuple[PublishedRow, ...]
+    complete: bool = False
+
+
+class Published(BaseModel):
+    """All published values of one paper."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    paper: dict[str, Any]
+    tables: tuple[PublishedTable, ...]
+    missing_tables: tuple[dict[str, Any], ...] = ()
+    recipes: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def table(self, name: str) -> PublishedTable:
+        """The table with this id; UserError with the nearest id otherwise."""
+        return lookup("published table", name, {table.id: table for table in self.tables})
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def table_ids() -> list[str]:
+    """Ids of all tables and figures, sorted."""
+    return names("tables")
+
+
+def names(folder: str) -> list[str]:
+    """Stems of the YAML files in a folder of this package, sorted."""
+    return sorted(path.stem for path in (HERE / folder).glob("*.yaml"))
+
+
+def load_table(name: str) -> Table:
+    """experiments/tables/<name>.yaml, with its methods and their options checked."""
+    table: Table = read("table", "tables", name, Table)
+    if table.id != name:
+        raise UserError(f"{where('tables', name)}: id is '{table.id}', but the file is named '{name}'.")
+    slugs = [row.row for row in table.rows]
+    for i, slug in enumerate(slugs):
+        if slug in slugs[:i]:
+            raise complaint("tables", name, ("rows", i, "row"), f"row '{slug}' appears twice.")
+    for loc, method, options in option_sites(table):
+        check_options("tables", name, loc, method, options)
+    return table
+
+
+def option_sites(table: Table) -> list[tuple[tuple[str | int, ...], str, Options]]:
+    """Every place in a table file that gives options to a method."""
+    sites: list[tuple[tuple[str | int, ...], str, Options]] = []
+
+    def visit(columns: tuple[Column, ...], loc: tuple[str | int, ...]) -> None:
+        for i, column in enumerate(columns):
+            if not column.quoted:
+                sites.append(((*loc, i, "options"), column.method, column.options))
+            if column.after:
+                sites.append(((*loc, i, "after", "options"), column.after.method, column.after.options))
+
+    visit(table.columns, ("columns",))
+    for i, row in enumerate(table.rows):
+        visit(row.columns or (), ("rows", i, "columns"))
+        sites.extend((("rows", i, "settings", m), m, options) for m, options in row.settings.items())
+    return sites
+
+
+def load_profile(name: str) -> Profile:
+    """experiments/profiles/<name>.yaml, with recipes, models and method options checked."""
+    from hkd.data import DATASETS
+    from hkd.models.zoo import ZOO
+
+    profile: Profile = read("profile", "profiles", name, Profile)
+    for method, options in profile.methods.items():
+        check_options("profiles", name, ("methods", method), method, options)
+    for slug, model in profile.models.items():
+        checked("profiles", name, ("models", slug), "model", model, ZOO)
+    for slug, data in profile.data.items():
+        checked("profiles", name, ("data", slug, "name"), "data set", data.name, DATASETS)
+    for slug, recipes in profile.students.items():
+        for recipe in [recipes] if isinstance(recipes, str) else recipes.values():
+            checked("profiles", name, ("students", slug), "recipe", recipe, profile.recipes)
+    for slug, teacher in profile.teachers.items():
+        if [teacher.recipe is not None, teacher.weights is not None, teacher.random].count(True) != 1:
+            raise complaint("profiles", name, ("teachers", slug), "give exactly one of recipe, weights, random.")
+        if teacher.recipe:
+            checked("profiles", name, ("teachers", slug, "recipe"), "recipe", teacher.recipe, profile.recipes)
+    return profile
+
+
+def load_published(paper: str) -> Published:
+    """experiments/published/<paper>.yaml."""
+    return read("paper", "published", paper, Published)
+
+
+@cache
+def read(kind: str, folder: str, name: str, model: type[T]) -> T:
+    """A YAML file of this package as a validated document."""
+    if name not in names(folder):
+        known = ", ".join(names(folder))
+        raise UserError(f"Unknown {kind} '{name}'.{nearest(name, names(folder))} Known: {known}.")
+    content = plain(document(folder, name))
+    if isinstance(content, dict) and isinstance(content.get("extends"), str):
+        base = read(kind, folder, content["extends"], model)
+        content = {**base.model_dump(exclude_unset=True), **content}
+    try:
+        return TypeAdapter(model).validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        loc, message = tuple(first["loc"]), first["msg"]
+        if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            message = f"unknown key '{loc[-1]}'.{nearest(str(loc[-1]), valid_keys(model, loc))}"
+        raise complaint(folder, name, loc, message.removeprefix("Value error, ")) from None
+
+
+@cache
+def document(folder: str, name: str) -> Any:
+    """The YAML document with the positions of its keys."""
+    try:
+        return YAML(typ="rt").load((HERE / folder / f"{name}.yaml").read_text())
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise UserError(f"{where(folder, name)}:{line}: not valid YAML: {error.problem}.") from None
+
+
+def plain(value: Any) -> Any:
+    """A round-trip document as ordinary dicts, lists and scalars."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    return value
+
+
+def where(folder: str, name: str) -> str:
+    """The file as people write it."""
+    return f"experiments/{folder}/{name}.yaml"
+
+
+def complaint(folder: str, name: str, loc: tuple[str | int, ...], message: str) -> UserError:
+    """A UserError that starts with file, line and key."""
+    node, line = document(folder, name), 1
+    for part in loc:
+        try:
+            line = (node.lc.key(part) if isinstance(node, dict) else node.lc.item(part))[0] + 1
+            node = node[part]
+        except (KeyError, IndexError, TypeError, AttributeError):
+            break  # a missing key has no position; the line of what should hold it stands
+    return UserError(f"{where(folder, name)}:{line}: {'.'.join(map(str, loc))}: {message}")
+
+
+def valid_keys(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
+    """Keys that would have been right at a location: all field names of the models (nearest-name search only)."""
+    kinds = [model, Stage, Column, Row, DataMapping, TeacherMapping, Machine]
+    return sorted({field for kind in kinds for field in kind.model_fields} | set(Recipe.__dataclass_fields__))
+
+
+def checked(folder: str, name: str, loc: tuple[str | int, ...], kind: str, value: str, known: Any) -> None:
+    """Refuse a name that is not among the known ones, with its place in the file."""
+    if value not in known:
+        raise complaint(folder, name, loc, f"unknown {kind} '{value}'.{nearest(value, known)}")
+
+
+def check_options(folder: str, name: str, loc: tuple[str | int, ...], method: str, options: Options) -> None:
+    """Refuse methods and options that do not exist, with their place in the file."""
+    from experiments.keys import config_fields
+    from hkd.methods import METHODS
+
+    checked(folder, name, loc, "method", method, METHODS)
+    for option in options:
+        if option not in config_fields(method):
+            raise complaint(
+                folder,
+                name,
+                (*loc, option),
+                f"method '{method}' has no option '{option}'.{nearest(option, config_fields(method))}",
+            )

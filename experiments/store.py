@@ -1,0 +1,104 @@
+"""Records of runs: written once, atomically, sealed by a digest, shared by every table that needs them."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from hkd.errors import UserError
+from hkd.files import atomic_write
+
+
+def canonical(value: Any) -> bytes:
+    """One byte string per JSON value: sorted keys, no spaces, no NaN; tuples as lists."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def digest(value: Any, size: int = 16) -> str:
+    """BLAKE2b of the canonical form, as `2 * size` hexadecimal digits."""
+    return hashlib.blake2b(canonical(value), digest_size=size).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What a finished run left. Stored as record.json in the run's folder, with a digest over all fields.
+
+    status: done, diverged, refused or failed.
+    metrics: e.g. {"top1": 87.3} in percent. cost: wall_s, cpu_s, gpu_s, step_ms (median), steps,
+    extra_params_m, peak_memory_mib. artifacts: file name -> SHA-256. started, finished: Unix seconds.
+    environment: versions, cpu, gpu, threads, commit, dirty, device.
+    """
+
+    key: str
+    label: str
+    status: str
+    spec: dict[str, Any]
+    metrics: dict[str, float] = field(default_factory=dict)
+    cost: dict[str, float] = field(default_factory=dict)
+    artifacts: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    started: float = 0.0
+    finished: float = 0.0
+    reason: str | None = None  # of diverged, refused, failed
+
+
+class Store:
+    """A folder with one sub-folder per run, named by the run's key.
+
+    Args:
+        root: the folder; created when the first record is written.
+    """
+
+    def __init__(self, root: Path):
+        self.root = Path(root)
+
+    def folder(self, key: str) -> Path:
+        """Where a run keeps its record, weights, curves and checkpoint."""
+        return self.root / key
+
+    def keys(self) -> Iterator[str]:
+        """Keys of all runs that have a record, sorted."""
+        yield from sorted(path.parent.name for path in self.root.glob("*/record.json"))
+
+    def load(self, key: str) -> Record | None:
+        """The record of a run, or None if it has none.
+
+        Raises:
+            UserError: the file is not what was written (edited by hand, or cut short).
+        """
+        path = self.folder(key) / "record.json"
+        try:
+            document = json.loads(path.read_bytes())
+            sealed = document.pop("digest")
+            record = Record(**document)
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise UserError(f"{path} is not a record of a run; delete it to have the run done again.") from None
+        if sealed != digest(document) or record.key != key:
+            raise UserError(
+                f"{path} was changed after it was written (its digest does not match); "
+                "restore it, or delete it to have the run done again."
+            )
+        return record
+
+    def write(self, record: Record) -> None:
+        """Seal and store a record atomically; an interrupted write leaves the old one or none."""
+        document = asdict(record)
+        document["digest"] = digest(document)
+        folder = self.folder(record.key)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n"
+        with atomic_write(folder / "record.json") as temporary:
+            temporary.write_text(text)
+
+    def lock(self, key: str) -> FileLock:
+        """A lock that one process at a time can hold on a run."""
+        folder = self.folder(key)
+        folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(os.fspath(folder / "lock"))

@@ -1,0 +1,253 @@
+"""Executing plans: with fake tasks, in this process and in worker processes."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import dask
+import distributed  # noqa: F401 (adds its defaults to the configuration, once)
+
+import pytest
+from tests.experiments.fake_tasks import fake_plan, fake_run
+
+from experiments.execute import Event, Graph, StorageError, choose_gpus, run_plan
+from experiments.store import Store
+from hkd.errors import UserError
+from hkd.methods import METHODS
+from hkd.training import TASKS
+from hkd.training.runtime import Runtime
+
+RUNTIME = Runtime(accelerator="cpu")
+
+
+@pytest.fixture(autouse=True)
+def fakes(monkeypatch):
+    monkeypatch.setitem(METHODS, "fake", "tests.experiments.fake_tasks:FakeMethod")
+    monkeypatch.setitem(TASKS, "fake", "tests.experiments.fake_tasks:task")
+    with dask.config.set({"distributed.worker.preload": ["tests.experiments.fake_tasks"]}):
+        yield
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "runs")
+
+
+def execute(store, *runs, workers=0, on_event=lambda event: None):
+    return run_plan(fake_plan(*runs), store, workers=workers, runtime=RUNTIME, on_event=on_event)
+
+
+def statuses(report):
+    return {key: record.status for key, record in report.records.items()}
+
+
+# -- one process ----------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_a_record_with_metrics_cost_environment_and_hashed_artifacts(store):
+    report = execute(store, fake_run("a"))
+    record = store.load("a")
+    assert report.trained == ("a",)
+    assert (record.status, record.metrics, record.cost) == ("done", {"top1": 50.0}, {"wall_s": 0.1})
+    assert list(record.artifacts) == ["student.safetensors"]
+    assert record.environment["device"] == "cpu"
+    assert record.environment["versions"]["torch"]
+    assert 0 < record.started <= record.finished
+
+
+def test_curves_become_dvclive_files_with_one_line_per_epoch(store):
+    execute(store, fake_run("a"))
+    lines = (store.folder("a") / "live/plots/metrics/loss.tsv").read_text().splitlines()
+    assert lines == ["step\tloss", "0\t2.0", "1\t1.0"]
+
+
+def test_warnings_and_messages_of_a_run_go_to_its_log(store):
+    logging.captureWarnings(True)
+    try:
+        execute(store, fake_run("a", do="warn"))
+    finally:
+        logging.captureWarnings(False)
+    log = (store.folder("a") / "run.log").read_text()
+    assert "something to know" in log
+    assert "fake a, key a" in log
+
+
+def test_a_run_with_a_record_is_not_done_again(store):
+    execute(store, fake_run("a"))
+    report = execute(store, fake_run("a"), fake_run("b"))
+    assert report.trained == ("b",)
+    assert (store.folder("a") / "attempts").read_text().count("\n") == 1
+
+
+def test_a_student_reads_what_its_teacher_wrote(store):
+    execute(store, fake_run("t"), fake_run("s", teacher="t"))
+    assert (store.folder("s") / "student.safetensors").read_bytes() == b"weights of sweights of t"
+
+
+def test_a_teacher_file_that_is_not_what_its_run_wrote_fails_the_student(store):
+    execute(store, fake_run("t"))
+    (store.folder("t") / "student.safetensors").write_bytes(b"other")
+    report = execute(store, fake_run("t"), fake_run("s", teacher="t"))
+    assert report.failed["s"].startswith(str(store.folder("t") / "student.safetensors"))
+
+
+def test_a_failed_teacher_fails_its_students_with_its_reason_while_others_go_on(store):
+    report = execute(
+        store, fake_run("t", do="complain"), fake_run("s", teacher="t"), fake_run("s2", needs=("s",)), fake_run("other")
+    )
+    assert statuses(report) == {"t": "failed", "s": "failed", "s2": "failed", "other": "done"}
+    assert report.failed["t"] == "image 17 is corrupt"
+    assert report.failed["s2"] == "needs 'fake t', which failed: image 17 is corrupt"
+
+
+def test_a_failed_run_is_tried_again_with_all_that_needs_it(store, tmp_path):
+    runs = fake_run("t", do="crash_until_file", file=str(tmp_path / "file")), fake_run("s", teacher="t")
+    assert statuses(execute(store, *runs)) == {"t": "failed", "s": "failed"}
+    (tmp_path / "file").touch()
+    report = execute(store, *runs)
+    assert statuses(report) == {"t": "done", "s": "done"}
+    assert report.trained == ("t", "s")
+
+
+def test_a_diverged_run_is_final_and_what_needs_it_is_refused_for_good(store):
+    runs = fake_run("t", do="diverge"), fake_run("s", teacher="t")
+    report = execute(store, *runs)
+    assert statuses(report) == {"t": "diverged", "s": "refused"}
+    assert "step 7: task=nan" in store.load("s").reason
+    assert execute(store, *runs).executed == {}
+
+
+def test_a_new_student_of_a_diverged_teacher_is_refused_without_a_run(store):
+    execute(store, fake_run("t", do="diverge"))
+    report = execute(store, fake_run("t", do="diverge"), fake_run("s", teacher="t"))
+    assert (report.executed, statuses(report)["s"]) == ({}, "refused")
+
+
+def test_a_method_that_cannot_serve_the_pair_is_refused_before_anything_starts(store):
+    report = execute(store, fake_run("a", do="refuse"))
+    assert store.load("a").reason == "a fake cannot serve this pair"
+    assert report.executed == {}
+
+
+def test_a_crash_is_one_sentence_with_the_place_of_its_traceback(store):
+    reason = execute(store, fake_run("a", do="crash")).failed["a"]
+    assert reason == f"RuntimeError: it broke (traceback in {store.folder('a') / 'run.log'})"
+    assert "in two lines" in (store.folder("a") / "run.log").read_text()
+
+
+def test_out_of_memory_says_what_to_change(store):
+    assert "--workers" in execute(store, fake_run("a", do="run_out_of_memory")).failed["a"]
+
+
+def test_a_full_disk_stops_everything_and_keeps_what_is_finished(store):
+    with pytest.raises(StorageError, match="No space left on device"):
+        execute(store, fake_run("a"), fake_run("full", needs=("a",), do="fill_disk"))
+    assert list(store.keys()) == ["a"]
+
+
+def test_a_store_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
+    def refuse(self, *args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(StorageError, match=r"Cannot write to .*: Permission denied"):
+        execute(Store(tmp_path / "runs"), fake_run("a"))
+
+
+def test_missing_data_stops_before_anything_starts(store):
+    with pytest.raises(UserError, match=r"^1 of 2 runs cannot start: no images in /data"):
+        execute(store, fake_run("a"), fake_run("b", missing="no images in /data"))
+    assert list(store.keys()) == []
+
+
+def test_an_unknown_option_names_the_nearest(store):
+    with pytest.raises(UserError, match="has no option 'secnods'. Did you mean 'seconds'"):
+        execute(store, fake_run("a", secnods=1.0))
+
+
+def test_an_impossible_option_is_the_users_mistake(store):
+    with pytest.raises(UserError, match="Method 'fake': seconds must not be negative"):
+        execute(store, fake_run("a", seconds=-1.0))
+
+
+def test_events_tell_the_story_of_a_run_in_order(store):
+    events: list[Event] = []
+    execute(store, fake_run("a"), on_event=events.append)
+    assert [event.kind for event in events] == ["scheduled", "workers", "started", "progress", "finished"]
+    assert events[0].facts == {"todo": ("a",), "reused": 0}
+    assert events[3].facts == {"epoch": 1, "epochs": 2, "loss": 1.5, "top1": 10.0}
+    assert events[4].facts["status"] == "done"
+
+
+def test_nothing_is_imported_when_every_record_exists(store):
+    execute(store, fake_run("a"))
+    script = (
+        "import sys; from tests.experiments.fake_tasks import fake_plan, fake_run; from experiments.execute import run_plan\n"
+        "from experiments.store import Store; from hkd.training.runtime import Runtime; from pathlib import Path\n"
+        f"run_plan(fake_plan(fake_run('a')), Store(Path({str(store.root)!r})), runtime=Runtime())\n"
+        "print([name for name in ('torch', 'distributed', 'dvclive', 'pandas') if name in sys.modules])"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True
+    )
+    assert ran.stdout.strip() == "[]"
+
+
+# -- the graph --------------------------------------------------------------------------------------------------
+
+
+def test_the_longest_way_to_the_end_starts_first():
+    runs = {run.key: run for run in (fake_run("alone"), fake_run("t"), fake_run("s", teacher="t"))}
+    graph = Graph(runs, {"alone": 3.0, "t": 1.0, "s": 2.5})
+    assert (graph.next(), graph.next(), graph.next()) == ("t", "alone", None)
+    graph.done("t")
+    assert graph.next() == "s"
+
+
+def test_a_run_waits_for_all_that_it_needs():
+    runs = {run.key: run for run in (fake_run("a"), fake_run("b"), fake_run("c", needs=("a", "b", "elsewhere")))}
+    graph = Graph(runs, dict.fromkeys(runs, 1.0))
+    assert (graph.next(), graph.next()) == ("a", "b")
+    graph.done("a")
+    assert graph.next() is None
+    graph.done("b")
+    assert graph.next() == "c"
+
+
+def test_local_workers_take_the_gpus_in_turn(monkeypatch):
+    monkeypatch.setenv("HKD_VISIBLE_GPUS", "4,5,6,7")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    chosen = []
+    for name in range(3):
+        choose_gpus(name, 2)
+        chosen.append(os.environ["CUDA_VISIBLE_DEVICES"])
+    assert chosen == ["4,5", "6,7", "4,5"]
+
+
+# -- worker processes -------------------------------------------------------------------------------------------
+
+
+def test_two_workers_share_the_runs_and_report_progress(store):
+    events: list[Event] = []
+    runs = [fake_run("t"), *(fake_run(f"s{i}", teacher="t", seconds=0.4) for i in range(4))]
+    report = execute(store, *runs, workers=2, on_event=events.append)
+    assert set(statuses(report).values()) == {"done"}
+    pids = {(store.folder(run.key) / "attempts").read_text() for run in runs}
+    assert len(pids) == 2
+    assert {event.key for event in events if event.kind == "progress"} >= {"s0", "s1", "s2", "s3"}
+    assert store.load("s0").environment["threads"] == 1
+
+
+def test_a_killed_worker_is_replaced_and_one_that_always_dies_fails_only_its_run(store):
+    report = execute(store, fake_run("once", do="kill_worker_once"), fake_run("always", do="kill_worker"), fake_run("x"), workers=2)
+    assert statuses(report) == {"once": "done", "always": "failed", "x": "done"}
+    assert "killed twice" in json.loads((store.folder("always") / "record.json").read_text())["reason"]
+    assert len((store.folder("always") / "attempts").read_text().split()) == 2
+
+
+def test_a_full_disk_in_a_worker_stops_everything(store):
+    with pytest.raises(StorageError, match="No space left on device"):
+        execute(store, fake_run("full", do="fill_disk"), fake_run("long", seconds=60.0), workers=2)

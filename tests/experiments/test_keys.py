@@ -1,0 +1,131 @@
+"""Run keys: what changes them and, as important, what does not."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import hkd
+from experiments import keys
+from hkd.models.zoo import ZOO
+from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
+
+
+def spec(method="kd", **changes):
+    """A run of the given method on miniature models."""
+    base = RunSpec(
+        task="train",
+        data=DataSpec(name="digits", options={"n_train": 100}, fingerprint="f"),
+        student=ZOO["resnet50_mini"],
+        method=MethodSpec(name=method),
+        recipe=Recipe(epochs=2, batch_size=10),
+        teachers={"teacher": TeacherSpec(model=ZOO["swin_l_mini"], weights=Weights(kind="run", id="t"))},
+    )
+    return replace(base, **changes)
+
+
+@pytest.fixture
+def library(tmp_path, monkeypatch):
+    """A private copy of hkd's sources that a test may edit; call the result to get a key computed from it."""
+    copy = tmp_path / "hkd"
+    shutil.copytree(Path(hkd.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(keys, "ROOT", copy)
+
+    def forget():
+        for cached in (keys.code_fingerprint, keys.source, keys.imports, keys.module_tree):
+            cached.cache_clear()
+
+    class Library:
+        path = copy
+
+        def key(self, method="kd"):
+            forget()
+            return keys.run_key(spec(method))
+
+        def edit(self, name, old, new):
+            text = (copy / name).read_text()
+            assert old in text, f"{old!r} is no longer in {name}"
+            (copy / name).write_text(text.replace(old, new))
+
+    yield Library()
+    forget()
+
+
+def test_a_key_is_16_hex_digits_and_repeats():
+    assert keys.run_key(spec()) == keys.run_key(spec())
+    assert len(keys.run_key(spec())) == 16
+    int(keys.run_key(spec()), 16)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"student": ZOO["convnext_t_mini"]},
+        {"recipe": Recipe(epochs=3, batch_size=10)},
+        {"data": DataSpec(name="digits", options={"n_train": 100}, fingerprint="g")},
+        {"method": MethodSpec(name="kd", options={"tau": 2.0})},
+        {"evaluate_on": "val"},
+        {"teachers": {"teacher": TeacherSpec(model=ZOO["swin_l_mini"], weights=Weights(kind="run", id="u"))}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_everything_that_determines_a_result_changes_the_key(change):
+    assert keys.run_key(spec(**change)) != keys.run_key(spec())
+
+
+def test_what_only_describes_a_model_does_not_change_the_key():
+    renamed = replace(ZOO["resnet50_mini"], name="other", params_m=1.0, gmacs=2.0, pretrained="x.y")
+    assert keys.run_key(spec(student=renamed)) == keys.run_key(spec())
+
+
+def test_a_comment_a_docstring_and_layout_change_no_key(library):
+    before = library.key()
+    path = library.path / "methods" / "kd.py"
+    text = path.read_text()
+    path.write_text('"""Another first line."""\n# a comment\n\n\n' + text[text.index('"""', 3) + 3 :])
+    assert library.key() == before
+
+
+def test_a_constant_in_kd_changes_kd_and_its_importers_only(library):
+    before = {method: library.key(method) for method in ("supervised", "kd", "fd", "scalekd")}
+    path = library.path / "methods" / "kd.py"
+    path.write_text(path.read_text() + "\nEXTRA = 1\n")
+    changed = {method for method in before if library.key(method) != before[method]}
+    importers = {method for method in before if "hkd.methods.kd" in keys.closure((f"hkd.methods.{method}",))}
+    assert changed == importers
+    assert "kd" in changed
+    assert "supervised" not in changed
+
+
+def test_a_new_method_file_and_registry_entry_change_no_key(library):
+    before = [library.key(method) for method in ("kd", "scalekd")]
+    (library.path / "methods" / "toy.py").write_text("X = 1\n")
+    init = library.path / "methods" / "__init__.py"
+    init.write_text(init.read_text().replace("METHODS = {", 'METHODS = {"toy": "hkd.methods.toy:Toy", '))
+    assert [library.key(method) for method in ("kd", "scalekd")] == before
+
+
+def test_the_loop_is_part_of_every_run(library):
+    before = library.key("supervised")
+    path = library.path / "training" / "loop.py"
+    path.write_text(path.read_text() + "\nEXTRA = 1\n")
+    assert library.key("supervised") != before
+
+
+def test_no_run_depends_on_a_registry_or_on_the_zoo():
+    modules = keys.closure(keys.modules(spec("scalekd")))
+    assert "hkd.models.zoo" not in modules
+    assert not {name for name in modules if name.endswith("__init__")}
+    assert {"hkd.methods.scalekd", "hkd.models.swin", "hkd.models.resnet", "hkd.data.digits"} <= modules
+
+
+def test_the_loop_imports_no_method_no_family_and_no_data_set():
+    modules = keys.closure(("hkd.training.train",))
+    named = {"hkd.methods.kd", "hkd.methods.scalekd", "hkd.models.swin", "hkd.models.resnet", "hkd.data.digits"}
+    assert not named & modules
+
+
+def test_options_of_a_method_are_read_without_importing_it():
+    assert keys.config_fields("kd")["tau"] == "float"

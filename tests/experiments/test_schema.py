@@ -1,0 +1,110 @@
+"""YAML files: all that are committed load, and every mistake is one sentence with its place and the nearest name."""
+
+import pytest
+
+from experiments import schema
+from hkd.errors import UserError
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """A private copy of the YAML folders; `files(folder, name, text)` writes one."""
+    for folder in ("tables", "profiles", "published"):
+        (tmp_path / folder).mkdir()
+        for path in (schema.HERE / folder).glob("*.yaml"):
+            (tmp_path / folder / path.name).write_text(path.read_text())
+    monkeypatch.setattr(schema, "HERE", tmp_path)
+    for cached in (schema.read, schema.document):
+        cached.cache_clear()
+
+    def change(folder, name, old, new):
+        path = tmp_path / folder / f"{name}.yaml"
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new, 1))
+
+    yield change
+    for cached in (schema.read, schema.document):
+        cached.cache_clear()
+
+
+@pytest.mark.parametrize("name", schema.table_ids())
+def test_every_table_loads(name):
+    assert schema.load_table(name).id == name
+
+
+@pytest.mark.parametrize("name", schema.names("profiles"))
+def test_every_profile_loads(name):
+    assert schema.load_profile(name).name == name
+
+
+@pytest.mark.parametrize("name", schema.table_ids())
+def test_every_printed_row_has_an_entry_and_every_entry_a_row(name):
+    table = schema.load_table(name)
+    if table.published is None:
+        pytest.skip("nothing is published for this table: it is measured only")
+    printed = schema.load_published(table.paper).table(table.published)
+    selected = [
+        [i for i, row in enumerate(printed.rows) if row.matches(entry.published)]
+        for entry in table.rows
+        if entry.published is not None
+    ]
+    assert sorted(sum(selected, [])) == list(range(len(printed.rows)))
+    assert all(len(found) == 1 for found in selected)
+
+
+def test_a_profile_may_extend_another():
+    smoke, laptop = schema.load_profile("smoke"), schema.load_profile("laptop")
+    assert smoke.data == laptop.data
+    assert smoke.recipes == laptop.recipes
+    assert smoke.seeds == 2
+
+
+def test_the_paper_profile_maps_every_model_of_every_table():
+    profile = schema.load_profile("paper")
+    for name in schema.table_ids():
+        for row in schema.load_table(name).rows:
+            assert {row.student, *row.teachers.values()} <= set(profile.models)
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "old", "new", "sentence"),
+    [
+        ("tables", "scalekd_table3", "strategy: advanced", "strateg: advanced",
+         r"tables/scalekd_table3.yaml:\d+: strateg: unknown key 'strateg'. Did you mean 'strategy'\?"),
+        ("tables", "scalekd_table3", "method: kd,", "method: kdd,",
+         r"scalekd_table3.yaml:13: columns.1.options: unknown method 'kdd'. Did you mean 'kd'\?"),
+        ("tables", "scalekd_table3", "heads_s3: 16", "head_s3: 16",
+         r"scalekd_table3.yaml:\d+: rows.0.settings.scalekd.head_s3: .*Did you mean 'heads_s3'\?"),
+        ("tables", "scalekd_table3", "row: swin_l-resnet50", "row: swin_l-mobilenet_v1", "appears twice"),
+        ("tables", "scalekd_table3", "row: swin_l-resnet50", "row: Swin.L", "row"),
+        ("profiles", "laptop", "lr: 0.002", "lrr: 0.002", r"laptop.yaml:\d+: recipes.teacher.lrr: .*Did you mean 'lr'\?"),
+        ("profiles", "laptop", "lr: 0.002", "lr: -1.0", r"lr must be positive"),
+        ("profiles", "laptop", "resnet50: resnet50_mini", "resnet50: resnet50_miny", r"Did you mean 'resnet50_mini'\?"),
+        ("profiles", "laptop", "name: digits", "name: digit", r"data.imagenet1k.name: unknown data set 'digit'"),
+        ("profiles", "laptop", "resnet50: cnn", "resnet50: cnnn", r"unknown recipe 'cnnn'. Did you mean 'cnn'\?"),
+    ],
+)  # fmt: skip
+def test_a_mistake_names_file_line_key_and_nearest_name(files, folder, name, old, new, sentence):
+    files(folder, name, old, new)
+    load = schema.load_table if folder == "tables" else schema.load_profile
+    with pytest.raises(UserError, match=sentence) as error:
+        load(name)
+    assert "\n" not in str(error.value)
+
+
+def test_broken_yaml_names_file_and_line(files):
+    files("tables", "scalekd_table3", "id: scalekd_table3", "id: [scalekd_table3")
+    with pytest.raises(UserError, match=r"scalekd_table3.yaml:\d+: not valid YAML"):
+        schema.load_table("scalekd_table3")
+
+
+@pytest.mark.parametrize(
+    ("load", "name", "sentence"),
+    [
+        (schema.load_table, "scalekd_tabel3", "Unknown table 'scalekd_tabel3'. Did you mean 'scalekd_table3'"),
+        (schema.load_profile, "lapto", "Unknown profile 'lapto'. Did you mean 'laptop'"),
+    ],
+)
+def test_an_unknown_file_gets_the_nearest_name(load, name, sentence):
+    with pytest.raises(UserError, match=sentence):
+        load(name)

@@ -1,0 +1,80 @@
+"""Promises of the whole house that no single file can keep."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from experiments import schema
+from hkd.data import DATASETS
+from hkd.methods import METHODS
+from hkd.models import FAMILIES
+from hkd.registry import load
+from hkd.training import TASKS
+
+ROOT = Path(__file__).parent.parent
+HEAVY = ("dvc", "dvclive", "pandas", "matplotlib", "seaborn", "sklearn", "pydantic", "distributed", "spconv")
+
+
+def stages():
+    return YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
+
+
+def test_every_table_is_a_stage_named_as_its_file_and_every_table_stage_a_table():
+    tables = {name for name, stage in stages()["stages"].items() if stage["cmd"].startswith("hkd run")}
+    assert tables == set(schema.table_ids())
+
+
+def test_every_table_stage_is_asked_by_code_and_params_and_keeps_its_folder():
+    for name in schema.table_ids():
+        stage = stages()["stages"][name]
+        assert stage["cmd"] == f"hkd run {name}"
+        assert stage["deps"] == ["hkd", "analysis", "experiments"]
+        assert stage["params"] == ["profile", "seeds", "recipe"]
+        assert stage["outs"] == [f"results/{name}"]
+        assert f"results/{name}/metrics.json" in stages()["metrics"]
+
+
+@pytest.mark.parametrize("registry", [METHODS, FAMILIES, DATASETS, TASKS])
+def test_every_registry_entry_can_be_loaded(registry):
+    for path in registry.values():
+        assert callable(load(path))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "hkd").rglob("__init__.py")), ids=lambda path: path.parent.name)
+def test_package_files_hold_registries_and_names_only_because_keys_do_not_see_them(path):
+    for node in ast.parse(path.read_text()).body:
+        allowed = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.Expr)
+        if isinstance(node, ast.FunctionDef):
+            assert node.name in ("__getattr__", "__dir__"), f"{path} has code that run keys would not see"
+        else:
+            assert isinstance(node, allowed), f"{path} has code that run keys would not see"
+
+
+def test_importing_the_library_brings_no_torch_and_none_of_the_suites_packages():
+    code = f"import sys, hkd; print([name for name in {('torch', *HEAVY)!r} if name in sys.modules])"
+    assert run(code) == "[]"
+
+
+def test_the_whole_library_works_without_the_suites_packages():
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in (ROOT / "hkd").rglob("*.py")
+        if path.name != "__init__.py"
+    ]
+    code = (
+        "import sys, importlib\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    assert run(code) == "[]"
+
+
+def run(code):
+    """What a fresh interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
