@@ -4,8 +4,8 @@ timm builds EVA-L as a VisionTransformer and other EVA models by its Eva class; 
 timm norms after pooling, so `final` holds un-normed tokens, as ScaleKD's `F_T` does.
 """
 
-from timm.models.eva import Eva
-from timm.models.vision_transformer import VisionTransformer
+from typing import Any
+
 from torch import Tensor, nn
 
 from hkd.errors import UserError
@@ -18,13 +18,13 @@ class EvaFamily(Family):
     name = "eva"
     has_tail = True
 
-    def final_map(self, net: Eva | VisionTransformer, features: Tensor, x: Tensor) -> Tensor:
+    def final_map(self, net: Any, features: Tensor, x: Tensor) -> Tensor:
         return tokens_to_map(features[:, net.num_prefix_tokens :], net.patch_embed.dynamic_feat_size(x.shape[-2:]))
 
-    def attention_modules(self, net: Eva | VisionTransformer) -> list[nn.Module]:
+    def attention_modules(self, net: Any) -> list[nn.Module]:
         return [block.attn for block in net.blocks]
 
-    def tail(self, net: Eva | VisionTransformer, blocks: int | None = None) -> Tail:
+    def tail(self, net: Any, blocks: int | None = None) -> Tail:
         if getattr(net, "rope", None) is not None:
             raise UserError(
                 "An EVA-02 model has no tail (its rotary positions assume the class token); take an EVA one."

@@ -103,7 +103,7 @@ class Family:
             kwargs["drop_path_rate"] = drop_path
         return self.construct(card.arch, kwargs | {"num_classes": num_classes})
 
-    def construct(self, arch: str, kwargs: dict[str, Any]) -> nn.Module:
+    def construct(self, arch: str, kwargs: dict[str, Any]) -> Any:
         """Call the timm entry point or class; families with keys of their own take them out of `kwargs` first."""
         if ":" in arch:
             return registry.load(arch)(**kwargs)

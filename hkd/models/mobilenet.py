@@ -4,7 +4,6 @@ from functools import partial
 from typing import Any
 
 from timm.models._efficientnet_builder import decode_arch_def, round_channels
-from timm.models.efficientnet import EfficientNet
 
 from hkd.models.family import Family
 
@@ -18,7 +17,7 @@ class MobileNetFamily(Family):
 
     name = "mobilenet"
 
-    def construct(self, arch: str, kwargs: dict[str, Any]) -> EfficientNet:
+    def construct(self, arch: str, kwargs: dict[str, Any]) -> Any:
         stem_stride, blocks, width = kwargs.pop("stem_stride", 2), kwargs.pop("blocks", None), kwargs.pop("width", 1.0)
         if blocks is not None:
             kwargs["block_args"] = decode_arch_def([list(stage) for stage in blocks])

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from timm.models.resnet import ResNet
 from torch import nn
 
 from hkd.models.family import Family
@@ -17,7 +16,7 @@ class ResNetFamily(Family):
 
     name = "resnet"
 
-    def construct(self, arch: str, kwargs: dict[str, Any]) -> ResNet:
+    def construct(self, arch: str, kwargs: dict[str, Any]) -> Any:
         maxpool, stem = kwargs.pop("maxpool", True), kwargs.pop("stem", None)
         net = super().construct(arch, kwargs)
         if not maxpool:

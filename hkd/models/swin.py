@@ -1,6 +1,7 @@
 """Swin Transformer: Liu et al. 2021, arXiv:2103.14030. timm's layers take and give NHWC."""
 
-from timm.models.swin_transformer import SwinTransformer
+from typing import Any
+
 from torch import Tensor, nn
 
 from hkd.errors import UserError
@@ -17,13 +18,13 @@ class SwinFamily(Family):
     name = "swin"
     has_tail = True
 
-    def final_map(self, net: SwinTransformer, features: Tensor, x: Tensor) -> Tensor:
+    def final_map(self, net: Any, features: Tensor, x: Tensor) -> Tensor:
         return features.permute(0, 3, 1, 2)
 
-    def attention_modules(self, net: SwinTransformer) -> list[nn.Module]:
+    def attention_modules(self, net: Any) -> list[nn.Module]:
         return [block.attn for layer in net.layers for block in layer.blocks]
 
-    def tail(self, net: SwinTransformer, blocks: int | None = None) -> Tail:
+    def tail(self, net: Any, blocks: int | None = None) -> Tail:
         if blocks is not None:
             raise UserError(
                 f"The tail of a Swin model is its whole last stage; a number of blocks ({blocks}) has no use."

@@ -31,6 +31,9 @@ class TapModel(nn.Module):
         info: shapes of its taps.
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, card: ModelCard, num_classes: int, drop_path: float | None = None) -> None:
         """Build with random weights from torch's global generator, drawing as timm alone would.
 

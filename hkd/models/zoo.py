@@ -201,6 +201,7 @@ def _mini() -> list[ModelCard]:
                 "dims": (16, 32, 64, 128),
                 "depths": (1, 1, 1, 1),
                 "kernel_sizes": 3,
+                "output_stride": 16,  # the last map stays 2x2: one position would leave attention nothing to attend to
                 "head_norm_first": True,
                 "ls_init_value": None,
             },
@@ -321,7 +322,7 @@ SIZES = {
     "resnet18_mini": (0.273, 0.00297),
     "resnet50_mini": (0.438, 0.00456),
     "resnet50d_mini": (0.438, 0.00456),
-    "convnext_t_mini": (0.352, 0.000819),
+    "convnext_t_mini": (0.352, 0.001312),
     "mixer_s16_mini": (0.215, 0.00262),
     "mixer_b16_mini": (0.420, 0.0057),
     "mixer_b14_mini": (0.420, 0.00874),
