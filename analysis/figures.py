@@ -17,13 +17,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-# Okabe & Ito 2008 ("Color universal design"), ordered so that neighbours also differ in lightness.
+# Okabe & Ito 2008, "Color Universal Design"; the marker is a second sign beside the colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = ("s", "o", "^", "v", "P", "X", "*")  # a second sign beside colour
+MARKERS = ("s", "o", "^", "v", "P", "X", "*")
 GREY, INK = "#8c8c8c", "#262626"
 DPI = 200
 
-STYLE = {
+STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same everywhere
     "font.size": 13,
     "axes.titlesize": 14,
@@ -66,7 +66,7 @@ def house_style() -> Iterator[None]:
     """Figures made and saved inside have the house style; outside, matplotlib's settings stay as they were."""
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update(STYLE)
+        mpl.rcParams.update(STYLE)  # type: ignore[arg-type]
         yield
 
 
@@ -138,9 +138,8 @@ def comparison_figure(
             columnspacing=1.3,
             handletextpad=0.4,
         )
-        if not rows:
-            axes.text(0.5, 0.5, "nothing measured yet", transform=axes.transAxes, ha="center", va="center")
-            axes.set_yticks([])
+        if all(math.isnan(row["measured"]) for row in rows):
+            axes.text(0.98, 0.5, "nothing measured yet", transform=axes.transAxes, ha="right", va="center", color=GREY)
         figure.text(0.02, 0.1 / height, "\n".join(lines), fontsize=10.5, va="bottom", linespacing=1.3, color="#4d4d4d")
         save(figure, path)
 
@@ -151,7 +150,7 @@ def draw_gain(axes: Axes, y: float, row: GainRow, colour: str, marker: str) -> N
     if not math.isnan(measured) and not math.isnan(published):
         axes.plot([measured, published], [y, y], color=colour, linewidth=0.9, linestyle=(0, (1, 2)), zorder=2)
     if not math.isnan(published):
-        hollow = {"markerfacecolor": "none", "markeredgecolor": colour, "markeredgewidth": 1.7}
+        hollow: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": colour, "markeredgewidth": 1.7}
         axes.plot(published, y, "D", markersize=9.5, zorder=5, **hollow)
     if not math.isnan(row["low"]):
         axes.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=2.2, solid_capstyle="butt", zorder=3)
@@ -170,6 +169,6 @@ def legend_handles(methods: Sequence[str], published: bool) -> list[Line2D]:
         for i, method in enumerate(methods)
     ]
     if published:
-        hollow = {"markerfacecolor": "white", "markeredgecolor": INK, "markeredgewidth": 1.6}
+        hollow: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": INK, "markeredgewidth": 1.6}
         handles.append(Line2D([], [], linestyle="none", marker="D", markersize=9, label="published", **hollow))
     return handles

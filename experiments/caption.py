@@ -1,6 +1,7 @@
 """The sentences under a table: what was run, on what, for how long, and how its numbers are to be read."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from experiments.compare import UNVERIFIED, Comparison, PooledGain, Ranks
@@ -76,8 +77,8 @@ def machine(used: Sequence[Record]) -> list[str]:
         machines += f"; {name} {' and '.join(sorted(versions))}" if versions else ""
     return [
         f"Machine: {machines}.",
-        f"Wall time of the {len(used)} runs behind this table, teachers included: "
-        f"{union_seconds([(r.started, r.finished) for r in used]) / 60:.1f} min; "
+        f"{len(used)} runs behind this table, teachers included: wall time "
+        f"{union_seconds([(r.started, r.finished) for r in used]) / 60:.1f} min (pauses between runs not counted); "
         f"{sum(r.cost.get('cpu_s', 0.0) for r in used) / 60:.1f} CPU min" + (f"; {hours:.1f} GPU h." if hours else "."),
     ]
 
@@ -121,7 +122,7 @@ def reading(plan: Plan, comparison: Comparison) -> list[str]:
     ]
     counts = comparison.counts("verdict")
     if counts:
-        sentences.append("Verdicts: " + ", ".join(f"{number} {name}" for name, number in counts.items()) + ".")
+        sentences.append("Verdicts: " + ", ".join(f"{name} {number}" for name, number in counts.items()) + ".")
     if any(r.cell.published and r.cell.published.confidence == "medium" for r in comparison.cells):
         sentences.append(
             "Published values marked medium confidence come from a secondary source; their verdicts count."
@@ -135,10 +136,12 @@ def reading(plan: Plan, comparison: Comparison) -> list[str]:
 
 def pooled_sentence(plan: Plan, gain: PooledGain) -> str:
     """What the paper's method adds to plain KD, whatever it is."""
-    text = pooled_texts(plan, gain)
+    labels, pooled = {(cell.method, cell.variant): cell.label for cell in plan.cells}, gain.pooled
+    metric = f" ({metric_name(gain.metric)})" if len(plan.metrics) > 1 else ""
     return (
-        f"{text['Gain of']} minus {text['over']}, over {text['pairs']} pair{'s' if len(gain.pooled.rows) > 1 else ''}: "
-        f"{text['points']} points (interval over seeds {text['95 % over seeds']})."
+        f"{labels[gain.method, gain.variant]} minus {labels[gain.over, '']}{metric}, mean of {len(pooled.rows)} "
+        f"pair{'s' if len(pooled.rows) > 1 else ''}: {pooled.estimate.mean:+.2f} points, "
+        f"95 % over seeds {interval(pooled.estimate)}."
     )
 
 
@@ -150,7 +153,7 @@ def pooled_texts(plan: Plan, gain: PooledGain) -> dict[str, str]:
         "Gain of": labels[gain.method, gain.variant],
         "over": labels[gain.over, ""] if gain.over else "baseline",
         "metric": metric_name(gain.metric) if len(plan.metrics) > 1 else "",
-        "pairs": f"{len(pooled.rows)}" + (f" (without {', '.join(pooled.left_out)})" if pooled.left_out else ""),
+        "pairs": f"{len(pooled.rows)}" + (f" (without {listed(pooled.left_out)})" if pooled.left_out else ""),
         "points": f"{pooled.estimate.mean:+.2f}",
         "95 % over seeds": interval(pooled.estimate),
         "95 % over test images": interval(pooled.images) if pooled.images else "",
@@ -168,7 +171,7 @@ def interval(estimate: Estimate) -> str:
 
 def order(ranks: Ranks) -> str:
     """How far larger published gains go with larger measured ones."""
-    found, where = ranks.correlation, f" of {ranks.method}" if ranks.method else ""
+    found, where = ranks.correlation, f" of {ranks.label}" if ranks.label else ""
     return (
         f"Order of published and measured gains{where} ({metric_name(ranks.metric)}, {found.n} cells): "
         f"Kendall's tau {found.tau:+.2f} (p = {found.tau_p:.2g}), "
@@ -177,19 +180,26 @@ def order(ranks: Ranks) -> str:
 
 
 def remarks(comparison: Comparison) -> list[str]:
-    """Why cells lack values, and which mix what should not be mixed; equal remarks together."""
-    cells: dict[str, list[str]] = {}
+    """Why cells lack values, and which mix what should not be mixed; equal remarks together, rows by name."""
+    cells: dict[str, dict[str, list[str]]] = {}
+    sizes = Counter(result.cell.row for result in comparison.cells)
     for result in comparison.cells:
-        name = f"{result.cell.row} {'/'.join(filter(None, (result.cell.method, result.cell.variant)))}"
+        method = "/".join(filter(None, (result.cell.method, result.cell.variant)))
         for remark in (*result.reasons, *(f"mixed: {mark}" for mark in result.marks)):
-            cells.setdefault(remark, []).append(name)
-    return [f"{listed(dict.fromkeys(names))}: {remark}." for remark, names in cells.items()]
+            cells.setdefault(remark, {}).setdefault(result.cell.row, []).append(method)
+    found = []
+    for remark, rows in cells.items():
+        names = [
+            row if len(methods) == sizes[row] else f"{row} {', '.join(dict.fromkeys(methods))}"
+            for row, methods in rows.items()
+        ]
+        found.append(f"{listed(names, '; ')}: {remark.rstrip('.')}.")
+    return found
 
 
-def listed(names: Iterable[str], most: int = 3) -> str:
+def listed(names: Sequence[str], separator: str = ", ", most: int = 3) -> str:
     """A few names, and how many more there are."""
-    every = list(names)
-    return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
+    return separator.join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def heading(cell: Cell) -> str:

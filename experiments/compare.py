@@ -6,7 +6,7 @@ The frame is tidy: one line per (row, method with its variant, metric), in perce
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -84,7 +84,7 @@ class Ranks:
     """Agreement of the orders of published and measured gains; over the rows of a method, or over all cells."""
 
     metric: str
-    method: str  # "" where the cells of several methods or variants are ranked together
+    label: str  # of the method as printed; "" where the cells of several methods or variants are ranked together
     correlation: RankCorrelation
 
 
@@ -126,7 +126,7 @@ def compare(
     runs = {cell.id: cell.runs for cell in plan.cells}
     results, missing = [], {key: found for key, found in outcomes.items() if found.state not in EXPECTED}
     for cell in plan.cells:
-        over = (cell.baseline, cell.metric)
+        over = cell.baseline or ("", "", "")
         found = {key: run_outcome(key, cell.metric, records, outcomes) for key in cell.runs}
         missing.update({key: run for key, run in found.items() if run.state not in EXPECTED})
         results.append(
@@ -134,10 +134,10 @@ def compare(
                 cell,
                 plan,
                 values[cell.id, cell.metric],
-                values.get(over, {}) if cell.baseline else {},
-                published.get(over) if cell.baseline else None,
+                values.get((over, cell.metric), {}),
+                published.get((over, cell.metric)),
                 [found[key] for key in cell.runs],
-                mixtures(records[key] for key in (*cell.runs, *runs.get(cell.baseline, ())) if key in records),
+                mixtures(records[key] for key in (*cell.runs, *runs.get(over, ())) if key in records),
             )
         )
     return Comparison(
@@ -158,7 +158,7 @@ def outcome(key: str, plan: Plan, records: Mapping[str, Record], known: dict[str
     if key in known:
         return known[key]
     run = plan.runs[key]
-    found = Outcome(state="not run", reason=run.missing or "not run yet")
+    found = Outcome(state="not run", reason=run.missing)
     if key in records:
         found = Outcome(state=records[key].status, reason=records[key].reason)
     else:
@@ -382,55 +382,53 @@ def pool(plan: Plan, results: list[CellResult], predictions: Mapping[str, Predic
 
     Only gains over a baseline of the same row are pooled: where rows are variants, a mean over rows means nothing.
     """
+
+    def pooled(pairs: list[tuple[CellResult, CellResult]]) -> Pooled:
+        gains = {a.cell.row: {s: a.values[s] - b.values[s] for s in a.values if s in b.values} for a, b in pairs}
+        return with_images(stats.pooled_gain(gains), pairs, plan.seeds, predictions)
+
     found = []
     for metric in plan.metrics:
+        here = {result.cell.id: result for result in results if result.cell.metric == metric}
         columns: dict[tuple[str, str], list[CellResult]] = {}
-        for result in results:
-            if result.cell.metric == metric and result.cell.baseline and result.cell.baseline[0] == result.cell.row:
+        for result in here.values():
+            if result.cell.baseline and result.cell.baseline[0] == result.cell.row:
                 columns.setdefault((result.cell.method, result.cell.variant), []).append(result)
-        runs = {cell.id: dict(zip(plan.seeds, cell.runs, strict=False)) for cell in plan.cells if cell.metric == metric}
         for (method, variant), column in columns.items():
-            if len(column) == 1:
-                continue  # one row: the table itself has this gain
-            gains = {result.cell.row: result.gains for result in column if result.gains}
-            pooled = stats.pooled_gain(gains)
-            pairs = [(r.cell.id, r.cell.baseline) for r in column if r.cell.row in pooled.rows]
-            published = [r.published_gain for r in column if r.cell.row in pooled.rows]
-            found.append(
-                PooledGain(
-                    metric=metric,
-                    method=method,
-                    variant=variant,
-                    over="",
-                    pooled=with_images(pooled, pairs, gains, runs, predictions),
-                    published=float(np.mean(published)) if published else math.nan,
+            if len(column) > 1:  # of one row, the table itself has the gain
+                over_baseline = pooled([(r, here[r.cell.baseline]) for r in column if r.cell.baseline in here])
+                published = [r.published_gain for r in column if r.cell.row in over_baseline.rows]
+                found.append(
+                    PooledGain(
+                        metric=metric,
+                        method=method,
+                        variant=variant,
+                        over="",
+                        pooled=over_baseline,
+                        published=float(np.mean(published)) if published else math.nan,
+                    )
                 )
-            )
         plain = {result.cell.row: result for result in columns.get(("kd", ""), [])}
         for (method, variant), column in columns.items():
-            shared = [r for r in column if r.cell.row in plain and r.cell.id != plain[r.cell.row].cell.id]
-            gains = {}
-            for result in shared:
-                kd = plain[result.cell.row].values
-                gains[result.cell.row] = {s: v - kd[s] for s, v in result.values.items() if s in kd}
-            gains = {row: by_seed for row, by_seed in gains.items() if by_seed}
-            if shared:
-                pooled = stats.pooled_gain(gains)
-                pairs = [(r.cell.id, plain[r.cell.row].cell.id) for r in shared if r.cell.row in pooled.rows]
-                pooled = with_images(pooled, pairs, gains, runs, predictions)
-                found.append(PooledGain(metric=metric, method=method, variant=variant, over="kd", pooled=pooled))
+            pairs = [(r, plain[r.cell.row]) for r in column if r.cell.row in plain and r is not plain[r.cell.row]]
+            if pairs:
+                found.append(PooledGain(metric=metric, method=method, variant=variant, over="kd", pooled=pooled(pairs)))
     return found
 
 
 def with_images(
     pooled: Pooled,
-    pairs: list[tuple[Id, Id]],
-    gains: Mapping[str, Mapping[int, float]],
-    runs: Mapping[Id, Mapping[int, str]],
+    pairs: list[tuple[CellResult, CellResult]],
+    seeds: tuple[int, ...],
     predictions: Mapping[str, Predictions],
 ) -> Pooled:
     """Add the interval over test images, if every run behind a pooled gain kept predictions of the same images."""
-    keys = [(runs[ours][seed], runs[theirs][seed]) for ours, theirs in pairs for seed in gains[ours[0]]]
+    keys = [
+        (dict(zip(seeds, ours.cell.runs, strict=False))[seed], dict(zip(seeds, theirs.cell.runs, strict=False))[seed])
+        for ours, theirs in pairs
+        if ours.cell.row in pooled.rows
+        for seed in ours.values.keys() & theirs.values.keys()
+    ]
     if not keys or not all(key in predictions for pair in keys for key in pair):
         return pooled
     first = predictions[keys[0][0]]
@@ -441,12 +439,12 @@ def with_images(
             if not (np.array_equal(arrays["row"], first["row"]) and np.array_equal(arrays["label"], first["label"])):
                 return pooled
             total += sign * (arrays["prediction"] == arrays["label"])
-    return Pooled(**{**vars(pooled), "images": stats.over_images(100 * total / len(keys))})
+    return replace(pooled, images=stats.over_images(100 * total / len(keys)))
 
 
 def read_predictions(plan: Plan, store: Store) -> dict[str, Predictions]:
     """Per-image predictions of the plan's runs, by key, where predictions.npz was kept."""
-    found = {}
+    found: dict[str, Predictions] = {}
     for key in dict.fromkeys(key for cell in plan.cells for key in cell.runs):
         path = store.folder(key) / "predictions.npz"
         if path.is_file():
@@ -467,11 +465,11 @@ def rank(plan: Plan, results: list[CellResult]) -> list[Ranks]:
         ]  # fmt: skip
         groups: dict[str, list[CellResult]] = {}
         for result in usable:
-            groups.setdefault("/".join(filter(None, (result.cell.method, result.cell.variant))), []).append(result)
+            groups.setdefault(result.cell.label, []).append(result)
         if not any(len(group) >= 4 for group in groups.values()):
             groups = {"": usable}
-        for method, group in groups.items():
+        for label, group in groups.items():
             correlation = stats.rank_correlation([r.published_gain for r in group], [r.gain.mean for r in group])
             if correlation:
-                found.append(Ranks(metric=metric, method=method, correlation=correlation))
+                found.append(Ranks(metric=metric, label=label, correlation=correlation))
     return found

@@ -184,7 +184,9 @@ def load_reference(path: Path) -> Reference:
         )
         return Reference(**document, cells=cells)
     except FileNotFoundError:
-        raise UserError(f"There is no reference {path}; save one from a finished table first.") from None
+        raise UserError(
+            f"There is no reference {path}; save one of a finished table with `hkd check --update-reference TABLE`."
+        ) from None
     except (ValueError, TypeError, KeyError, AttributeError):
         raise UserError(f"{path} is not a reference; restore it from git, or save a new one.") from None
 

@@ -43,7 +43,7 @@ def write_table(
         records: by key.
         comparison: of this plan and these records.
         folder: results/<table>.
-        curves: by run key, one dict per epoch with `loss` and, where measured, `top1` on training images.
+        curves: by run key, one dict per epoch with `loss` and, where measured, `train_top1`.
 
     Raises:
         UserError: the folder cannot be written.
@@ -211,7 +211,7 @@ def costs(plan: Plan, records: Mapping[str, Record], comparison: Comparison) -> 
     for cell in dict.fromkeys(result.cell.id for result in comparison.cells):
         row, method, variant = cell
         base = next((c for c in found if c[0] == row and c[1] == "supervised"), first[cell].cell.baseline or cell)
-        line = {
+        line: dict[str, Any] = {
             "table": plan.table,
             "row": row,
             "teacher": first[cell].cell.teacher,
@@ -322,7 +322,7 @@ def mean_curves(plan: Plan, curves: Curves) -> pd.DataFrame:
     for cell in cells:
         for key in cell.runs:
             for point in curves.get(key, ()):
-                for name in ("loss", "top1"):
+                for name in ("loss", "train_top1"):
                     if name in point and math.isfinite(point[name]):
                         column = found.setdefault(f"{column_name(cell)}_{name}", {})
                         column.setdefault(int(point["epoch"]), []).append(float(point[name]))
@@ -356,8 +356,6 @@ def draw(plan: Plan, comparison: Comparison, path: Path) -> None:
     rows: list[GainRow] = []
     for result in results:
         cell = result.cell
-        if not (result.gain.n or not math.isnan(result.published_gain)):
-            continue
         own = result.verdict != UNVERIFIED
         several = len({r.cell.row_label for r in results}) > 1
         rows.append(
@@ -384,11 +382,14 @@ def draw(plan: Plan, comparison: Comparison, path: Path) -> None:
                     pooled=True,
                 )
             )
-    how = "" if plan.by_value else " Measured gains are compared with published ones by direction only."
+    signs = "Whiskers: 95 % t-intervals over seeds"
+    if any(not math.isnan(row["published"]) for row in rows):
+        signs += "; hollow: the paper's gain."
+        signs += "" if plan.by_value else " Measured gains are compared with published ones by direction only."
     comparison_figure(
         rows,
         path,
         title=plan.title,
-        caption=f"Profile {plan.profile}, {len(plan.seeds)} seeds; {metric_name(metric)}. Whiskers: 95 % t-intervals "
-        f"over seeds; hollow: the paper's gain.{how}",
+        caption=f"Profile {plan.profile}, {len(plan.seeds)} seed{'s' if len(plan.seeds) > 1 else ''}; "
+        f"{metric_name(metric)}. {signs}",
     )

@@ -6,7 +6,7 @@ Values are percent and differences percentage points throughout.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ LEVEL = 0.95  # of every interval
 EQUAL = 1e-9  # points: a spread below this is rounding, not a spread
 EXACT_BELOW = 10  # rows: below this a rank correlation's p value comes from permutations
 MIN_IMAGES = 100  # fewer give no bootstrap interval
+Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
 PERCENTILE_FROM = 10_000  # images: beyond, BCa's corrections vanish and its jackknife is quadratic
 
 
@@ -114,7 +115,7 @@ def pooled_gain(gains: Mapping[str, Mapping[int, float]]) -> Pooled:
     )
 
 
-def over_images(gain: np.ndarray, resamples: int = 2000) -> Estimate:
+def over_images(gain: np.ndarray, resamples: int = 5000) -> Estimate:
     """Mean gain with a bootstrap interval over test images (BCa; percentile from 10,000 images on).
 
     Args:
@@ -188,7 +189,7 @@ def rank_correlation(published: Sequence[float], measured: Sequence[float]) -> R
     )
 
 
-def permutation_p(x: Sequence[float], y: Sequence[float], statistic) -> float:
+def permutation_p(x: Sequence[float], y: Sequence[float], statistic: Statistic) -> float:
     """Two-sided p value of `statistic(ranks of x, centred ranks of y)` over re-pairings of the rows."""
     ranks_x, ranks_y = (r - r.mean() for r in map(stats.rankdata, (x, y)))
     result = stats.permutation_test(

@@ -1,6 +1,6 @@
 """A made-up table with made-up records: ScaleKD's Table 3 (11 pairs, 3 methods, 5 seeds) without any training."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,7 +55,10 @@ def make_plan(pairs: int = 11, seeds: int = 5, *, by_value: bool = False) -> Pla
         for method, label, _ in METHODS:
             needs = () if method == "supervised" else (f"teacher/{teacher}",)
             keys = tuple(f"{row}/{method}/{seed}" for seed in range(seeds))
-            runs |= {k: run(k, student, method, seed, f"{method}-{student} seed {seed}", needs) for seed, k in enumerate(keys)}
+            runs |= {
+                k: run(k, student, method, seed, f"{method}-{student} seed {seed}", needs)
+                for seed, k in enumerate(keys)
+            }
             printed = {"supervised": baseline, "scalekd": distilled}.get(method)
             cells.append(
                 Cell(
@@ -95,18 +98,18 @@ def make_records(plan: Plan, noise: float = 0.8, draw: int = 0) -> dict[str, Rec
     records = {}
     for i, (key, planned) in enumerate(plan.runs.items()):
         method = planned.spec.method.name
-        top1 = 97.5 if key.startswith("teacher") else 80 + level[method] + rng.normal(0, noise)
+        top1 = 97.5 if key.startswith("teacher") else 80 + level.get(method, 2.0) + rng.normal(0, noise)
         records[key] = Record(
             key=key,
             label=planned.label,
             status="done",
-            spec=asdict(planned.spec),
+            spec={"task": "train", "seed": planned.spec.seed, "student": {"name": planned.spec.student.name}},
             metrics={"top1": float(top1)},
             cost={
                 "wall_s": 10.0,
                 "cpu_s": 12.0,
                 "gpu_s": 0.0,
-                "step_ms": {"supervised": 4.0, "kd": 5.0, "scalekd": 9.0}[method],
+                "step_ms": {"supervised": 4.0, "kd": 5.0, "scalekd": 9.0}.get(method, 6.0),
                 "extra_params_m": 0.5 if method == "scalekd" else 0.0,
                 "peak_memory_mib": 700.0,
             },

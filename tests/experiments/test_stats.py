@@ -94,8 +94,8 @@ def test_the_interval_over_images_is_near_the_normal_one_for_many_images():
     gain = np.random.default_rng(0).choice([-100.0, 0.0, 100.0], p=[0.05, 0.85, 0.1], size=2000)
     found = stats.over_images(gain)
     normal = 1.96 * gain.std() / math.sqrt(len(gain))
-    assert found.low == pytest.approx(gain.mean() - normal, abs=0.15)
-    assert found.high == pytest.approx(gain.mean() + normal, abs=0.15)
+    assert found.low == pytest.approx(gain.mean() - normal, abs=0.2)
+    assert found.high == pytest.approx(gain.mean() + normal, abs=0.2)
 
 
 def test_the_interval_over_images_is_the_same_each_time():
