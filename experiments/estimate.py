@@ -71,7 +71,9 @@ def cost(run: PlannedRun) -> Cost:
         epochs=epochs,
         flops=flops,
         gpu_hours=flops / GPU_FLOPS[recipe.precision if recipe else "32-true"] / 3600,
-        disk=4e6 * (spec.student.params_m or 0.0) * copies + BYTES_PER_TEST_IMAGE * test_images + BYTES_PER_EPOCH * epochs,
+        disk=4e6 * (spec.student.params_m or 0.0) * copies
+        + BYTES_PER_TEST_IMAGE * test_images
+        + BYTES_PER_EPOCH * epochs,
     )
 
 
@@ -82,7 +84,9 @@ def total(runs: Iterable[PlannedRun]) -> Cost:
 
 def counts(data: DataSpec) -> tuple[int, int]:
     """Training and test images of a data set with these options, from its stated counts; 0 where it states none."""
-    return _counts(data.name, *(data.options.get(name) for name in ("classes", "n_train", "n_test", "copies", "test_copies")))
+    return _counts(
+        data.name, *(data.options.get(name) for name in ("classes", "n_train", "n_test", "copies", "test_copies"))
+    )
 
 
 @cache
@@ -101,7 +105,7 @@ class Durations:
 
     def __init__(self, records: Mapping[str, Record], runs: Mapping[str, PlannedRun]):
         self.seconds: dict[tuple[object, ...], list[float]] = {}
-        self.rates: list[float] = []  # seconds per FLOP of finished runs
+        self.rates: dict[str, list[float]] = {}  # seconds per FLOP of finished runs, by method
         self.flops = {key: cost(run).flops for key, run in runs.items()}
         for key, run in runs.items():
             record = records.get(key)
@@ -121,14 +125,18 @@ class Durations:
         """Take a finished run into account."""
         self.seconds.setdefault(self.kind(run), []).append(seconds)
         if self.flops[run.key]:
-            self.rates.append(seconds / self.flops[run.key])
+            self.rates.setdefault(run.spec.method.name, []).append(seconds / self.flops[run.key])
 
     def expect(self, run: PlannedRun) -> float | None:
-        """Seconds of this run: the mean of its kind, else by its FLOPs at the median rate; None before any finished."""
+        """Seconds of this run: the mean of its kind; else by its FLOPs, at the median rate of its method or of all.
+
+        None before anything has finished.
+        """
         known = self.seconds.get(self.kind(run))
         if known:
             return fmean(known)
-        return self.flops[run.key] * median(self.rates) if self.rates else None
+        rates = self.rates.get(run.spec.method.name) or [rate for rates in self.rates.values() for rate in rates]
+        return self.flops[run.key] * median(rates) if rates else None
 
     def weight(self, run: PlannedRun) -> float:
         """A length to order runs by: seconds where any are known, FLOPs otherwise (never mixed within a plan)."""

@@ -35,7 +35,7 @@ from hkd.training.runtime import Runtime
 
 FINAL = ("done", "diverged", "refused")  # statuses that are never tried again
 TOPIC = "hkd-progress"
-STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -47,8 +47,9 @@ class StorageError(UserError):
 class Event:
     """Something that happened while a plan is executed.
 
-    scheduled: facts todo (keys), reused (count). workers: facts count. started, finished (status, reason, seconds)
-    and progress (epoch, epochs, loss, perhaps top1) are about one run; a run whose worker died is started twice.
+    scheduled: facts todo (keys), reused (count). workers: facts count. The others are about one run: started (twice
+    if its worker died), progress (epoch, epochs, loss, perhaps top1), finished (status, reason, seconds, root: not
+    merely given up because of another run, lost: how many are given up because of this one).
     """
 
     kind: Literal["scheduled", "workers", "started", "progress", "finished"]
@@ -125,16 +126,15 @@ def carry_out(
     log.info("%s, key %s", run.label, run.key)
     facts: dict[str, Any]
     try:
+        check_code(run, source)
         check_sources(run, weights, store)
-        outcome = (in_processes if runtime.devices * runtime.num_nodes > 1 else in_this_process)(
-            run, weights, folder, runtime, report
-        )
+        outcome = load(lookup("task", run.spec.task, TASKS))(run.spec, weights, folder, runtime, report)
         check_code(run, source)
         write_curves(folder / "live", outcome.curves)
         facts = {
             "status": "done",
             "metrics": outcome.metrics,
-            "cost": outcome.cost,
+            "cost": {name: value for name, value in outcome.cost.items() if math.isfinite(value)},
             "artifacts": {path.name: sha256(path) for path in artifacts(folder)},
         }
     except Diverged as error:
@@ -162,18 +162,13 @@ def carry_out(
     )
 
 
-def in_this_process(
-    run: PlannedRun, weights: Mapping[str, Path], folder: Path, runtime: Runtime, report: Report
-) -> Any:
-    """The task's outcome, computed here."""
-    return load(lookup("task", run.spec.task, TASKS))(run.spec, weights, folder, runtime, report)
-
-
 def sentence(error: Exception, folder: Path) -> str:
     """One sentence for a crash, with where to read more."""
     memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if memory or "can't allocate memory" in str(error):
-        return "Out of memory: use fewer workers (--workers), or a smaller recipe.batch_size (which makes it another run)."
+        return (
+            "Out of memory: use fewer workers (--workers), or a smaller recipe.batch_size (which makes it another run)."
+        )
     first_line = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
     return f"{type(error).__name__}: {first_line} (traceback in {folder / 'run.log'})"
 
@@ -200,7 +195,7 @@ def check_code(run: PlannedRun, source: str | None) -> None:
     for remembered in (keys.source, keys.imports, keys.module_tree, keys.code_fingerprint):
         remembered.cache_clear()
     if keys.run_key(run.spec) != run.key:
-        raise UserError("the code of this run was edited while it ran; run the same command again.")
+        raise UserError("its code was edited after it was planned; run the same command again.")
 
 
 def check_sources(run: PlannedRun, weights: Mapping[str, Path], store: Store) -> None:
@@ -250,7 +245,9 @@ def write_curves(folder: Path, curves: list[dict[str, Any]]) -> None:
         for point in curves:
             for name, value in point.items():
                 if name != "epoch" and type(value) in (int, float) and math.isfinite(value):
-                    live.log_metric(name.replace("/", "_"), value)  # a slash nests: "loss" could not stand beside "loss/kd"
+                    live.log_metric(
+                        name.replace("/", "_"), value
+                    )  # a slash nests: "loss" could not stand beside "loss/kd"
             live.next_step()
 
 
@@ -481,7 +478,9 @@ def in_worker(
     elif source != source_at_start():
         raise UserError(f"Worker {worker.address} was started with other code of hkd; restart the workers.")
     if not Path(root).parent.is_dir():
-        raise UserError(f"Worker {worker.address} does not see {Path(root).parent}; put HKD_RUNS on a shared file system.")
+        raise UserError(
+            f"Worker {worker.address} does not see {Path(root).parent}; put HKD_RUNS on a shared file system."
+        )
 
     def report(facts: dict[str, Any]) -> None:
         worker.log_event(TOPIC, {"key": run.key, **facts})
@@ -508,11 +507,18 @@ def pool_for(
     import dask
     from distributed import Client
 
+    for name in ("distributed", "distributed.client"):  # what matters comes back as events; the rest breaks the display
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     with dask.config.set(dask_settings()):
         if scheduler_file is not None:
             if not scheduler_file.is_file():
-                raise UserError(f"No scheduler file {scheduler_file}; start `dask scheduler --scheduler-file {scheduler_file}`.")
-            with Client(scheduler_file=str(scheduler_file), set_as_default=False) as client:
+                start = f"dask scheduler --scheduler-file {scheduler_file}"
+                raise UserError(f"There is no scheduler file {scheduler_file}; start one with `{start}`.")
+            try:
+                client = Client(scheduler_file=str(scheduler_file), set_as_default=False, timeout="10s")
+            except OSError:
+                raise UserError(f"The dask scheduler of {scheduler_file} does not answer; start it again.") from None
+            with client:
                 yield Workers(client, store, runtime, own=False)
         else:
             with local_cluster(workers) as client:
@@ -530,6 +536,9 @@ def local_cluster(workers: int) -> Iterator[Any]:
         processes=True,
         memory_limit=0,
         dashboard_address=None,
+        scheduler_kwargs={
+            "dashboard_address": "127.0.0.1:0"
+        },  # its own port is fixed, and two commands would meet there
         silence_logs=logging.CRITICAL,
     )
     client = Client(cluster, set_as_default=False)
@@ -603,9 +612,8 @@ def run_plan(
         count = min(default_workers(runtime) if workers is None else workers, len(todo))
         with pool_for(store, runtime, count, scheduler_file, on_event) as pool:
             execution.drive(pool)
-    return ExecutionReport(
-        records=records, executed=execution.executed, failed=execution.failed, seconds=time.time() - began
-    )
+    seconds = time.time() - began
+    return ExecutionReport(records=records, executed=execution.executed, failed=execution.failed, seconds=seconds)
 
 
 def default_workers(runtime: Runtime) -> int:
@@ -652,7 +660,9 @@ def configured(config: type, method: str, options: Mapping[str, Any]) -> Any:
     known = [item.name for item in fields(config)]
     for name in options:
         if name not in known:
-            raise UserError(f"Method '{method}' has no option '{name}'.{nearest(name, known)} Known: {', '.join(known)}.")
+            raise UserError(
+                f"Method '{method}' has no option '{name}'.{nearest(name, known)} Known: {', '.join(known)}."
+            )
     try:
         return config(**options)
     except (TypeError, ValueError) as error:
@@ -752,15 +762,17 @@ class _Execution:
     def take(self, run: PlannedRun, record: Record) -> None:
         """A run has its record: tell, and free or give up the runs that need it."""
         self.records[run.key] = record
+        root = run.key not in self.lost
+        lost = [] if record.status == "done" or not root else self.graph.unreachable(run.key)
         facts = {"status": record.status, "reason": record.reason, "seconds": record.finished - record.started}
-        self.on_event(Event(kind="finished", key=run.key, facts=facts))
+        self.on_event(Event(kind="finished", key=run.key, facts={**facts, "root": root, "lost": len(lost)}))
         if record.status == "failed":
             self.failed[run.key] = record.reason or ""
         if record.status == "done":
             self.graph.done(run.key)
-        elif run.key not in self.lost:
+        else:
             self.graph.drop(run.key)
-            self.give_up(self.graph.unreachable(run.key), record)
+            self.give_up(lost, record)
 
     def give_up(self, keys: list[str], needed: Record) -> None:
         """Settle runs whose need has no result: refused where that is final, failed where it will be tried again."""

@@ -12,20 +12,26 @@ def repository() -> Path:
     return Path(__file__).resolve().parent.parent
 
 
-def place(variable: str, default: str) -> Path:
-    """The folder an environment variable names, or a folder of the repository."""
+def main_checkout() -> Path:
+    """The repository itself where this one is a copy that `dvc exp run --temp` or `--queue` made inside it."""
+    here = repository()
+    return next((folder.parent for folder in here.parents if folder.name == ".dvc"), here)
+
+
+def place(variable: str, default: Path) -> Path:
+    """The folder an environment variable names, or the default."""
     given = os.environ.get(variable)
-    return Path(given).expanduser().resolve() if given else repository() / default
+    return Path(given).expanduser().resolve() if given else default
 
 
 def runs() -> Path:
-    """The store of run records and checkpoints: $HKD_RUNS or results/runs."""
-    return place("HKD_RUNS", "results/runs")
+    """The store of run records and checkpoints: $HKD_RUNS, or results/runs of the main checkout."""
+    return place("HKD_RUNS", main_checkout() / "results" / "runs")
 
 
 def results() -> Path:
     """Where tables are written: $HKD_RESULTS or results."""
-    return place("HKD_RESULTS", "results")
+    return place("HKD_RESULTS", repository() / "results")
 
 
 def references() -> Path:
@@ -34,10 +40,10 @@ def references() -> Path:
 
 
 def data() -> Path:
-    """Where data sets are looked for: $HKD_DATA or data."""
-    return place("HKD_DATA", "data")
+    """Where data sets are looked for: $HKD_DATA, or data/ of the main checkout."""
+    return place("HKD_DATA", main_checkout() / "data")
 
 
 def weights() -> Path:
-    """Where weight files are looked for: $HKD_WEIGHTS or weights."""
-    return place("HKD_WEIGHTS", "weights")
+    """Where weight files are looked for: $HKD_WEIGHTS, or weights/ of the main checkout."""
+    return place("HKD_WEIGHTS", main_checkout() / "weights")

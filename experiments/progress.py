@@ -4,6 +4,7 @@ import heapq
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from statistics import fmean
 from types import TracebackType
 from typing import Any, Self
 
@@ -31,9 +32,16 @@ class UnderWay:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def left(self, now: float) -> float | None:
-        """Seconds left by its own pace, or None before its first epoch."""
-        epoch, epochs = self.facts.get("epoch", 0), self.facts.get("epochs", 0)
-        return (now - self.since) * (epochs - epoch) / epoch if epoch and epochs else None
+        """Seconds left by its own pace, or None before there is one (a tenth of the way)."""
+        share = self.share()
+        return (now - self.since) * (1 - share) / share if share > 0.1 else None
+
+    def share(self) -> float:
+        """How much of the run is done, in [0, 1]: by steps where they are told, else by epochs."""
+        for at, end in (("step", "steps"), ("epoch", "epochs")):
+            if self.facts.get(end):
+                return self.facts.get(at, 0) / self.facts[end]
+        return 0.0
 
 
 class Progress:
@@ -61,11 +69,13 @@ class Progress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.live.is_started:
             self.live.stop()
         if self.todo:
-            self.console.print(self.headline(), highlight=False)
+            self.console.print(Text(self.headline()), soft_wrap=True)
 
     def __call__(self, event: Event) -> None:
         """Take an event in; called in one thread."""
@@ -87,7 +97,7 @@ class Progress:
             self.finished(event)
         if not self.live.is_started and self.todo and now - self.told >= QUIET_S:
             self.told = now
-            self.console.print(self.line(), highlight=False, soft_wrap=True)
+            self.console.print(Text(self.line()), soft_wrap=True)
 
     def finished(self, event: Event) -> None:
         """A run ended; anything but success is told at once and stays on the screen."""
@@ -97,9 +107,12 @@ class Progress:
         if event.facts["status"] == "done":
             assert self.durations is not None
             self.durations.learn(run, event.facts["seconds"])
-        else:
+        elif event.facts["root"]:
             text = f"{event.facts['status']}: {run.label}: {event.facts['reason']}"
-            self.console.print(Text(text, style="red" if event.facts["status"] == "failed" else "yellow"), soft_wrap=True)
+            text += f" ({event.facts['lost']} runs need it)" if event.facts["lost"] else ""
+            self.console.print(
+                Text(text, style="red" if event.facts["status"] == "failed" else "yellow"), soft_wrap=True
+            )
 
     @property
     def left(self) -> int:
@@ -114,7 +127,7 @@ class Progress:
             parts.append(f"{others} without a result")
         if self.under_way or self.left:
             parts += [f"{len(self.under_way)} running", f"{self.left} left"]
-            parts.append(f"{clock(self.time_left())} left" if self.workers else STARTING[self.workers])
+            parts.append(time_words(self.time_left()) if self.workers else STARTING[self.workers])
         return f"{self.plan.table} ({self.plan.profile}): " + ", ".join(parts)
 
     def line(self) -> str:
@@ -127,8 +140,7 @@ class Progress:
         table = Table.grid(padding=(0, 2))
         now = time.monotonic()
         for key, run in list(self.under_way.items())[:SHOWN]:
-            epoch, epochs = run.facts.get("epoch", 0), run.facts.get("epochs", 0)
-            bar = ProgressBar(total=epochs or 1, completed=epoch, width=20)
+            bar = ProgressBar(total=1, completed=run.share(), width=20)
             table.add_row(self.todo[key].label, bar, numbers(run.facts), clock(now - run.since))
         return Group(Text(self.headline(), style="bold"), table)
 
@@ -162,22 +174,20 @@ def time_left(
     """
     rest = {key: run for key, run in todo.items() if key not in ended}
     expected: dict[str, float] = {}
-    paces = [
-        (left + now - run.since, durations.flops[key])
+    rates = [
+        (left + now - run.since) / durations.flops[key]
         for key, run in under_way.items()
-        if (left := run.left(now)) is not None
+        if (left := run.left(now)) is not None and durations.flops[key]
     ]
     for key, run in rest.items():
-        seconds = durations.expect(run)
-        if seconds is None and key not in under_way:  # nothing finished yet: from the pace of those under way
-            known = [whole / flops for whole, flops in paces if flops]
-            seconds = durations.flops[key] * sum(known) / len(known) if known else None
-        if key in under_way:
-            own = under_way[key].left(now)
-            seconds = own if own is not None else None if seconds is None else max(0.0, seconds - now + under_way[key].since)
-        if seconds is None:
+        own = under_way[key].left(now) if key in under_way else None
+        whole = durations.expect(run)
+        if whole is None and rates:  # nothing finished yet: by the pace of those under way
+            whole = durations.flops[key] * fmean(rates)
+        if own is None and whole is None:
             return None
-        expected[key] = seconds
+        spent = now - under_way[key].since if key in under_way else 0.0
+        expected[key] = own if own is not None else max(0.0, (whole or 0.0) - spent)
     graph = Graph(rest, expected)
     ends = [(expected[key], key) for key in under_way]
     for key in under_way:
@@ -185,10 +195,10 @@ def time_left(
     heapq.heapify(ends)
     at = 0.0
     while ends or graph.ready:
-        while len(ends) < max(1, workers) and (key := graph.next()) is not None:
-            heapq.heappush(ends, (at + expected[key], key))
-        at, key = heapq.heappop(ends)
-        graph.done(key)
+        while len(ends) < max(1, workers) and (ready := graph.next()) is not None:
+            heapq.heappush(ends, (at + expected[ready], ready))
+        at, ended_now = heapq.heappop(ends)
+        graph.done(ended_now)
     return at
 
 
@@ -200,10 +210,13 @@ def numbers(facts: Mapping[str, Any]) -> str:
     return "  ".join(parts)
 
 
-def clock(seconds: float | None) -> str:
-    """`45 s`, `3 min 20 s`, `2 h 05 min`; `estimating` for None."""
-    if seconds is None:
-        return "estimating"
+def time_words(seconds: float | None) -> str:
+    """`about 3 min 20 s to go`; None is not known yet."""
+    return "estimating the time" if seconds is None else f"about {clock(seconds)} to go"
+
+
+def clock(seconds: float) -> str:
+    """`45 s`, `3 min 20 s`, `2 h 05 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -123,7 +123,9 @@ def dask_setup(worker) -> None:
     register()
 
 
-def fake_run(name: str, *, needs: tuple[str, ...] = (), teacher: str | None = None, missing=None, **options) -> PlannedRun:
+def fake_run(
+    name: str, *, needs: tuple[str, ...] = (), teacher: str | None = None, missing=None, **options
+) -> PlannedRun:
     """A run whose key is its name."""
     teachers = {}
     if teacher:

@@ -9,9 +9,7 @@ from pathlib import Path
 
 import dask
 import distributed  # noqa: F401 (adds its defaults to the configuration, once)
-
 import pytest
-from tests.experiments.fake_tasks import fake_plan, fake_run
 
 from experiments.execute import Event, Graph, StorageError, choose_gpus, run_plan
 from experiments.store import Store
@@ -19,6 +17,7 @@ from hkd.errors import UserError
 from hkd.methods import METHODS
 from hkd.training import TASKS
 from hkd.training.runtime import Runtime
+from tests.experiments.fake_tasks import fake_plan, fake_run
 
 RUNTIME = Runtime(accelerator="cpu")
 
@@ -164,7 +163,7 @@ def test_missing_data_stops_before_anything_starts(store):
 
 
 def test_an_unknown_option_names_the_nearest(store):
-    with pytest.raises(UserError, match="has no option 'secnods'. Did you mean 'seconds'"):
+    with pytest.raises(UserError, match=r"has no option 'secnods'\. Did you mean 'seconds'"):
         execute(store, fake_run("a", secnods=1.0))
 
 
@@ -185,8 +184,12 @@ def test_events_tell_the_story_of_a_run_in_order(store):
 def test_nothing_is_imported_when_every_record_exists(store):
     execute(store, fake_run("a"))
     script = (
-        "import sys; from tests.experiments.fake_tasks import fake_plan, fake_run; from experiments.execute import run_plan\n"
-        "from experiments.store import Store; from hkd.training.runtime import Runtime; from pathlib import Path\n"
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from tests.experiments.fake_tasks import fake_plan, fake_run\n"
+        "from experiments.execute import run_plan\n"
+        "from experiments.store import Store\n"
+        "from hkd.training.runtime import Runtime\n"
         f"run_plan(fake_plan(fake_run('a')), Store(Path({str(store.root)!r})), runtime=Runtime())\n"
         "print([name for name in ('torch', 'distributed', 'dvclive', 'pandas') if name in sys.modules])"
     )
@@ -241,13 +244,17 @@ def test_two_workers_share_the_runs_and_report_progress(store):
     assert store.load("s0").environment["threads"] == 1
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_one_that_always_dies_fails_only_its_run(store):
-    report = execute(store, fake_run("once", do="kill_worker_once"), fake_run("always", do="kill_worker"), fake_run("x"), workers=2)
+    report = execute(
+        store, fake_run("once", do="kill_worker_once"), fake_run("always", do="kill_worker"), fake_run("x"), workers=2
+    )
     assert statuses(report) == {"once": "done", "always": "failed", "x": "done"}
     assert "killed twice" in json.loads((store.folder("always") / "record.json").read_text())["reason"]
     assert len((store.folder("always") / "attempts").read_text().split()) == 2
 
 
+@pytest.mark.slow
 def test_a_full_disk_in_a_worker_stops_everything(store):
     with pytest.raises(StorageError, match="No space left on device"):
         execute(store, fake_run("full", do="fill_disk"), fake_run("long", seconds=60.0), workers=2)

@@ -1,0 +1,110 @@
+"""Is everything there? Versions, machine, folders, data sets and weights, with the step that gets what is missing."""
+
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from experiments import environment, places, schema
+from hkd.data import DATASETS
+from hkd.models.zoo import ZOO
+from hkd.registry import load, lookup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One line of the examination. step: what to do about it, empty where nothing is wrong."""
+
+    group: str
+    name: str
+    state: Literal["ok", "missing", "note"]
+    text: str
+    step: str = ""
+
+
+def examine() -> list[Finding]:
+    """Everything that a run needs from this machine. Imports no torch, and reads no data beyond what planning reads."""
+    return [*machine(), *folders(), *data_sets(), *weights()]
+
+
+def machine() -> Iterator[Finding]:
+    """Versions, cores, threads, GPUs."""
+    yield Finding(group="versions", name="python", state="ok", text=platform.python_version())
+    for package in environment.PACKAGES:
+        version = environment.versions().get(package)
+        if version:
+            yield Finding(group="versions", name=package, state="ok", text=version)
+        else:
+            step = "pip install -c constraints.txt -e '.[dev]'"
+            yield Finding(group="versions", name=package, state="missing", text="not installed", step=step)
+    yield Finding(group="machine", name="processor", state="ok", text=environment.cpu())
+    cores, threads = environment.cores(), os.environ.get("OMP_NUM_THREADS", "not set")
+    yield Finding(group="machine", name="cores", state="ok", text=f"{cores}, so {cores} runs at once, one thread each")
+    yield Finding(group="machine", name="threads", state="ok", text=f"OMP_NUM_THREADS here: {threads}; in workers: 1")
+    gpus = environment.gpus()
+    text = ", ".join(gpus) if gpus else "none found; the laptop profile needs none"
+    yield Finding(group="machine", name="GPU", state="ok" if gpus else "note", text=text)
+    commit = environment.commit()
+    state = "not a git checkout" if commit["commit"] is None else commit["commit"][:12]
+    yield Finding(group="machine", name="commit", state="ok", text=state + (" with changes" if commit["dirty"] else ""))
+
+
+def folders() -> Iterator[Finding]:
+    """Where things are read and written, and whether they can be."""
+    yield Finding(group="folders", name="repository", state="ok", text=str(places.repository()))
+    for name, variable, path in (
+        ("runs", "HKD_RUNS", places.runs()),
+        ("results", "HKD_RESULTS", places.results()),
+    ):
+        there = next(folder for folder in (path, *path.parents) if folder.exists())
+        if os.access(there, os.W_OK):
+            yield Finding(group="folders", name=name, state="ok", text=str(path))
+        else:
+            step = f"set {variable} to a folder that can be written"
+            yield Finding(group="folders", name=name, state="missing", text=f"{path} is read-only", step=step)
+    for name, path in (("data", places.data()), ("weights", places.weights())):
+        text = str(path) if path.is_dir() else f"{path} (not there; only needed for what is listed below)"
+        yield Finding(group="folders", name=name, state="ok" if path.is_dir() else "note", text=text)
+
+
+def data_sets() -> Iterator[Finding]:
+    """Every data set that a profile uses, with the profiles that do."""
+    used: dict[str, tuple[dict, list[str]]] = {}
+    for name in schema.names("profiles"):
+        for mapping in schema.load_profile(name).data.values():
+            options, profiles = used.setdefault(mapping.name, (dict(mapping.options), []))
+            if name not in profiles:
+                profiles.append(name)
+    for name, (options, profiles) in sorted(used.items()):
+        missing = load(lookup("data set", name, DATASETS))(options, places.data()).missing()
+        text = f"used by {', '.join(profiles)}"
+        if missing:
+            yield Finding(group="data", name=name, state="missing", text=text, step=missing)
+        else:
+            yield Finding(group="data", name=name, state="ok", text=text)
+
+
+def weights() -> Iterator[Finding]:
+    """Every weights file that a profile's teachers come from."""
+    used: dict[str, tuple[str, list[str]]] = {}
+    for name in schema.names("profiles"):
+        profile = schema.load_profile(name)
+        for slug, mapping in profile.teachers.items():
+            if mapping.weights:
+                model = profile.models.get(slug, slug)
+                used.setdefault(mapping.weights, (model, []))[1].append(name)
+    for file, (model, profiles) in sorted(used.items()):
+        text = f"used by {', '.join(dict.fromkeys(profiles))}"
+        if (places.weights() / file).is_file():
+            yield Finding(group="weights", name=file, state="ok", text=text)
+        else:
+            yield Finding(group="weights", name=file, state="missing", text=text, step=how_to_get(model, file))
+
+
+def how_to_get(model: str, file: str) -> str:
+    """The step that brings a weights file."""
+    if model in ZOO and ZOO[model].pretrained:
+        return f"hkd weights fetch {model}"
+    return f"put it at {Path(places.weights()) / file}"

@@ -1,0 +1,147 @@
+"""A table from end to end: plan, execute what is missing, compare, write. What `hkd run` does, as one call."""
+
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from experiments import places, schema
+from experiments.execute import Event, ExecutionReport, run_plan, storage_error
+from experiments.params import load_params
+from experiments.plan import Plan, plan
+from experiments.store import Record, Store
+from hkd.errors import UserError
+from hkd.training.runtime import Runtime
+
+if TYPE_CHECKING:  # pandas takes a second to import, and planning does without
+    from experiments.compare import Comparison
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduction:
+    """A table as it stands: its plan, the records, what was compared, and where it was written (None: it was not)."""
+
+    plan: Plan
+    records: dict[str, Record]
+    comparison: "Comparison"
+    folder: Path | None = None
+    report: ExecutionReport | None = None
+
+    def markdown(self) -> str:
+        """The table in the paper's layout."""
+        from experiments.render import markdown
+
+        return markdown(self.plan, self.records, self.comparison)
+
+
+def planned(table: str, profile: str | None = None, seeds: int | None = None) -> Plan:
+    """A table's plan; what is not given comes from params.yaml."""
+    params = load_params()
+    return plan(table, profile or params.profile, params.seeds if seeds is None else seeds, recipe=params.recipe)
+
+
+def runtime_for(profile: str) -> Runtime:
+    """How runs of a profile use this machine."""
+    machine = schema.load_profile(profile).machine
+    return Runtime(
+        accelerator=machine.accelerator,
+        devices=machine.devices,
+        num_nodes=machine.num_nodes,
+        loader_workers=machine.loader_workers,
+        data_root=places.data(),
+        cache_dir=places.runs() / ".cache",
+    )
+
+
+def reproduce(
+    plan: Plan,
+    store: Store,
+    *,
+    workers: int | None = None,
+    scheduler_file: Path | None = None,
+    runtime: Runtime | None = None,
+    on_event: Callable[[Event], None] = lambda event: None,
+    wait: bool = True,
+    on_wait: Callable[[str], None] = lambda sentence: None,
+) -> Reproduction:
+    """Execute what is missing of a table and write its folder, holding the table's lock.
+
+    Args:
+        plan: the table at a profile.
+        store: where records are.
+        workers, scheduler_file, on_event: as for `run_plan`.
+        runtime: None takes the profile's.
+        wait: for another process that is at this table; False refuses.
+        on_wait: told who holds the table before waiting.
+
+    Raises:
+        UserError: bad input, results that cannot be written, or a table that is held by another process.
+    """
+    with table_lock(plan.table, wait=wait, on_wait=on_wait):
+        report = run_plan(
+            plan,
+            store,
+            workers=workers,
+            scheduler_file=scheduler_file,
+            runtime=runtime or runtime_for(plan.profile),
+            on_event=on_event,
+        )
+        done = compared(plan, store)
+        folder = places.results() / plan.table
+        from experiments.render import read_curves, write_table
+
+        write_table(plan, done.records, done.comparison, folder, curves=read_curves(plan, store))
+    return replace(done, folder=folder, report=report)
+
+
+def compared(plan: Plan, store: Store) -> Reproduction:
+    """A table from the records that are stored; nothing is executed or written."""
+    from experiments.compare import compare, read_predictions
+
+    found = load_records(plan, store)
+    return Reproduction(plan=plan, records=found, comparison=compare(plan, found, read_predictions(plan, store)))
+
+
+def load_records(plan: Plan, store: Store) -> dict[str, Record]:
+    """The records that exist of a plan's runs, by key."""
+    return {key: record for key in plan.runs if (record := store.load(key)) is not None}
+
+
+@contextmanager
+def table_lock(table: str, *, wait: bool, on_wait: Callable[[str], None]) -> Iterator[None]:
+    """Hold a table: of two processes that make the same one, the second waits or is told who has it."""
+    folder = places.results() / ".locks"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock, holder = FileLock(folder / f"{table}.lock"), folder / f"{table}.json"
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            sentence = f"Table '{table}' is being made by {described(holder)}"
+            if not wait:
+                raise UserError(f"{sentence}; wait for it, or end it.") from None
+            on_wait(f"{sentence}; waiting for it to end.")
+            lock.acquire()
+        holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+    except OSError as error:
+        raise storage_error(error, folder) from error
+    try:
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def described(holder: Path) -> str:
+    """`process 123 on laptop`, as the holder wrote it."""
+    try:
+        facts: dict[str, Any] = json.loads(holder.read_text())
+        return f"process {facts['pid']} on {facts['host']}"
+    except (OSError, ValueError, KeyError):
+        return "another process"

@@ -1,0 +1,250 @@
+"""The `hkd` command, called in this process: on real tables where nothing runs, on a fake one where something does."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from experiments import cli
+from experiments.plan import Cell
+from experiments.reproduce import table_lock
+from experiments.store import Store
+from hkd.errors import UserError
+from hkd.methods import METHODS
+from hkd.training import TASKS
+from tests.experiments.fake_tasks import fake_plan, fake_run
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def places(tmp_path, monkeypatch):
+    for name in ("HKD_RUNS", "HKD_RESULTS", "HKD_WEIGHTS", "HKD_DATA"):
+        monkeypatch.setenv(name, str(tmp_path / name.lower()))
+    return tmp_path
+
+
+@pytest.fixture
+def fake_table(monkeypatch):
+    """Makes a table of fake runs, one cell each, the only one there is."""
+    monkeypatch.setitem(METHODS, "fake", "tests.experiments.fake_tasks:FakeMethod")
+    monkeypatch.setitem(TASKS, "fake", "tests.experiments.fake_tasks:task")
+
+    def make(*runs):
+        cells = [
+            Cell(
+                row=run.key,
+                teacher="",
+                student="student",
+                method="fake",
+                variant="",
+                metric="top1",
+                label="Fake",
+                row_label=("", run.key),
+                runs=(run.key,),
+            )
+            for run in runs
+        ]
+        plan = replace(fake_plan(*runs), cells=tuple(cells))
+        monkeypatch.setattr(cli, "planned", lambda table, profile=None, seeds=None: plan)
+
+    return make
+
+
+def hkd(*arguments):
+    """The exit code of a command."""
+    with pytest.raises(SystemExit) as left:
+        cli.main([*arguments])
+    return left.value.code
+
+
+def test_tables_are_listed(capsys):
+    assert hkd("tables") == 0
+    assert "scalekd_table3" in capsys.readouterr().out
+
+
+def test_a_plan_counts_runs_and_says_what_is_assumed(capsys):
+    assert hkd("plan", "scalekd_table3", "--profile", "smoke") == 0
+    output = capsys.readouterr().out
+    assert "teacher swin_l" in output
+    assert "A100-class GPU" in output
+
+
+def test_a_plan_of_all_tables_counts_shared_runs_once(capsys):
+    assert hkd("plan", "--profile", "laptop") == 0
+    assert "all (shared runs counted once)" in capsys.readouterr().out
+
+
+def test_planning_every_table_at_paper_scale_imports_no_torch():
+    script = (
+        "import sys; from experiments import cli\n"
+        "try: cli.main(['plan', '--profile', 'paper'])\n"
+        "except SystemExit: print([name for name in ('torch', 'distributed', 'pandas') if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert ran.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("run", "scalekd_tabel3"), "Did you mean 'scalekd_table3'?"),
+        (("plan", "scalekd_table3", "--profile", "laptp"), "Did you mean 'laptop'?"),
+        (("show", "scalekd_table3", "--seeds", "0"), "seeds must be at least 1"),
+        (("rnu", "scalekd_table3"), 'Did you mean "run"?'),
+        (("run",), "requires an argument"),
+        (("run", "scalekd_table3", "--profle", "laptop"), "Did you mean --profile?"),
+        (("weights", "fetch", "swim_s"), "Did you mean 'swin_s'?"),
+        (("weights", "fetch", "swin_s_mini"), "has no published weights"),
+        (("runs", "show", "0123"), "Unknown run '0123'"),
+        (("check", "--update-reference"), "Name the tables"),
+    ],
+)
+def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(arguments, sentence, capsys):
+    assert hkd(*arguments) == 2
+    captured = capsys.readouterr()
+    assert sentence in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_many_gpu_hours_are_not_started_without_being_asked(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    assert hkd("run", "scalekd_table3", "--profile", "paper") == 2
+    assert "say --yes" in capsys.readouterr().err
+
+
+def test_missing_data_is_one_sentence(capsys):
+    assert hkd("run", "scalekd_table3", "--profile", "paper", "--yes") == 2
+    assert "cannot start: " in capsys.readouterr().err
+
+
+def test_run_prints_the_table_and_where_it_is(fake_table, capsys, places):
+    fake_table(fake_run("a"))
+    assert hkd("run", "fake_table", "--workers", "0") == 0
+    output = capsys.readouterr().out
+    assert "50.00" in output
+    assert f"are in {places / 'hkd_results' / 'fake_table'}" in output
+    assert (places / "hkd_results" / "fake_table" / "table.csv").is_file()
+
+
+def test_a_crashed_run_is_exit_code_1_after_the_table_is_written(fake_table, capsys, places):
+    fake_table(fake_run("a"), fake_run("b", do="crash"))
+    assert hkd("run", "fake_table", "--workers", "0") == 1
+    assert "missing: fake b: RuntimeError: it broke" in capsys.readouterr().err
+    assert "failed" in (places / "hkd_results" / "fake_table" / "table.csv").read_text()
+
+
+def test_a_diverged_and_a_refused_run_are_exit_code_0(fake_table):
+    fake_table(fake_run("a", do="diverge"), fake_run("b", do="refuse"))
+    assert hkd("run", "fake_table", "--workers", "0") == 0
+
+
+def test_a_table_from_records_alone_is_the_same_to_the_byte(fake_table, places):
+    fake_table(fake_run("a"), fake_run("b"))
+    hkd("run", "fake_table", "--workers", "0")
+    folder = places / "hkd_results" / "fake_table"
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    hkd("run", "fake_table", "--workers", "0")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
+
+
+def test_show_runs_nothing(fake_table, capsys, places):
+    fake_table(fake_run("a"))
+    assert hkd("show", "fake_table") == 0
+    assert "not run" in capsys.readouterr().out
+    assert not (places / "hkd_runs").exists()
+
+
+def test_runs_are_listed_and_shown_by_the_beginning_of_their_key(fake_table, capsys):
+    fake_table(fake_run("abcd"), fake_run("abxy"))
+    hkd("run", "fake_table", "--workers", "0")
+    capsys.readouterr()
+    assert hkd("runs", "list") == 0
+    assert "fake abcd" in capsys.readouterr().out
+    assert hkd("runs", "show", "abc") == 0
+    assert json.loads(capsys.readouterr().out)["key"] == "abcd"
+    assert hkd("runs", "show", "ab") == 2
+
+
+def test_a_record_edited_by_hand_is_one_sentence(fake_table, capsys, places):
+    fake_table(fake_run("a"))
+    hkd("run", "fake_table", "--workers", "0")
+    path = Store(places / "hkd_runs").folder("a") / "record.json"
+    path.write_text(path.read_text().replace("50.0", "99.0"))
+    capsys.readouterr()
+    assert hkd("run", "fake_table", "--workers", "0") == 2
+    assert "was changed after it was written" in capsys.readouterr().err
+
+
+def test_a_table_without_a_reference_is_untested(capsys, monkeypatch, places):
+    monkeypatch.setattr("experiments.places.references", lambda: places / "reference")
+    assert hkd("check") == 0
+    assert "untested: there is no reference" in capsys.readouterr().out
+
+
+def test_a_reference_is_saved_and_then_holds(fake_table, capsys, monkeypatch, places):
+    monkeypatch.setattr("experiments.places.references", lambda: places / "reference")
+    fake_table(fake_run("a"), fake_run("b"))
+    hkd("run", "fake_table", "--workers", "0")
+    assert hkd("check", "--update-reference", "fake_table") == 0
+    assert (places / "reference" / "laptop" / "fake_table.json").is_file()
+    assert hkd("check", "fake_table") == 0
+    assert "pass" in capsys.readouterr().out
+
+
+def test_a_table_held_by_another_process_is_refused_or_waited_for(places):
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys\nfrom experiments.reproduce import table_lock\n"
+            "with table_lock('t', wait=True, on_wait=print):\n    print('held', flush=True); sys.stdin.readline()",
+        ],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout.readline() == "held\n"
+    with (
+        pytest.raises(UserError, match=rf"Table 't' is being made by process {holder.pid} on "),
+        table_lock("t", wait=False, on_wait=print),
+    ):
+        raise AssertionError("the table was free")
+    told = []
+
+    def let_go(sentence):
+        told.append(sentence)
+        holder.communicate("\n")
+
+    with table_lock("t", wait=True, on_wait=let_go):
+        assert "waiting for it to end" in told[0]
+
+
+def test_results_that_cannot_be_written_are_one_sentence(fake_table, capsys, monkeypatch, places):
+    fake_table(fake_run("a"))
+    (places / "file").touch()
+    monkeypatch.setenv("HKD_RESULTS", str(places / "file" / "results"))
+    assert hkd("run", "fake_table", "--workers", "0") == 2
+    assert f"Cannot write to {places / 'file'}" in capsys.readouterr().err
+
+
+def test_a_clone_is_run_by_its_own_code(tmp_path):
+    """The installed command, called in another checkout, starts again with that checkout's code."""
+    clone = tmp_path / "clone"
+    (clone / "experiments").mkdir(parents=True)
+    (clone / "experiments" / "__init__.py").touch()
+    (clone / "experiments" / "cli.py").write_text("import sys; print('the clone', sys.argv[1:])")
+    for name in ("dvc.yaml", "params.yaml"):
+        (clone / name).touch()
+    command = tmp_path / "hkd"
+    command.write_text("from experiments import cli; cli.main()")
+    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    ran = subprocess.run(
+        [sys.executable, str(command), "tables"], cwd=clone, env=environment, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.strip() == "the clone ['tables']"

@@ -1,0 +1,40 @@
+"""The doctor finds what is there and says how to get what is not."""
+
+import pytest
+
+from experiments import schema
+from experiments.doctor import examine
+
+
+@pytest.fixture
+def findings(tmp_path, monkeypatch):
+    for name in ("HKD_RUNS", "HKD_RESULTS", "HKD_DATA", "HKD_WEIGHTS"):
+        monkeypatch.setenv(name, str(tmp_path / name.lower()))
+    (tmp_path / "hkd_weights").mkdir()
+    (tmp_path / "hkd_weights" / "swin_s.safetensors").touch()
+    return {(finding.group, finding.name): finding for finding in examine()}
+
+
+def test_versions_of_installed_packages_are_found(findings):
+    assert findings["versions", "torch"].state == "ok"
+    assert findings["versions", "torch"].text[0].isdigit()
+
+
+def test_the_digits_are_there_without_a_download(findings):
+    assert findings["data", "digits"].state == "ok"
+
+
+def test_a_missing_data_set_comes_with_the_path_looked_at(findings, tmp_path):
+    finding = findings["data", "imagenet1k"]
+    assert finding.state == "missing"
+    assert str(tmp_path / "hkd_data") in finding.step
+
+
+def test_missing_weights_come_with_the_command_that_gets_them(findings):
+    assert findings["weights", "swin_s.safetensors"].state == "ok"
+    assert findings["weights", "swin_l.safetensors"].step == "hkd weights fetch swin_l"
+
+
+def test_every_data_set_of_every_profile_is_looked_for(findings):
+    used = {mapping.name for name in schema.names("profiles") for mapping in schema.load_profile(name).data.values()}
+    assert {name for group, name in findings if group == "data"} == used
