@@ -101,7 +101,7 @@ class Augment:
         if self.recipe.crop == "resized" and not cropped:
             images = resized_crop(images, self.boxes(draws, images.shape[2], images.shape[3]), self.size)
         images = self._move(images, draws)
-        if draws.ops is not None:
+        if self.rand_augment is not None and draws.ops is not None:
             images = self.rand_augment(images, draws.ops)
         x = to_float(images)
         return erase(x, self.erasing, draws.erase) if self.erasing else x
@@ -120,7 +120,7 @@ class Augment:
             room = size // 8
             corner = (draws.place * (2 * room + 1)).long() - room
             rows, columns = rows + corner[:, :1], columns + corner[:, 1:]
-        inside = within(rows, size).unsqueeze(2) & within(columns, size).unsqueeze(1) if pad else None
+        inside = within(rows, size).unsqueeze(2) & within(columns, size).unsqueeze(1)
         rows = (rows - draws.shift[:, :1]).clamp(0, size - 1)
         columns = (columns - draws.shift[:, 1:]).clamp(0, size - 1)
         index = (rows.unsqueeze(2) * size + columns.unsqueeze(1)).flatten(1)

@@ -40,16 +40,26 @@ class Split:
     corrupt: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if (self.images is None) == (self.paths is None):
-            raise ValueError("a split has either images or paths")
         held = self.images if self.images is not None else self.paths
+        if held is None or (self.images is not None and self.paths is not None):
+            raise ValueError("a split has either images or paths")
         if not len(held) == len(self.labels) == len(self.rows):
             raise ValueError(f"lengths differ: {len(held)} images, {len(self.labels)} labels, {len(self.rows)} rows")
+        if self.images is not None and self.images.shape[2] != self.images.shape[3]:
+            raise ValueError(f"images in memory must be square, got {self.images.shape[2:]}")
         if self.paths is not None and self.image_size is None:
             raise ValueError("a split of paths needs image_size")
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def side(self) -> int:
+        """Side in px of the images that a loader yields."""
+        if self.images is not None:
+            return self.images.shape[2]
+        assert self.image_size is not None
+        return self.image_size
 
 
 class PathList(Sequence[Path]):

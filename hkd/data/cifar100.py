@@ -66,16 +66,17 @@ class Cifar100(ClassFolder):
     def load(self, split: SplitName, *, seed: int, select: bool, on_corrupt: OnCorrupt = "stop") -> Split:
         self.present()
         source = source_of(self, split, select)
-        images, labels, rows, corrupt = self.unpickled(source) if self.pickles else self.decoded(source)
+        place = self.pickles
+        images, labels, rows, corrupt = self.unpickled(place, source) if place else self.decoded(source)
         if corrupt and on_corrupt == "stop":
             name, reason = next(iter(corrupt.items()))
             raise UserError(f"Cannot read image {name} ({reason}): replace it, or ask to skip corrupt images.")
         chosen = self.choose(labels, rows, split, seed=seed, select=select)
         return Split(images[chosen], None, labels[chosen], rows[chosen], corrupt=tuple(corrupt))
 
-    def unpickled(self, source: str) -> Decoded:
+    def unpickled(self, place: Path, source: str) -> Decoded:
         """Images of torchvision's file; the official checksum must hold where it has the official count."""
-        path = self.pickles / source
+        path = place / source
         data = path.read_bytes()
         try:
             entry = _Restricted(io.BytesIO(data), encoding="latin1").load()
@@ -107,7 +108,7 @@ class Cifar100(ClassFolder):
             arrays = decode(self.folder, [name for name in self.image_files() if name.startswith(f"{part}/")], numbers)
             if writable(path.parent):
                 with atomic_write(path) as temporary, open(temporary, "wb") as file:
-                    np.savez(file, **arrays)
+                    np.savez(file, allow_pickle=False, **arrays)
         keep = arrays["labels"] < self.num_classes
         return arrays["images"][keep], arrays["labels"][keep], arrays["rows"][keep], dict(arrays["corrupt"].tolist())
 

@@ -61,7 +61,7 @@ class Digits(DataSet):
         self.whole("test_copies", none=False)
         self.number("noise", 0.0, 0.5)
         self.whole("jitter", least=0, none=False)
-        self.number("jitter", 0, 8)
+        self.number("jitter", 0.0, 8.0)
 
     def missing(self) -> str | None:
         path = source_file()
@@ -85,15 +85,15 @@ class Digits(DataSet):
 
     def load(self, split: SplitName, *, seed: int, select: bool, on_corrupt: OnCorrupt = "stop") -> Split:
         self.source_digest()
-        if split not in CUT:
-            raise UserError(f"Unknown split '{split}' of data set '{self.name}'. Known: {', '.join(CUT)}.")
         glyphs, labels = source_digits(source_file())
         rows = np.arange(*CUT[split])
         if split == "train" and self.options["n_train"] is not None:
             total = self.options["n_train"]
             rows = rows[balanced_subset(labels[rows], total, self.num_classes, np.random.default_rng([seed, total]))]
         copies = self.options["copies" if split == "train" else "test_copies"]
-        images = np.stack([self.render(glyphs[row], split, row, copy) for copy in range(copies) for row in rows])
+        images = np.stack(
+            [self.render(glyphs[row], split, row, copy) for copy in range(copies) for row in rows.tolist()]
+        )
         rows = np.tile(rows, copies)
         return Split(images, None, labels[rows], rows)
 
@@ -101,7 +101,7 @@ class Digits(DataSet):
         self, glyph: Float[np.ndarray, "8 8"], split: SplitName, row: int, copy: int
     ) -> UInt8[np.ndarray, "3 S S"]:
         """One image, a function of (split, row, copy) and the options `noise` and `jitter` alone."""
-        rng = np.random.default_rng([STREAM[split], int(row), copy])
+        rng = np.random.default_rng([STREAM[split], row, copy])
         height = int(rng.integers(HEIGHT[0], HEIGHT[1], endpoint=True))
         width = height + int(rng.integers(WIDEN[0], WIDEN[1], endpoint=True))
         jitter = self.options["jitter"]

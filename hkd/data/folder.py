@@ -114,12 +114,10 @@ class ClassFolder(DataSet):
             raise UserError(
                 f"Class '{odd[0]}' is only in {self.part(where)}: train and test must have the same classes."
             )
-        wanted = self.wanted_counts().get("classes", self.options["classes"] or 1)
-        if len(train) != wanted and (self.options["classes"] is None or len(train) < wanted):
-            need = f"{wanted} are needed"
-            raise UserError(
-                f"{self.part('train')} has {len(train)} classes, {need}: complete it or set option 'classes'."
-            )
+        exact, least = self.wanted_counts().get("classes"), self.options["classes"] or 1
+        if (exact is not None and len(train) != exact) or len(train) < least:
+            found = f"{self.part('train')} has {len(train)} classes, {exact or least} are needed"
+            raise UserError(f"{found}: complete it or set option 'classes'.")
         return train
 
     def wanted_counts(self) -> dict[str, int]:
@@ -191,9 +189,7 @@ class ClassFolder(DataSet):
 
 
 def source_of(data: DataSet, split: SplitName, select: bool) -> str:
-    """The part of the source a split comes from; UserError for one that does not exist."""
-    if split not in ("train", "val", "test"):
-        raise UserError(f"Unknown split '{split}' of data set '{data.name}'. Known: train, val, test.")
+    """The part of the source a split comes from; UserError where nothing is held out for validation."""
     if split == "val" and not select:
         raise UserError(f"Data set '{data.name}' holds validation images out of train only while settings are chosen.")
     return "test" if split == "test" else "train"

@@ -3,7 +3,8 @@
 Source: Cubuk et al. 2019, arXiv:1909.13719, in the version of timm (`timm.data.auto_augment`): operations with their
 level ranges, application probability, magnitude noise. Rounding follows Pillow, on which timm's operations run.
 Deviations: interpolation is always bicubic and uncovered pixels take the mean colour of ImageNet, as published
-recipes set it (timm's own default draws bilinear or bicubic and fills with mid-grey).
+recipes set it (timm's own default draws bilinear or bicubic and fills with mid-grey); keeping 0 bits gives black,
+where Pillow now raises.
 Shapes: G images that drew the same operation, H and W sides in px, L layers (operations per image).
 """
 
@@ -25,37 +26,42 @@ SCALE = 10.0  # levels run from 0 to 10 unless the notation says `mmax`
 Images = UInt8[Tensor, "G 3 H W"]
 Levels = Float[Tensor, " G"]  # float64, in [0, mmax]
 Signs = Float[Tensor, " G"]  # float64, -1 or 1: the direction of operations that have one
-Operation = Callable[[Tensor, Tensor, Tensor], Tensor]
+Operation = Callable[..., Tensor]  # (images, levels, signs), some with increasing=
 
 
 @dataclass(frozen=True)
 class Notation:
     """timm's `rand-m9-n2-p0.5-mstd0.5-inc1-mmax10` in words."""
 
-    magnitude: float = 10.0
-    layers: int = 2
-    prob: float = 0.5  # of applying each drawn operation
-    std: float = 0.0  # of the magnitude; infinity draws it uniformly from 0 to magnitude
-    most: float = SCALE  # upper bound of the magnitude
-    increasing: bool = False  # use the forms whose strength grows with the level
+    magnitude: float
+    layers: int
+    prob: float  # of applying each drawn operation
+    std: float  # of the magnitude; infinity draws it uniformly from 0 to magnitude
+    most: float  # upper bound of the magnitude
+    increasing: bool  # use the forms whose strength grows with the level
 
 
 def parse(text: str) -> Notation:
     """Read timm's notation. Raises UserError naming the part that is not understood."""
     first, *parts = text.split("-")
-    fields = {"m": "magnitude", "n": "layers", "p": "prob", "mstd": "std", "mmax": "most", "inc": "increasing"}
     found: dict[str, float] = {}
     for part in parts:
         match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", part)
-        if first != "rand" or not match or match[1] not in fields:
+        if first != "rand" or not match or match[1] not in ("m", "n", "p", "mstd", "mmax", "inc"):
             raise UserError(
                 f"'{part}' in randaugment '{text}' is not understood; write it as in rand-m9-n2-mstd0.5-inc1."
             )
-        found[fields[match[1]]] = float(match[2])
+        found[match[1]] = float(match[2])
     if first != "rand":
         raise UserError(f"randaugment '{text}' must start with 'rand', as in rand-m9-n2-mstd0.5-inc1.")
-    notation = Notation(**{**found, "layers": int(found.get("layers", 2)), "increasing": bool(found.get("increasing"))})
-    return notation if notation.std <= 100 else Notation(**{**notation.__dict__, "std": math.inf})
+    return Notation(
+        magnitude=found.get("m", 10.0),
+        layers=int(found.get("n", 2)),
+        prob=found.get("p", 0.5),
+        std=std if (std := found.get("mstd", 0.0)) <= 100 else math.inf,
+        most=found.get("mmax", SCALE),
+        increasing=bool(found.get("inc", 0.0)),
+    )
 
 
 @dataclass(frozen=True)
@@ -221,15 +227,16 @@ def warp(images: Images, matrix: Float[Tensor, "G 2 3"]) -> Images:
         def read(column: Tensor) -> Tensor:
             return source.gather(2, (row + column).unsqueeze(1).expand(-1, 3, -1))
 
-        return cubic(*map(read, columns), dx) if dx.any() else read(columns[1])
+        return cubic([read(column) for column in columns], dx) if dx.any() else read(columns[1])
 
-    values = cubic(*map(along_x, rows), dy) if dy.any() else along_x(rows[1])
+    values = cubic([along_x(row) for row in rows], dy) if dy.any() else along_x(rows[1])
     fill = torch.tensor(FILL, dtype=torch.float32).view(1, 3, 1)
     return to_bytes(torch.where(inside.unsqueeze(1), values, fill)).view(groups, 3, height, width)
 
 
-def cubic(v0: Tensor, v1: Tensor, v2: Tensor, v3: Tensor, d: Tensor) -> Tensor:
-    """Between v1 and v2 at distance d from v1, with Pillow's coefficient (-1); exact where all four are equal."""
+def cubic(taps: list[Tensor], d: Tensor) -> Tensor:
+    """At distance d from the second of four taps, with Pillow's coefficient (-1); exact where all four are equal."""
+    v0, v1, v2, v3 = taps
     return v1 + d * (v2 - v0 + d * (2 * (v0 - v1) + v2 - v3 + d * (v1 - v0 + v3 - v2)))
 
 
