@@ -118,15 +118,15 @@ def _resnet_mini(name: str, **kwargs: Any) -> ModelCard:
 
 
 def _mixer_mini(name: str, *, width: int, patch_size: int = 8, image_size: int = 32) -> ModelCard:
-    kwargs = {"img_size": image_size, "patch_size": patch_size, "num_blocks": 4, "embed_dim": width}
+    kwargs = {"img_size": image_size, "patch_size": patch_size, "num_blocks": 3, "embed_dim": width}
     sizes = {**MINI, "image_size": image_size, "channels_last": True}
-    return ModelCard(name=name, family="mixer", arch=MIXER, kwargs=kwargs, stages=(0, 1, 2, 3), **sizes)
+    return ModelCard(name=name, family="mixer", arch=MIXER, kwargs=kwargs, stages=(0, 0, 1, 2), **sizes)
 
 
 def _vit_mini(name: str, *, width: int, heads: int, patch_size: int = 8, image_size: int = 32) -> ModelCard:
-    kwargs = {"img_size": image_size, "patch_size": patch_size, "embed_dim": width, "depth": 4, "num_heads": heads}
+    kwargs = {"img_size": image_size, "patch_size": patch_size, "embed_dim": width, "depth": 3, "num_heads": heads}
     sizes = {**MINI, "image_size": image_size, "channels_last": True}
-    return ModelCard(name=name, family="vit", arch=VIT, kwargs=kwargs | AVERAGE, stages=(0, 1, 2, 3), **sizes)
+    return ModelCard(name=name, family="vit", arch=VIT, kwargs=kwargs | AVERAGE, stages=(0, 0, 1, 2), **sizes)
 
 
 def _swin_mini(name: str, *, width: int, heads: tuple[int, ...], drop_path: float = 0.1) -> ModelCard:
@@ -139,7 +139,7 @@ def _swin_mini(name: str, *, width: int, heads: tuple[int, ...], drop_path: floa
         "patch_size": 4,
         "window_size": 4,
         "embed_dim": width,
-        "depths": (1, 1, 2),
+        "depths": (1, 2, 1),
         "num_heads": heads,
         "drop_path_rate": drop_path,
     }
@@ -152,7 +152,7 @@ def _mini() -> list[ModelCard]:
         _swin_mini("swin_t_mini", width=12, heads=(1, 2, 4), drop_path=0.05),
         _swin_mini("swin_s_mini", width=16, heads=(2, 4, 8)),
         _swin_mini("swin_b_mini", width=24, heads=(2, 4, 8)),
-        _swin_mini("swin_l_mini", width=32, heads=(2, 4, 8)),
+        _swin_mini("swin_l_mini", width=28, heads=(2, 4, 8)),
         ModelCard(
             name="eva_l14_mini",
             family="eva",
@@ -160,7 +160,7 @@ def _mini() -> list[ModelCard]:
             kwargs={
                 "img_size": 35,
                 "patch_size": 7,
-                "embed_dim": 96,
+                "embed_dim": 64,
                 "depth": 4,
                 "num_heads": 4,
                 "global_pool": "avg",
@@ -176,10 +176,10 @@ def _mini() -> list[ModelCard]:
             kwargs={
                 "blocks": (
                     ("dsa_r1_k3_s1_c64",),
-                    ("dsa_r2_k3_s2_c128",),
-                    ("dsa_r2_k3_s2_c256",),
-                    ("dsa_r6_k3_s2_c512",),
-                    ("dsa_r2_k3_s2_c1024",),
+                    ("dsa_r1_k3_s2_c128",),
+                    ("dsa_r1_k3_s2_c256",),
+                    ("dsa_r2_k3_s2_c512",),
+                    ("dsa_r1_k3_s2_c1024",),
                 ),
                 "width": 0.25,
                 "stem_size": 32,
@@ -208,9 +208,9 @@ def _mini() -> list[ModelCard]:
             stages=(0, 1, 2, 3),
             **MINI,
         ),
-        _mixer_mini("mixer_s16_mini", width=64),
-        _mixer_mini("mixer_b16_mini", width=96),
-        _mixer_mini("mixer_b14_mini", width=96, patch_size=7, image_size=35),
+        _mixer_mini("mixer_s16_mini", width=48),
+        _mixer_mini("mixer_b16_mini", width=72),
+        _mixer_mini("mixer_b14_mini", width=72, patch_size=7, image_size=35),
         _vit_mini("vit_s16_mini", width=64, heads=4),
         _vit_mini("vit_b16_mini", width=96, heads=6),
         _vit_mini("vit_b14_mini", width=96, heads=6, patch_size=7, image_size=35),
@@ -313,22 +313,22 @@ SIZES = {
     "vit_s16": (22.050, 4.574),
     "vit_b16": (86.566, 17.47),
     "vit_b14": (86.474, 23.07),
-    "swin_t_mini": (0.122, 0.000604),
-    "swin_s_mini": (0.193, 0.00102),
-    "swin_b_mini": (0.382, 0.00217),
-    "swin_l_mini": (0.632, 0.00374),
-    "eva_l14_mini": (0.561, 0.01247),
-    "mobilenet_v1_mini": (0.470, 0.00358),
+    "swin_t_mini": (0.101, 0.000615),
+    "swin_s_mini": (0.156, 0.00103),
+    "swin_b_mini": (0.298, 0.00219),
+    "swin_l_mini": (0.386, 0.00293),
+    "eva_l14_mini": (0.276, 0.00576),
+    "mobilenet_v1_mini": (0.323, 0.00156),
     "resnet18_mini": (0.273, 0.00297),
     "resnet50_mini": (0.438, 0.00456),
     "resnet50d_mini": (0.438, 0.00456),
-    "convnext_t_mini": (0.352, 0.001312),
-    "mixer_s16_mini": (0.215, 0.00262),
-    "mixer_b16_mini": (0.420, 0.0057),
-    "mixer_b14_mini": (0.420, 0.00874),
-    "vit_s16_mini": (0.278, 0.00354),
-    "vit_b16_mini": (0.565, 0.00767),
-    "vit_b14_mini": (0.561, 0.01199),
+    "convnext_t_mini": (0.352, 0.00131),
+    "mixer_s16_mini": (0.117, 0.00119),
+    "mixer_b16_mini": (0.217, 0.00253),
+    "mixer_b14_mini": (0.216, 0.00384),
+    "vit_s16_mini": (0.228, 0.00272),
+    "vit_b16_mini": (0.453, 0.00585),
+    "vit_b14_mini": (0.449, 0.0091),
     "resnet18_32px": (11.682, 0.5559),
     "resnet50_32px": (25.549, 1.3),
     "mobilenet_v1_32px": (4.232, 0.04737),

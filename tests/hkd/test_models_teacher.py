@@ -71,9 +71,9 @@ def test_swin_tail_is_norm_of_the_last_layer(images):
 
 
 @pytest.mark.parametrize("name", ["vit_s16_mini", "vit_b14_mini"])
-@pytest.mark.parametrize("blocks", [None, 1, 3])
+@pytest.mark.parametrize("blocks", [None, 1])
 def test_vit_tail_without_class_token_gives_the_final_features(images, name, blocks):
-    teacher = Teacher(replace(ZOO[name], stages=(0, 1, 3 - (blocks or 2), 3)), 10)
+    teacher = Teacher(replace(ZOO[name], stages=(0, 0, 2 - (blocks or 2), 2)), 10)
     taps = teacher(images, Want(stages=(3,)))
     tokens = taps.stages[3].flatten(2).transpose(1, 2)
     torch.testing.assert_close(teacher.tail(blocks)(tokens), taps.final, rtol=1e-5, atol=1e-5)
@@ -137,7 +137,7 @@ def test_family_without_a_tail_says_so(name):
 
 @pytest.mark.parametrize("blocks", [0, 5])
 def test_tail_of_an_impossible_length_is_refused(blocks):
-    with pytest.raises(UserError, match=f"tail of {blocks} blocks .* model with 4"):
+    with pytest.raises(UserError, match=f"tail of {blocks} blocks .* model with 3"):
         Teacher(ZOO["vit_s16_mini"], 10).tail(blocks)
 
 

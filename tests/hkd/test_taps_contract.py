@@ -172,11 +172,11 @@ def test_hooks_are_removed_when_the_forward_pass_fails(monkeypatch, models, imag
 
 
 def test_overlapping_forward_passes_record_their_own_attention(models, images):
-    model, want, found = models["vit_s16_mini"], Want(attention=(0, 3)), {}
+    model, want, found = models["vit_s16_mini"], Want(attention=(0, 2)), {}
     inputs = [images[i : i + 1] for i in range(3)] * 4
 
     def record(i):
-        found[i] = model(inputs[i], want).attention[3]
+        found[i] = model(inputs[i], want).attention[2]
 
     threads = [threading.Thread(target=record, args=(i,)) for i in range(len(inputs))]
     for thread in threads:
@@ -184,7 +184,7 @@ def test_overlapping_forward_passes_record_their_own_attention(models, images):
     for thread in threads:
         thread.join()
     for i, x in enumerate(inputs):
-        torch.testing.assert_close(found[i], model(x, want).attention[3])
+        torch.testing.assert_close(found[i], model(x, want).attention[2])
 
 
 @pytest.mark.parametrize("name", CARDS)
@@ -261,7 +261,7 @@ def test_unknown_stage_is_refused(models, images, stage):
 
 
 def test_unknown_attention_block_is_refused(models, images):
-    with pytest.raises(UserError, match=r"block 4 .* attention blocks 0 to 3"):
+    with pytest.raises(UserError, match=r"block 4 .* attention blocks 0 to 2"):
         models["vit_s16_mini"](images, Want(attention=(0, 4)))
 
 
