@@ -118,13 +118,13 @@ def make_teachers(
             log.info("the outputs of teacher '%s' exceed %d MiB and are not cached", role, MEMORY_LIMIT >> 20)
         elif path is not None and not path.exists() and _bytes(tables) < FILE_LIMIT:
             _save(tables, path)
-        sources[role] = online if tables is None else Cached(_to(tables, device), len(loader.split))
+        sources[role] = online if tables is None else Cached(_to(tables, device), len(loader.labels))
     return Teachers(sources)
 
 
 def _fill(source: Source, loader: Loader, device: torch.device) -> dict[str, Tensor] | None:
     """Tables of all views of all images, or None if they would exceed the limit."""
-    count, views = len(loader.split), loader.views or 0
+    count, views = len(loader.labels), loader.views or 0
     tables: dict[str, Tensor] = {}
     for view in range(views):
         for batch in loader.view(view):
@@ -174,6 +174,7 @@ def _to(tables: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]
 
 def _name(spec: RunSpec, role: str, want: Want, fingerprint: str, device: torch.device) -> str:
     """File name of a table: a hash of all that its numbers depend on."""
+    assert spec.recipe is not None
     teacher, recipe = spec.teachers[role], asdict(spec.recipe)
     facts = {
         "weights": asdict(teacher.weights),

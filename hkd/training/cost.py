@@ -1,11 +1,15 @@
-"""What a run cost this process: memory at its peak."""
+"""What a run costs this process: its memory at the peak, and the sentence when there is not enough of it."""
 
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import nn
+
+from hkd.errors import UserError
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -34,3 +38,22 @@ def peak_memory_mib(device: torch.device) -> float:
 def millions(module: nn.Module) -> float:
     """Trainable parameters in millions."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad) / 1e6
+
+
+@contextmanager
+def memory_told(images: int) -> Iterator[None]:
+    """Turn running out of memory into one sentence.
+
+    Args:
+        images: of one forward pass in this process.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # torch raises its own class for a GPU, and a plain RuntimeError by this name for the CPU.
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise UserError(
+            f"Out of memory with {images} images per forward pass; set the runtime's micro_batch to fewer, "
+            "or use more devices."
+        ) from error

@@ -11,20 +11,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins import MixedPrecision
+from lightning_fabric.plugins import MixedPrecision, Precision
 from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from torch import Tensor
 
 from hkd.data.batch import Batch
 from hkd.errors import Diverged, UserError
 from hkd.files import atomic_write
-from hkd.spec import Recipe, RunSpec
+from hkd.spec import RunSpec
 from hkd.training.outcome import Outcome
 from hkd.training.runtime import Runtime
 
@@ -32,12 +33,30 @@ LAUNCH, OUTCOME, REPORT = "launch.json", "outcome.json", "report.json"
 POLL_S = 0.2
 
 
-class Autocast(MixedPrecision):
-    """Mixed precision whose inputs stay float32: pixels, soft targets and teacher outputs keep their digits until an
-    operation that pays in 16 bits casts them."""
+class Bfloat16(Precision):
+    """Autocast to bfloat16. Inputs stay float32: pixels, soft targets and teacher outputs keep their digits until an
+    operation that pays in 16 bits casts them. No scaler, so that single terms can be differentiated as well."""
+
+    precision = "bf16-mixed"
+
+    def __init__(self, device: str):
+        self.device = device
+
+    def forward_context(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device, dtype=torch.bfloat16)
+
+
+class Float16(MixedPrecision):
+    """Autocast to float16 with a scaled loss; inputs stay float32, as above."""
+
+    def __init__(self, device: str):
+        super().__init__("16-mixed", device)
 
     def convert_input(self, data: Any) -> Any:
         return data
+
+
+PRECISIONS = {"bf16-mixed": Bfloat16, "16-mixed": Float16}
 
 
 def make_fabric(runtime: Runtime, precision: str) -> Fabric:
@@ -53,17 +72,17 @@ def make_fabric(runtime: Runtime, precision: str) -> Fabric:
         raise UserError("The accelerator 'cuda' was asked for, but torch sees no GPU here; use 'cpu' or 'auto'.")
     if accelerator == "cpu" and precision == "16-mixed":
         raise UserError("The precision '16-mixed' needs a GPU; on a CPU use 'bf16-mixed' or '32-true'.")
-    mixed = precision != "32-true"
     several = under_torchrun()
     # The environment is named, so that a run inside somebody's Slurm or MPI job is still one process.
     plugins: list[Any] = [TorchElasticEnvironment() if several else LightningEnvironment()]
+    if precision in PRECISIONS:
+        plugins.append(PRECISIONS[precision](accelerator))
     fabric = Fabric(
         accelerator=accelerator,
         devices=runtime.devices if several else 1,
         num_nodes=runtime.num_nodes if several else 1,
         strategy="ddp" if several else "auto",
-        precision=None if mixed else "32-true",
-        plugins=[*plugins, Autocast(precision, accelerator)] if mixed else plugins,
+        plugins=plugins,
     )
     fabric.launch()
     return fabric
@@ -78,8 +97,16 @@ def agree(fabric: Fabric, *flags: bool) -> tuple[bool, ...]:
     """For each flag, whether it is set in any process."""
     if fabric.world_size == 1:
         return flags
-    reduced = fabric.all_reduce(torch.tensor(flags, dtype=torch.float32, device=fabric.device), reduce_op="max")
-    return tuple(bool(value) for value in reduced.tolist())
+    return tuple(bool(value) for value in reduce(fabric, torch.tensor(flags, dtype=torch.float32), "max").tolist())
+
+
+def reduce(fabric: Fabric, tensor: Tensor, operation: str) -> Tensor:
+    """The tensor, combined over all processes ("sum", "max"), where it was."""
+    if fabric.world_size == 1:
+        return tensor
+    combined = fabric.all_reduce(tensor.to(fabric.device), reduce_op=operation)
+    assert isinstance(combined, Tensor)
+    return combined.to(tensor.device)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -194,16 +221,3 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return None
-
-
-def batch_share(recipe: Recipe, world: int) -> int:
-    """Images per process and update.
-
-    Raises:
-        UserError: the global batch does not divide evenly, so that processes would weigh images differently.
-    """
-    if recipe.batch_size % world:
-        raise UserError(
-            f"A batch of {recipe.batch_size} cannot be shared evenly by {world} processes; take a multiple of {world}."
-        )
-    return recipe.batch_size // world

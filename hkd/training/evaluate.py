@@ -1,5 +1,6 @@
 """Accuracy of a model on a split, image by image; and the task that measures given weights (a teacher's, say)."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,10 +20,12 @@ from hkd.models.tap_model import TapModel
 from hkd.models.weights import load_weights, save_weights
 from hkd.spec import DataSpec, RunSpec, Weights
 from hkd.training.cost import millions, peak_memory_mib, reset_peak_memory
-from hkd.training.distributed import launch, make_fabric, to_device, under_torchrun
+from hkd.training.distributed import launch, make_fabric, reduce, to_device, under_torchrun
 from hkd.training.outcome import Outcome
 from hkd.training.rng import seed_all
 from hkd.training.runtime import Runtime
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -126,7 +129,11 @@ def measure(
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / "predictions.npz") as temporary, open(temporary, "wb") as file:
             np.savez(file, row=split.rows[seen], label=labels, prediction=predictions[seen])
-    return {"top1": 100 * float((predictions[seen] == labels).mean())}
+    metrics = {"top1": 100 * float((predictions[seen] == labels).mean())}
+    if not seen.all():
+        log.warning("%d images could not be read and were left out of the accuracy", (~seen).sum())
+        metrics["skipped_images"] = float((~seen).sum())
+    return metrics
 
 
 @torch.no_grad()
@@ -134,12 +141,10 @@ def predict(model: TapModel, loader: Loader, fabric: Fabric) -> torch.Tensor:
     """Most likely class of every image of the loader's split, int64 [N] on the CPU; -1 where there was no image."""
     training = model.training
     model.eval()
-    predictions = torch.full((len(loader.split),), -1, dtype=torch.int64, device=fabric.device)
+    predictions = torch.full((len(loader.labels),), -1, dtype=torch.int64, device=fabric.device)
     for batch in loader.epoch(0):
         batch = to_device(batch, fabric.device)
         with fabric.autocast():
             predictions[batch.index] = model(batch.x).logits.argmax(1)
     model.train(training)
-    if fabric.world_size > 1:
-        predictions = fabric.all_reduce(predictions, reduce_op="max")
-    return predictions.cpu()
+    return reduce(fabric, predictions, "max").cpu()

@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from hkd.errors import Diverged
-from hkd.training.distributed import agree
+from hkd.training.distributed import agree, reduce
 
 GPU_INTERVAL = 32  # steps between readings on a GPU
 NORM_EPOCHS = 5  # epochs at whose first step gradient norms are measured
@@ -104,10 +104,7 @@ class Journal:
         self._read(epoch)
         hits = self.sums.pop("hits", None)
         totals = [*self.sums.values(), *([] if hits is None else [hits]), float(self.images)]
-        if self.fabric.world_size > 1:
-            totals = self.fabric.all_reduce(
-                torch.tensor(totals, dtype=torch.float64, device=self.fabric.device), reduce_op="sum"
-            ).tolist()
+        totals = reduce(self.fabric, torch.tensor(totals, dtype=torch.float64), "sum").tolist()
         means = [total / (self.read * self.fabric.world_size) for total in totals[: len(self.sums)]]
         line: dict[str, Any] = {"epoch": epoch + 1, "loss": math.fsum(means)}
         line |= {f"loss/{name}": mean for name, mean in zip(self.sums, means, strict=True)}
@@ -120,8 +117,13 @@ class Journal:
 
     @property
     def step_ms(self) -> float:
-        """Median time of a training step, loading and teachers included; gradient norms and checkpoints not."""
-        return 1e3 * statistics.median(self.step_s) if self.step_s else math.nan
+        """Median time of a training step, loading and teachers included; gradient norms and checkpoints not.
+
+        The mean of all steps in a run so short that each of them measured gradient norms.
+        """
+        if self.step_s:
+            return 1e3 * statistics.median(self.step_s)
+        return 1e3 * sum(line["seconds"] for line in self.curves) / max(self.updates, 1)
 
     def state(self) -> dict[str, Any]:
         """Everything noted, as plain values."""

@@ -47,7 +47,7 @@ def update(run: Training, batch: Batch, journal: Journal) -> tuple[dict[str, Ten
                 journal.note_norms(gradient_norms(losses, run.step.student))
             run.fabric.backward(share * sum(losses.values()))
         total = {name: share * loss.detach() + total.get(name, 0) for name, loss in losses.items()}
-        hits = run.step.hits if hits is None else hits + run.step.hits
+        hits = run.step.hits if hits is None or run.step.hits is None else hits + run.step.hits
     if run.recipe.clip_grad is not None:
         run.fabric.clip_gradients(run.forward, run.optimizer, max_norm=run.recipe.clip_grad, error_if_nonfinite=False)
     run.optimizer.step()

@@ -53,7 +53,7 @@ def make_optimizer(recipe: Recipe, net: nn.Module, adapters: nn.Module) -> Optim
     Raises:
         UserError: an optimiser that timm does not know.
     """
-    known = timm.optim.list_optimizers()
+    known = [str(name) for name in timm.optim.list_optimizers()]
     if recipe.optimizer not in known:
         raise UserError(
             f"timm {timm.__version__} has no optimiser '{recipe.optimizer}'.{nearest(recipe.optimizer, known)}"
@@ -70,7 +70,7 @@ def make_optimizer(recipe: Recipe, net: nn.Module, adapters: nn.Module) -> Optim
 def _groups(recipe: Recipe, module: nn.Module, layer_decay: float | None) -> list[dict[str, Any]]:
     if not any(True for _ in module.parameters()):
         return []
-    options = {
+    options: dict[str, Any] = {
         "weight_decay": recipe.weight_decay,
         "weight_decay_exclude_1d": not recipe.decay_1d,
         "no_weight_decay_list": getattr(module, "no_weight_decay", set)(),

@@ -23,12 +23,13 @@ def seed_all(seed: int, *names: str | int) -> None:
 
 
 def rng_state() -> dict[str, Any]:
-    """State of the global generators as tensors and plain values, which load without running code."""
-    kind, words, *rest = np.random.get_state()
+    """State of the generators that this process draws from, as tensors and plain values, loadable without code."""
+    numbers: dict[str, Any] = np.random.get_state(legacy=False)
+    numbers["state"]["key"] = numbers["state"]["key"].tolist()
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": (kind, words.tolist(), *rest),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,  # of this process's device
+        "numpy": numbers,
         "random": random.getstate(),
     }
 
@@ -36,8 +37,9 @@ def rng_state() -> dict[str, Any]:
 def set_rng_state(state: dict[str, Any]) -> None:
     """Put back what `rng_state` gave."""
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
-    kind, words, *rest = state["numpy"]
-    np.random.set_state((kind, np.array(words, dtype=np.uint32), *rest))
+    if state["cuda"] is not None and torch.cuda.is_initialized():
+        torch.cuda.set_rng_state(state["cuda"])
+    numbers = state["numpy"]
+    key = np.array(numbers["state"]["key"], dtype=np.uint32)
+    np.random.set_state(numbers | {"state": numbers["state"] | {"key": key}})
     random.setstate(state["random"])

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from lightning_fabric import Fabric
+from lightning_fabric.wrappers import _FabricModule
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
-from torch import nn
 from torch.optim import Optimizer
 
 from hkd.data.loader import Loader
@@ -30,7 +30,7 @@ class Training:
     fabric: Fabric
     recipe: Recipe
     step: Step
-    forward: nn.Module
+    forward: _FabricModule
     optimizer: Optimizer
     schedule: Scheduler
     ema: ModelEmaV3 | None

@@ -2,18 +2,18 @@
 
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from hkd import registry
 from hkd.data.base import DataSet
 from hkd.data.loader import Loader
-from hkd.errors import UserError
+from hkd.errors import Diverged, UserError
 from hkd.files import atomic_write
 from hkd.methods import METHODS
 from hkd.methods.base import Method, Needs
@@ -22,7 +22,7 @@ from hkd.models.weights import read_weights, save_weights
 from hkd.spec import MethodSpec, Recipe, RunSpec
 from hkd.training.cache import make_teachers
 from hkd.training.checkpoint import Checkpoints
-from hkd.training.cost import millions, peak_memory_mib, reset_peak_memory
+from hkd.training.cost import memory_told, millions, peak_memory_mib, reset_peak_memory
 from hkd.training.distributed import launch, make_fabric, under_torchrun
 from hkd.training.evaluate import evaluation_split, give_weights, measure, open_data
 from hkd.training.journal import Journal
@@ -68,23 +68,53 @@ def train(
         raise UserError("A training run needs a recipe.")
     reset_peak_memory()
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(folder / "checkpoint.pt", spec, runtime.checkpoint_every_s)
-    run, data = prepare(spec, spec.recipe, weights, runtime)
-    journal = Journal(
-        run.fabric,
-        epochs=spec.recipe.epochs,
-        steps=run.loader.steps,
-        report=report,
-        every_s=runtime.report_every_s,
-        norms=spec.recipe.precision != "16-mixed",
-    )
-    if not checkpoints.restore(run, journal):
-        seed_all(spec.seed, "train", run.fabric.global_rank)
-    try:
-        fit(run, journal, checkpoints)
-    finally:
-        write_curves(journal.curves, folder)
+    images = device_batch(spec.recipe, runtime)
+    with memory_told(images):
+        checkpoints = Checkpoints(folder / "checkpoint.pt", spec, runtime.checkpoint_every_s)
+        run, data = prepare(spec, spec.recipe, weights, runtime)
+        journal = Journal(
+            run.fabric,
+            epochs=spec.recipe.epochs,
+            steps=run.loader.steps,
+            report=report,
+            every_s=runtime.report_every_s,
+            norms=spec.recipe.precision != "16-mixed",
+        )
+        if not checkpoints.restore(run, journal):
+            seed_all(spec.seed, "train", run.fabric.global_rank)
+        try:
+            fit(run, journal, checkpoints)
+        finally:
+            write_curves(journal.curves, folder)
+        metrics = finish(run, spec, data, folder, runtime)
+    if run.fabric.is_global_zero:
+        checkpoints.remove()
+    costs = checkpoints.costs()
+    cost = {
+        **costs,
+        "gpu_s": costs["wall_s"] if run.fabric.device.type == "cuda" else 0.0,
+        "step_ms": journal.step_ms,
+        "steps": float(run.position.updates),
+        "device_batch": float(images),
+        "student_params_m": millions(run.step.student),
+        "extra_params_m": millions(run.step.method),
+        "peak_memory_mib": peak_memory_mib(run.fabric.device),
+    }
+    if run.loader.corrupt:
+        log.warning("skipped corrupt training images: %s", ", ".join(run.loader.corrupt))
+        cost["corrupt_images"] = float(len(run.loader.corrupt))
+    return Outcome(metrics=metrics, cost=cost, curves=journal.curves)
+
+
+def finish(run: Training, spec: RunSpec, data: DataSet, folder: Path, runtime: Runtime) -> dict[str, float]:
+    """Evaluate and keep what was trained; the one reading of the test split.
+
+    Raises:
+        Diverged: the last update left weights that are not finite, which no loss came to show.
+    """
     student, method = run.step.student, run.step.method
+    if not all(torch.isfinite(parameter).all() for parameter in student.parameters()):
+        raise Diverged(run.position.updates - 1, {"weights": math.nan})
     if run.ema is not None:
         student.net.load_state_dict(run.ema.module.state_dict())
     metrics = measure(student, evaluation_split(spec, data, runtime), spec, data, folder, runtime, run.fabric)
@@ -92,22 +122,14 @@ def train(
         save_weights(student.net.state_dict(), folder / "student.safetensors")
         if adapters := method.state_dict():
             save_weights(adapters, folder / "adapters.safetensors")
-        checkpoints.remove()
     run.fabric.barrier()
-    costs = checkpoints.costs()
-    return Outcome(
-        metrics=metrics,
-        cost={
-            **costs,
-            "gpu_s": costs["wall_s"] if run.fabric.device.type == "cuda" else 0.0,
-            "step_ms": journal.step_ms,
-            "steps": float(run.position.updates),
-            "student_params_m": millions(student),
-            "extra_params_m": millions(method),
-            "peak_memory_mib": peak_memory_mib(run.fabric.device),
-        },
-        curves=journal.curves,
-    )
+    return metrics
+
+
+def device_batch(recipe: Recipe, runtime: Runtime) -> int:
+    """Images of one forward pass in one process, derived from the global batch."""
+    share = recipe.batch_size // runtime.processes
+    return share if runtime.micro_batch is None else min(share, runtime.micro_batch)
 
 
 def prepare(spec: RunSpec, recipe: Recipe, weights: Mapping[str, Path], runtime: Runtime) -> tuple[Training, DataSet]:
@@ -222,9 +244,11 @@ def start_from(student: TapModel, spec: RunSpec, weights: Mapping[str, Path]) ->
     log.info("%s is new: %s has %d classes, the data %d", ", ".join(head), file, classes, student.info.classes)
 
 
-def classifier_names(net: nn.Module) -> list[str]:
-    """State-dict names of a timm model's classifier; empty without one."""
-    held = {id(parameter) for parameter in net.get_classifier().parameters()}
+def classifier_names(net: Any) -> list[str]:
+    """State-dict names of a timm model's classifier, or of its several; empty without one."""
+    found = net.get_classifier()
+    heads = found if isinstance(found, tuple | list) else [found]
+    held = {id(parameter) for head in heads for parameter in head.parameters()}
     return [name for name, parameter in net.named_parameters() if id(parameter) in held]
 
 

@@ -57,7 +57,7 @@ def decode(kind: Any, value: Any) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (UnionType, typing.Union):
         return None if value is None else decode(next(a for a in arguments if a is not type(None)), value)
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         return kind(**{name: decode(hints[name], item) for name, item in value.items()})
     if origin is tuple:

@@ -121,7 +121,7 @@ def test_optimisers_of_the_papers_can_be_built_and_step(name):
 
 
 def test_an_unknown_optimiser_is_refused_with_the_nearest_name():
-    with pytest.raises(UserError, match="no optimiser 'adamww'. Did you mean 'adamw'"):
+    with pytest.raises(UserError, match=r"no optimiser 'adamww'\. Did you mean 'adamw'"):
         make_optimizer(recipe(optimizer="adamww"), tiny_vit(), nn.Identity())
 
 

@@ -1,0 +1,181 @@
+"""Several processes: the same gradients as one at the same global batch, and failures that arrive where they belong."""
+
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import hkd.training.distributed as distributed
+from hkd.data.batch import Batch
+from hkd.errors import Diverged, UserError
+from hkd.models.tap_model import TapModel
+from hkd.models.zoo import ZOO
+from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
+from hkd.training.distributed import launch, make_fabric, to_device, write_outcome
+from hkd.training.outcome import Outcome
+from hkd.training.rng import seed_all
+from hkd.training.runtime import Runtime
+from hkd.training.train import train
+
+# No batch norm and no stochastic depth: a process normalises by its own share, and draws its own masks.
+STUDENT = ZOO["mixer_s16_mini"]
+# One update of plain gradient descent at rate 1: what the weights lose is the gradient.
+ONE_UPDATE = Recipe(epochs=1, batch_size=20, optimizer="momentum", momentum=0.0, lr=1.0, weight_decay=0.0)
+SPEC = RunSpec(
+    task="train",
+    data=DataSpec(name="digits", options={"n_train": 20}),
+    student=STUDENT,
+    method=MethodSpec(name="kd"),
+    recipe=ONE_UPDATE,
+    teachers={"teacher": TeacherSpec(model=ZOO["swin_s_mini"], weights=Weights(kind="random", id="7"))},
+)
+ONE, TWO = Runtime(accelerator="cpu"), Runtime(accelerator="cpu", devices=2)
+
+
+def silent(news):
+    pass
+
+
+def gradients(folder):
+    seed_all(0, "init")
+    start = TapModel(STUDENT, 10).net.state_dict()
+    end = load_file(folder / "student.safetensors")
+    return {name: start[name] - end[name] for name in start}
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_gradients_of_one_at_the_same_global_batch(tmp_path):
+    told = []
+    one = train(SPEC, {}, tmp_path / "one", ONE, silent)
+    two = train(SPEC, {}, tmp_path / "two", TWO, told.append)
+    first, second = gradients(tmp_path / "one"), gradients(tmp_path / "two")
+    for name, gradient in first.items():
+        torch.testing.assert_close(second[name], gradient, rtol=1e-4, atol=1e-6)
+    assert max(gradient.abs().max() for gradient in first.values()) > 1e-2
+    assert two.curves[0]["loss"] == pytest.approx(one.curves[0]["loss"], rel=1e-5)
+    assert two.curves[0]["train_top1"] == one.curves[0]["train_top1"]
+    assert two.metrics == one.metrics
+    predictions = [np.load(tmp_path / name / "predictions.npz")["prediction"] for name in ("one", "two")]
+    assert len(predictions[1]) == 510
+    assert (predictions[0] == predictions[1]).mean() > 0.99
+    assert not [path for path in (tmp_path / "two").iterdir() if path.suffix == ".json"]
+
+
+@pytest.mark.slow
+def test_two_processes_resume_and_end_as_if_never_killed(tmp_path):
+    spec = replace(SPEC, recipe=replace(ONE_UPDATE, epochs=6, lr=0.01, views=2))
+    often = replace(TWO, checkpoint_every_s=0.0, report_every_s=0.0)
+
+    def kill(news):
+        raise KeyboardInterrupt
+
+    train(spec, {}, tmp_path / "whole", TWO, silent)
+    with pytest.raises(KeyboardInterrupt):
+        train(spec, {}, tmp_path / "parts", often, kill)
+    train(spec, {}, tmp_path / "parts", often, silent)
+    whole, parts = (load_file(tmp_path / name / "student.safetensors") for name in ("whole", "parts"))
+    for name, tensor in whole.items():
+        assert torch.equal(parts[name], tensor), name
+
+
+@pytest.mark.slow
+def test_a_divergence_in_two_processes_is_one_divergence_here(tmp_path):
+    wild = replace(ONE_UPDATE, epochs=50, lr=1e20)
+    with pytest.raises(Diverged) as caught:
+        train(replace(SPEC, recipe=wild), {}, tmp_path, TWO, silent)
+    assert set(caught.value.terms) == {"task", "kd"}
+
+
+# --- the way to the workers and back, without workers
+
+
+def pretend_torchrun(monkeypatch, folder, result):
+    """A command that leaves a result where torchrun's workers would."""
+    document = folder / "prepared.json"
+    folder.mkdir(exist_ok=True)
+    write_outcome(folder, result)
+    (folder / "outcome.json").rename(document)
+    copy = "import shutil, sys; shutil.copy(sys.argv[1], sys.argv[2])"
+    command = [sys.executable, "-c", copy, str(document), str(folder / "outcome.json")]
+    monkeypatch.setattr(distributed, "_torchrun", lambda runtime, folder: command)
+
+
+def test_an_outcome_comes_back_as_it_was(tmp_path, monkeypatch):
+    sent = Outcome(metrics={"top1": 1 / 3}, cost={"steps": 2.0}, curves=[{"epoch": 1, "loss": 0.1}])
+    pretend_torchrun(monkeypatch, tmp_path, sent)
+    assert launch(SPEC, {}, tmp_path, TWO, silent) == sent
+
+
+def test_a_divergence_comes_back_with_its_terms(tmp_path, monkeypatch):
+    pretend_torchrun(monkeypatch, tmp_path, Diverged(5, {"task": float("nan"), "kd": float("inf")}))
+    with pytest.raises(Diverged, match="step 5: task=nan, kd=inf"):
+        launch(SPEC, {}, tmp_path, TWO, silent)
+
+
+def test_a_users_mistake_comes_back_as_its_sentence(tmp_path, monkeypatch):
+    pretend_torchrun(monkeypatch, tmp_path, UserError("No such thing."))
+    with pytest.raises(UserError, match="No such thing"):
+        launch(SPEC, {}, tmp_path, TWO, silent)
+
+
+def test_a_crash_of_the_workers_shows_the_end_of_their_log(tmp_path, monkeypatch):
+    crash = [sys.executable, "-c", "print('the reason'); raise SystemExit(3)"]
+    monkeypatch.setattr(distributed, "_torchrun", lambda runtime, folder: crash)
+    with pytest.raises(RuntimeError, match=r"code 3[\s\S]*the reason"):
+        launch(SPEC, {}, tmp_path, TWO, silent)
+
+
+def test_several_nodes_get_a_command_to_run_on_each_and_the_outcome_is_picked_up(tmp_path):
+    nodes = Runtime(devices=8, num_nodes=2)
+    with pytest.raises(UserError, match=r"on each of them run `.*--nnodes=2 .*hkd\.training\.worker"):
+        launch(SPEC, {}, tmp_path, nodes, silent)
+    assert json.loads((tmp_path / "launch.json").read_text())["runtime"]["devices"] == 8
+    sent = Outcome(metrics={"top1": 80.0}, cost={})
+    write_outcome(tmp_path, sent)
+    assert launch(SPEC, {}, tmp_path, nodes, silent) == sent
+
+
+# --- the engine
+
+
+def test_float16_on_a_cpu_is_refused():
+    with pytest.raises(UserError, match="'16-mixed' needs a GPU"):
+        make_fabric(ONE, "16-mixed")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_cuda_without_a_gpu_is_refused():
+    with pytest.raises(UserError, match="sees no GPU"):
+        make_fabric(Runtime(accelerator="cuda"), "32-true")
+
+
+def test_mixed_precision_hands_pixels_to_the_model_in_float32():
+    fabric = make_fabric(ONE, "bf16-mixed")
+    seen = []
+
+    class Probe(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(2, 2)
+
+        def forward(self, x):
+            seen.append(x.dtype)
+            return self.linear(x)
+
+    assert fabric.setup(Probe())(torch.zeros(1, 2)).dtype == torch.bfloat16
+    assert seen == [torch.float32]
+
+
+def test_a_batch_that_is_on_the_device_is_not_copied():
+    batch = Batch(torch.zeros(1, 3, 2, 2), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+    assert to_device(batch, torch.device("cpu")) is batch
+
+
+@pytest.mark.parametrize("name", ["devices", "num_nodes", "micro_batch"])
+def test_a_runtime_of_nothing_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1"):
+        Runtime(**{name: 0})
