@@ -16,7 +16,9 @@ from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
 from hkd.spec import ModelCard, Recipe
 
-Criterion = Callable[[Tensor, Tensor], Tensor]  # the recipe's task loss: (logits [B, C], targets [B] or [B, C]) -> scalar
+Criterion = Callable[
+    [Tensor, Tensor], Tensor
+]  # the recipe's task loss: (logits [B, C], targets [B] or [B, C]) -> scalar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +44,7 @@ class Method(nn.Module, ABC):
 
     Config: ClassVar[type]
 
-    def __init__(
-        self, config: Any, student: TapInfo, teachers: Mapping[str, Teacher], criterion: Criterion
-    ) -> None:
+    def __init__(self, config: Any, student: TapInfo, teachers: Mapping[str, Teacher], criterion: Criterion) -> None:
         super().__init__()
         self.config, self.student, self.criterion = config, student, criterion
         # Kept out of parameters(), state_dict() and DDP: teachers are frozen and named, not stored.
@@ -56,9 +56,7 @@ class Method(nn.Module, ABC):
         """Taps and sample facts that this configuration reads."""
 
     @classmethod
-    def refuse(
-        cls, config: Any, student: ModelCard, teachers: Mapping[str, ModelCard], recipe: Recipe
-    ) -> str | None:
+    def refuse(cls, config: Any, student: ModelCard, teachers: Mapping[str, ModelCard], recipe: Recipe) -> str | None:
         """Why this method cannot serve this pair, as one sentence, or None. Asked when a table is planned."""
         return None
 

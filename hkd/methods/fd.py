@@ -1,9 +1,9 @@
 """Plain feature distillation (FD): the student's last map mimics the teacher's through one 1x1 convolution.
 
-Source: the comparison in ScaleKD, arXiv:2411.06786, Tables 1 and 15; the weight (.08 on a 7x7 teacher) is that of an older
-configuration in its official repository. Not specified there, decided here: when the grids differ (a 16x16 teacher),
-the student's map is resized to the teacher's (see `to_grid`), and the weight follows the number of positions.
-No logit distillation.
+Source: the comparison in ScaleKD, arXiv:2411.06786, Tables 1 and 15; the weight (.08 on a 7x7 teacher) is that of an
+older configuration in its official repository. Not specified there, decided here: when the grids differ (a 16x16
+teacher), the student's map is resized to the teacher's (see `to_grid`), and the weight follows the number of
+positions. No logit distillation.
 Shapes: B batch, D width, H W grid.
 """
 
@@ -51,7 +51,7 @@ class FD(Method):
     ) -> None:
         super().__init__(config, student, teachers, criterion)
         width_s = (student.final if config.s4_tap == "final" else student.stages[4])[0]
-        width_t, height, width = self.teachers["teacher"].info.final
+        width_t, height, width = teachers["teacher"].info.final
         self.grid = (height, width)
         self.weight = 4 / (height * width) if config.weight is None else config.weight
         self.projector = nn.Identity() if width_s == width_t else nn.Conv2d(width_s, width_t, 1)

@@ -34,9 +34,7 @@ class KDConfig:
             raise ValueError(f"w_task and w_kd must not be negative, got {self.w_task} and {self.w_kd}")
 
 
-def kd_loss(
-    logits_s: Float[Tensor, "B C"], logits_t: Float[Tensor, "B C"], *, tau: float
-) -> Float[Tensor, ""]:
+def kd_loss(logits_s: Float[Tensor, "B C"], logits_t: Float[Tensor, "B C"], *, tau: float) -> Float[Tensor, ""]:
     r"""Temperature-scaled KL divergence from teacher to student.
 
     .. math:: L = \frac{\tau^2}{B} \sum_b KL(softmax(t_b / \tau) || softmax(s_b / \tau))

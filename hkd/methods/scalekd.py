@@ -1,4 +1,4 @@
-r"""ScaleKD: a student of any architecture mimics a strong vision transformer, partly through the teacher's own last stage.
+r"""ScaleKD: a student of any architecture mimics a vision transformer, partly through that teacher's own last stage.
 
 Source: arXiv:2411.06786 (NeurIPS 2024) and its official repository. Three parts: a cross attention projector (CAP, see
 cross_attention.py) makes teacher-like tokens of student maps; dual-view feature mimicking (DFM, see
@@ -21,7 +21,7 @@ Shapes: B batch, C classes, D width, H W grid, N = H * W teacher positions.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -34,19 +34,10 @@ from hkd.methods.base import Criterion, Method, Needs
 from hkd.methods.cross_attention import ConvolutionProjector, CrossAttentionProjector
 from hkd.methods.feature_mimicking import mimic_loss, to_tokens
 from hkd.models import FAMILIES
-from hkd.models.tap_model import Teacher
+from hkd.models.tap_model import Tail, Teacher
 from hkd.models.taps import TapInfo, Taps, Want
 from hkd.registry import load, lookup
 from hkd.spec import FORBID, ModelCard, Recipe
-
-CHOICES = {
-    "projector": ("conv1x1", "conv3x3_bn_relu", "cap_no_pos", "cap"),
-    "dfm": ("off", "orig_only", "alt_only", "two_orig", "full"),
-    "tpp": ("off", "mimic_only", "query_only", "full"),
-    "s4_tap": ("final", "raw"),
-    "norm": ("batch", "layer"),
-    "teacher_mode": ("eval", "train"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,15 +100,20 @@ class ScaleKDConfig:
         object.__setattr__(self, "stages", tuple(self.stages))  # JSON and YAML bring lists
         for stage in self.stages:
             lookup("stage", stage, {"s3": None, "s4": None})
-        for name, known in CHOICES.items():
-            lookup(name, getattr(self, name), dict.fromkeys(known))
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal:
+                lookup(name, getattr(self, name), dict.fromkeys(get_args(hint)))
         if len(set(self.stages)) < len(self.stages):
             raise ValueError(f"stages names one twice: {self.stages}")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha must lie in [0, 1], got {self.alpha}")
         if not min(self.tau, self.scale_s3, self.scale_s4) > 0:
             raise ValueError(f"tau and scales must be positive, got {self.tau}, {self.scale_s3}, {self.scale_s4}")
-        if min(self.heads_s3, self.heads_s4, self.vit_tail or 1) < 1 or self.s4_tail < 0:
+        if (
+            min(self.heads_s3, self.heads_s4) < 1
+            or (self.vit_tail is not None and self.vit_tail < 1)
+            or self.s4_tail < 0
+        ):
             raise ValueError("heads and vit_tail must be at least 1, and s4_tail at least 0")
         weights = {field.name: getattr(self, field.name) for field in fields(self) if "w_" in field.name}
         if any(value is not None and not 0 <= value < math.inf for value in (*weights.values(), self.lambda_)):
@@ -162,7 +158,7 @@ def feature_weights(config: ScaleKDConfig, positions: int) -> dict[tuple[str, st
             orig if config.s4_w_orig is None else config.s4_w_orig,
             alt if config.s4_w_alt is None else config.s4_w_alt,
         )
-    weights = {}
+    weights: dict[tuple[str, str], float] = {}
     for stage, (o, a) in pairs.items():
         views = {
             "off": {"orig": o},
@@ -221,30 +217,30 @@ class ScaleKD(Method):
         """Build the projectors that this configuration uses.
 
         Raises:
-            UserError: heads that do not divide the teacher's width, a DC-free view or attention on a 1x1 grid, or an
-                s4_tail on a teacher whose last stage changes the width.
+            UserError: heads that do not divide the teacher's width, a DC-free view or attention on a 1x1 grid, or a
+                number of tail blocks for a teacher that cannot cut its tail.
         """
         super().__init__(config, student, teachers, criterion)
         self.projectors = nn.ModuleDict()
-        self.tail = self.s4_tail = None
         self.weights: dict[tuple[str, str], float] = {}
+        self.query_views, self.tail_views = query_views(config), tail_views(config)
+        self.tail: Tail | None = None
+        self.s4_tail: Tail | None = None
         if not self.needs(config).teachers:
             return
-        teacher = self.teachers["teacher"]
+        teacher = teachers["teacher"]
         if config.teacher_mode == "train":
             nn.Module.train(teacher)  # Teacher.train does nothing, so that no trainer wakes it by accident
         width, *grid = teacher.info.final
         self.weights = feature_weights(config, grid[0] * grid[1])
         if grid == [1, 1] and any(view == "alt" for _, view in self.weights):
             raise UserError("The teacher's last map is 1x1, so its DC-free view is zero: set dfm to orig_only or off.")
-        if views := tail_views(config):
+        if self.tail_views:
             self.tail = teacher.tail(config.vit_tail)
-            for view in views:
+            for view in self.tail_views:
                 self.add_projector("s3", view, self.tail.in_width, self.tail.in_grid)
         if config.s4_tail and "s4" in config.stages:
             self.s4_tail = teacher.tail(config.s4_tail)
-            if (self.s4_tail.in_width, list(self.s4_tail.in_grid)) != (width, grid):
-                raise UserError("s4_tail needs a plain transformer, whose last blocks keep width and grid.")
         for stage, view in self.weights:
             if stage == "s4":
                 self.add_projector("s4", view, width, (grid[0], grid[1]))
@@ -253,19 +249,20 @@ class ScaleKD(Method):
         """One projector from the student's tap of `stage` to tokens of the teacher."""
         config = self.config
         shape = self.student.final if stage == "s4" and config.s4_tap == "final" else self.student.stages[int(stage[1])]
+        if shape[1:] == (1, 1) and (config.attends or view == "alt"):
+            raise UserError(
+                f"The student's {stage} map is 1x1, which makes all teacher-like tokens equal, whatever the queries: "
+                f"take a student with a larger map, or leave {stage} out of stages."
+            )
+        projector: nn.Module
         if not config.attends:
             projector = ConvolutionProjector(config.projector, shape[0], out_width, out_grid)
-        elif shape[1:] == (1, 1):
-            raise UserError(
-                f"The student's {stage} map is 1x1: attention over a single position ignores its queries, so that all "
-                f"tokens are equal; take a student with a larger map, other stages, or a convolution projector."
-            )
         else:
             projector = CrossAttentionProjector(
                 shape[0],
                 shape[1:],
                 out_width,
-                None if stage == "s4" and view in query_views(config) else out_grid[0] * out_grid[1],
+                None if stage == "s4" and view in self.query_views else out_grid[0] * out_grid[1],
                 heads=config.heads_s3 if stage == "s3" else config.heads_s4,
                 scale=config.scale_s3 if stage == "s3" else config.scale_s4,
                 norm=config.norm,
@@ -289,7 +286,9 @@ class ScaleKD(Method):
         """A teacher without a tail where one is needed; a stochastic teacher whose outputs would be cached."""
         if not cls.needs(config).teachers:
             return None
-        teacher = teachers["teacher"]
+        teacher = teachers.get("teacher")
+        if teacher is None:
+            return "scalekd needs a teacher."
         tails = config.s4_tail > 0 or tail_views(config)
         if tails and not load(lookup("model family", teacher.family, FAMILIES)).has_tail:
             return (
@@ -320,10 +319,9 @@ class ScaleKD(Method):
         proxies = self.proxies(taps_s)
         found = {("s3", view): tokens for view, tokens in proxies.items() if ("s3", view) in self.weights}
         map_s = taps_s.final if self.config.s4_tap == "final" else taps_s.stages.get(4)
-        queried = query_views(self.config)
         for view in (view for stage, view in self.weights if stage == "s4"):
             projector = self.projectors[f"s4_{view}"]
-            tokens = projector(map_s, proxies[view]) if view in queried else projector(map_s)
+            tokens = projector(map_s, proxies[view]) if view in self.query_views else projector(map_s)
             found["s4", view] = tokens if self.s4_tail is None else to_tokens(self.s4_tail(tokens))
         return found
 
@@ -331,6 +329,6 @@ class ScaleKD(Method):
         """U by view: stage 3 through its projectors and the teacher's tail, which sees all views as one batch."""
         if self.tail is None:
             return {}
-        views = tail_views(self.config)
-        tokens = torch.cat([self.projectors[f"s3_{view}"](taps_s.stages[3]) for view in views])
-        return dict(zip(views, to_tokens(self.tail(tokens)).chunk(len(views)), strict=True))
+        tokens = torch.cat([self.projectors[f"s3_{view}"](taps_s.stages[3]) for view in self.tail_views])
+        proxies = to_tokens(self.tail(tokens)).chunk(len(self.tail_views))
+        return dict(zip(self.tail_views, proxies, strict=True))
