@@ -117,9 +117,7 @@ def plain(node: Any) -> Any:
 
 def is_docstring(node: ast.AST) -> bool:
     """Whether a statement is a bare string."""
-    return (
-        isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-    )
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 @cache

@@ -61,7 +61,9 @@ class Cell:
     added: bool = False  # not in the paper
     quoted: bool = False  # printed from the paper, nothing to run
     published: Published | None = None
-    baseline: tuple[str, str, str] | None = None  # (row, method, variant) that this cell's gain is over; None for baselines
+    baseline: tuple[str, str, str] | None = (
+        None  # (row, method, variant) that this cell's gain is over; None for baselines
+    )
     runs: tuple[str, ...] = ()  # keys, one per seed, in seed order
     refused: str | None = None  # why nothing can be run for this cell
 
@@ -174,21 +176,23 @@ class _Planner:
                 keys = [self.run(row, column, seed) for seed in self.seeds]
             except _NoMapping as reason:
                 refused = str(reason)
-        shared: dict[str, Any] = dict(
-            row=row.row,
-            teacher="+".join(row.teachers.values()),
-            student=row.student,
-            method=column.method,
-            variant=column.variant,
-            label=column.label,
-            row_label=row.label,
-            added=column.added,
-            quoted=column.quoted,
-            baseline=self.baseline(row, column),
-            runs=tuple(keys),
-            refused=refused,
-        )
-        return [Cell(metric=metric, published=self.printed(row, column, metric), **shared) for metric in self.table.metrics]
+        shared: dict[str, Any] = {
+            "row": row.row,
+            "teacher": "+".join(row.teachers.values()),
+            "student": row.student,
+            "method": column.method,
+            "variant": column.variant,
+            "label": column.label,
+            "row_label": row.label,
+            "added": column.added,
+            "quoted": column.quoted,
+            "baseline": self.baseline(row, column),
+            "runs": tuple(keys),
+            "refused": refused,
+        }
+        return [
+            Cell(metric=metric, published=self.printed(row, column, metric), **shared) for metric in self.table.metrics
+        ]
 
     def baseline(self, row: Row, column: Column) -> tuple[str, str, str] | None:
         """Which cell the gain of this one is over."""
@@ -233,9 +237,7 @@ class _Planner:
         """Plan the run of a column, or of the stage before it, and its teachers."""
         data = (stage.data if isinstance(stage, Stage) else None) or row.data or self.table.data
         facts = _Facts(needs=[init] if init else [])
-        teachers = {
-            role: self.teacher(slug, data, facts) for role, slug in row.teachers.items() if stage.teacher
-        }
+        teachers = {role: self.teacher(slug, data, facts) for role, slug in row.teachers.items() if stage.teacher}
         spec = RunSpec(
             task=stage.task,
             data=self.data(data, facts, teacher=False),
@@ -248,7 +250,9 @@ class _Planner:
             evaluate_on="val" if self.select else "test",
         )
         source = "_from_" + "+".join(row.teachers.values()) if teachers else ""
-        return self.add(spec, f"{stage.method}{'/' + variant if variant else ''}-{row.student}{source} seed {seed}", facts)
+        return self.add(
+            spec, f"{stage.method}{'/' + variant if variant else ''}-{row.student}{source} seed {seed}", facts
+        )
 
     def teacher(self, slug: str, data: str, facts: "_Facts") -> TeacherSpec:
         """A teacher; the run that measures its accuracy is planned and added to what is needed first."""
@@ -342,7 +346,9 @@ class _Planner:
         try:
             return replace(self.profile.recipes[name], **overrides)
         except (TypeError, ValueError) as error:
-            raise UserError(f"recipe '{name}' of profile '{self.profile.name}' with {dict(overrides)}: {error}") from None
+            raise UserError(
+                f"recipe '{name}' of profile '{self.profile.name}' with {dict(overrides)}: {error}"
+            ) from None
 
     def options(self, row: Row, stage: Column | Stage) -> dict[str, Any]:
         """Settings of the pair, then of the profile, then of the variant: the later one wins."""

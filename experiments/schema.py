@@ -1,4 +1,4 @@
-"""Papers, tables and profiles as YAML, read strictly: a mistake is one sentence with file, line, key and nearest name."""
+"""Papers, tables and profiles as YAML, read strictly: a mistake is one sentence with its place and the nearest name."""
 
 from functools import cache
 from pathlib import Path

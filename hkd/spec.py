@@ -125,7 +125,9 @@ class Recipe:
         if self.views is not None and self.views < 1:
             raise ValueError(f"views must be at least 1, got {self.views}")
         if self.views is not None and (self.mixup or self.cutmix):
-            raise ValueError("views (fixed augmented images) cannot be combined with mixup or cutmix, which draw afresh")
+            raise ValueError(
+                "views (fixed augmented images) cannot be combined with mixup or cutmix, which draw afresh"
+            )
 
     @property
     def peak_lr(self) -> float:

@@ -29,7 +29,7 @@ class Needs:
     index: needs Batch.index to identify samples across epochs.
     """
 
-    student: Want = Want()
+    student: Want = Want()  # noqa: RUF009 (frozen)
     teachers: Mapping[str, Want] = field(default_factory=dict)
     hard_labels: bool = False
     index: bool = False

@@ -12,13 +12,13 @@ from hkd.models.zoo import ZOO
 from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
 
 
-def spec(method="kd", **changes):
+def spec(method="kd", options=None, **changes):
     """A run of the given method on miniature models."""
     base = RunSpec(
         task="train",
         data=DataSpec(name="digits", options={"n_train": 100}, fingerprint="f"),
         student=ZOO["resnet50_mini"],
-        method=MethodSpec(name=method),
+        method=MethodSpec(name=method, options=options or {}),
         recipe=Recipe(epochs=2, batch_size=10),
         teachers={"teacher": TeacherSpec(model=ZOO["swin_l_mini"], weights=Weights(kind="run", id="t"))},
     )
@@ -65,7 +65,7 @@ def test_a_key_is_16_hex_digits_and_repeats():
         {"student": ZOO["convnext_t_mini"]},
         {"recipe": Recipe(epochs=3, batch_size=10)},
         {"data": DataSpec(name="digits", options={"n_train": 100}, fingerprint="g")},
-        {"method": MethodSpec(name="kd", options={"tau": 2.0})},
+        {"options": {"tau": 2.0}},
         {"evaluate_on": "val"},
         {"teachers": {"teacher": TeacherSpec(model=ZOO["swin_l_mini"], weights=Weights(kind="run", id="u"))}},
     ],

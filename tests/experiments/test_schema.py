@@ -48,7 +48,7 @@ def test_every_printed_row_has_an_entry_and_every_entry_a_row(name):
         for entry in table.rows
         if entry.published is not None
     ]
-    assert sorted(sum(selected, [])) == list(range(len(printed.rows)))
+    assert sorted(i for found in selected for i in found) == list(range(len(printed.rows)))
     assert all(len(found) == 1 for found in selected)
 
 
@@ -77,8 +77,9 @@ def test_the_paper_profile_maps_every_model_of_every_table():
          r"scalekd_table3.yaml:\d+: rows.0.settings.scalekd.head_s3: .*Did you mean 'heads_s3'\?"),
         ("tables", "scalekd_table3", "row: swin_l-resnet50", "row: swin_l-mobilenet_v1", "appears twice"),
         ("tables", "scalekd_table3", "row: swin_l-resnet50", "row: Swin.L", "row"),
-        ("profiles", "laptop", "lr: 0.002", "lrr: 0.002", r"laptop.yaml:\d+: recipes.teacher.lrr: .*Did you mean 'lr'\?"),
-        ("profiles", "laptop", "lr: 0.002", "lr: -1.0", r"lr must be positive"),
+        ("profiles", "laptop", "lr: 0.003", "lrr: 0.003",
+         r"laptop.yaml:\d+: recipes.teacher.lrr: .*Did you mean 'lr'\?"),
+        ("profiles", "laptop", "lr: 0.003", "lr: -1.0", r"lr must be positive"),
         ("profiles", "laptop", "resnet50: resnet50_mini", "resnet50: resnet50_miny", r"Did you mean 'resnet50_mini'\?"),
         ("profiles", "laptop", "name: digits", "name: digit", r"data.imagenet1k.name: unknown data set 'digit'"),
         ("profiles", "laptop", "resnet50: cnn", "resnet50: cnnn", r"unknown recipe 'cnnn'. Did you mean 'cnn'\?"),
