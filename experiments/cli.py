@@ -12,9 +12,9 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
@@ -99,9 +99,9 @@ def run(
     profile: str | None = None,
     seeds: int | None = None,
     workers: int | None = None,
-    scheduler_file: Path | None = None,
+    scheduler_file: Annotated[Path | None, Parameter(env_var="HKD_SCHEDULER_FILE")] = None,
     data: Path | None = None,
-    yes: bool = False,
+    yes: Annotated[bool, Parameter(env_var="HKD_YES")] = False,
     wait: bool = True,
 ) -> int:
     """Reproduce a table: execute the runs that are missing, compare, write results/TABLE/, print it.
@@ -113,7 +113,7 @@ def run(
         workers: processes; the default is one per core, or per GPU where the profile uses GPUs; 0 runs in this process.
         scheduler_file: of a running dask scheduler whose workers are used instead.
         data: folder of the data sets; the default is $HKD_DATA, then data/.
-        yes: do not ask before many GPU-hours.
+        yes: do not ask before many GPU-hours (batch jobs cannot answer).
         wait: wait for another process that is at this table, or fail.
     """
     if data is not None:

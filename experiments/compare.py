@@ -168,6 +168,8 @@ def outcome(key: str, plan: Plan, records: Mapping[str, Record], known: dict[str
                 label = plan.runs[need].label or need
                 found = Outcome(state=above.state, reason=f"needs {label}, which {ENDED[above.state]}")
                 break
+            if found.reason is None and above.reason is not None and above.state == "not run":
+                found = Outcome(state="not run", reason=above.reason)
     known[key] = found
     return found
 
@@ -439,7 +441,9 @@ def with_images(
             if not (np.array_equal(arrays["row"], first["row"]) and np.array_equal(arrays["label"], first["label"])):
                 return pooled
             total += sign * (arrays["prediction"] == arrays["label"])
-    return replace(pooled, images=stats.over_images(100 * total / len(keys)))
+    _, sources = np.unique(first["row"], return_inverse=True)  # images rendered from one source are one draw
+    per_source = np.bincount(sources, weights=total) / np.bincount(sources)
+    return replace(pooled, images=stats.over_images(100 * per_source / len(keys)))
 
 
 def read_predictions(plan: Plan, store: Store) -> dict[str, Predictions]:

@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -65,7 +66,9 @@ def cores() -> int:
 
 
 def threads() -> int:
-    """Threads that one process computes with."""
+    """Threads that one process computes with: torch's where it is in use, else those it would take."""
+    if "torch" in sys.modules:
+        return sys.modules["torch"].get_num_threads()
     given = os.environ.get("OMP_NUM_THREADS", "")
     return int(given) if given.isdigit() else cores()
 

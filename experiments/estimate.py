@@ -10,7 +10,7 @@ Assumptions, printed by `hkd plan`:
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from pathlib import Path
 from statistics import fmean, median
 
 from experiments.plan import PlannedRun
@@ -83,21 +83,9 @@ def total(runs: Iterable[PlannedRun]) -> Cost:
 
 
 def counts(data: DataSpec) -> tuple[int, int]:
-    """Training and test images of a data set with these options, from its stated counts; 0 where it states none."""
-    return _counts(
-        data.name, *(data.options.get(name) for name in ("classes", "n_train", "n_test", "copies", "test_copies"))
-    )
-
-
-@cache
-def _counts(
-    name: str, classes: int | None, n_train: int | None, n_test: int | None, copies: int | None, test_copies: int | None
-) -> tuple[int, int]:
-    expected = load(lookup("data set", name, DATASETS)).expected
-    share = classes / expected["classes"] if classes and expected.get("classes") else 1
-    train = n_train or round(expected.get("train", 0) * share)
-    test = n_test or round(expected.get("test", 0) * share)
-    return train * (copies or 1), test * (test_copies or 1)
+    """Training and test images of a data set with these options, as it counts them; 0 where it cannot tell."""
+    found = load(lookup("data set", data.name, DATASETS))(data.options, Path()).counts()
+    return found.get("train", 0), found.get("test", 0)
 
 
 class Durations:

@@ -12,11 +12,12 @@ import math
 import os
 import queue
 import shutil
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -26,16 +27,18 @@ from experiments.environment import cores, device, environment, gpus, source_dig
 from experiments.estimate import Durations
 from experiments.plan import Plan, PlannedRun
 from experiments.store import Record, Store
-from hkd.errors import Diverged, UserError
+from hkd.errors import Diverged, Refused, UserError
 from hkd.files import sha256
 from hkd.methods import METHODS
-from hkd.registry import load, lookup, nearest
+from hkd.registry import configured, load, lookup
 from hkd.training import TASKS
 from hkd.training.runtime import Runtime
 
 FINAL = ("done", "diverged", "refused")  # statuses that are never tried again
 TOPIC = "hkd-progress"
 STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+READING_TOO = {errno.EACCES, errno.EPERM, errno.ENOTDIR}  # those that reading a data file may also end with
+CACHE_LIMIT = 2 * 2**30  # bytes of teacher outputs kept between plans
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -62,8 +65,8 @@ class ExecutionReport:
     """What one call did: keys of runs executed now by status, and all records of the plan as they are afterwards."""
 
     records: dict[str, Record]
-    executed: dict[str, str]  # key -> status of runs that were tried now (refusals and unreachable runs not among them)
-    failed: dict[str, str]  # key -> reason
+    executed: dict[str, str]  # key -> status of runs that were tried now (not among them: runs refused or given up)
+    failed: dict[str, str]  # key -> reason; with runs that could not start for lack of data or weights
     seconds: float
 
     @property
@@ -128,9 +131,11 @@ def carry_out(
     try:
         check_code(run, source)
         check_sources(run, weights, store)
-        outcome = load(lookup("task", run.spec.task, TASKS))(run.spec, weights, folder, runtime, report)
+        task = load(lookup("task", run.spec.task, TASKS))
+        one_thread()
+        outcome = task(run.spec, weights, folder, runtime, report)
         check_code(run, source)
-        write_curves(folder / "live", outcome.curves)
+        write_live(folder / "live", outcome.curves)
         facts = {
             "status": "done",
             "metrics": outcome.metrics,
@@ -140,13 +145,16 @@ def carry_out(
     except Diverged as error:
         log.error("%s", error)
         facts = {"status": "diverged", "reason": str(error)}
+    except Refused as error:
+        log.error("%s", error)
+        facts = {"status": "refused", "reason": str(error)}
     except UserError as error:
         log.error("%s", error)
         facts = {"status": "failed", "reason": str(error)}
     except Exception as error:
         if not isinstance(error, OSError) and disk_full(error, folder):  # torch and safetensors have their own errors
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
-        if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
+        if isinstance(error, OSError) and storage_failed(error, store.root):
             raise
         log.exception("the run stopped")
         facts = {"status": "failed", "reason": sentence(error, folder)}
@@ -181,6 +189,23 @@ def storage_error(error: OSError, root: Path) -> OSError | StorageError:
         f"Cannot write to {error.filename or root}: {error.strerror}. Finished runs are kept; "
         "make room or give another folder in HKD_RUNS, and run the same command again."
     )
+
+
+def storage_failed(error: OSError, root: Path) -> bool:
+    """Whether a run ended for lack of a place to write: what only reading meets counts for files of the store alone."""
+    if error.errno not in READING_TOO:
+        return error.errno in STORAGE_ERRORS
+    name = error.filename
+    return isinstance(name, str | os.PathLike) and Path(name).resolve().is_relative_to(root.resolve())
+
+
+def one_thread() -> None:
+    """Have torch compute with one thread, as in workers: sums in another order would be other digits.
+
+    Left alone where no task imported torch, which takes a second.
+    """
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 def disk_full(error: Exception, folder: Path) -> bool:
@@ -220,7 +245,7 @@ def artifacts(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".npz", ".jsonl"))
 
 
-def write_curves(folder: Path, curves: list[dict[str, Any]]) -> None:
+def write_live(folder: Path, curves: list[dict[str, Any]]) -> None:
     """Curves as DVCLive files, for `dvc plots`.
 
     Args:
@@ -394,15 +419,15 @@ class Workers(Pool):
 
     def slots(self) -> int:
         if time.monotonic() - self.asked > 2:
-            self.asked, workers = time.monotonic(), self.client.scheduler_info(n_workers=-1)["workers"].values()
-            self.count = sum(self.capacity(worker) for worker in workers)
-            self.declared = any("GPU" in worker.get("resources", {}) for worker in workers)
+            self.asked, workers = time.monotonic(), self.client.scheduler_info(n_workers=-1)["workers"]
+            refuse_threads(workers)
+            self.count = sum(self.capacity(worker) for worker in workers.values())
+            self.declared = any("GPU" in worker.get("resources", {}) for worker in workers.values())
         return self.count
 
     def capacity(self, worker: Mapping[str, Any]) -> int:
-        """Runs a worker takes at once: its threads, or its GPUs over those of a run where it declares them."""
-        gpu = worker.get("resources", {}).get("GPU")
-        return worker["nthreads"] if gpu is None else int(gpu // self.runtime.devices)
+        """Runs a worker takes at once: one, or none where it declares fewer GPUs than a run needs."""
+        return int(worker.get("resources", {}).get("GPU", self.runtime.devices) >= self.runtime.devices)
 
     def start(self, run: PlannedRun, weights: Mapping[str, str]) -> None:
         future = self.client.submit(
@@ -458,6 +483,13 @@ class Workers(Pool):
                 del self.futures[item.key]
             told.append(item)
         return told
+
+
+def refuse_threads(workers: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse workers (by address) that take several runs at once: these would share one stream of random numbers."""
+    for address, worker in workers.items():
+        if worker["nthreads"] != 1:
+            raise UserError(f"Worker {address} has {worker['nthreads']} threads; start workers with `--nthreads 1`.")
 
 
 @cache
@@ -589,6 +621,8 @@ def run_plan(
 ) -> ExecutionReport:
     """Execute what has no final record; start nothing (nor import torch or dask) if everything has.
 
+    Runs that lack data or weights, and those that need them, are left without a record while the others are done.
+
     Args:
         plan: the table's runs, dependencies before dependents.
         store: where records are; shared with every worker.
@@ -598,22 +632,32 @@ def run_plan(
         on_event: told what happens, in the calling thread.
 
     Raises:
-        UserError: something needed is missing, an option is wrong, or the results cannot be written.
+        UserError: nothing can start for lack of data or weights, an option is wrong, or the results cannot be written.
         KeyboardInterrupt: after the workers were ended; finished runs are kept, the others resume later.
     """
     began = time.time()
     records = {key: record for key in plan.runs if (record := store.load(key)) is not None}
     todo = {key: run for key, run in plan.runs.items() if key not in records or records[key].status not in FINAL}
-    execution = _Execution(plan, store, records, todo, on_event)
+    left_out = lacking(todo)
+    if left_out and len(left_out) == len(plan.runs):
+        raise UserError(f"None of the {len(left_out)} runs can start: {next(iter(left_out.values()))}")
+    todo = {key: run for key, run in todo.items() if key not in left_out}
+    execution = _Execution(plan, store, records, todo, on_event, reused=len(plan.runs) - len(todo) - len(left_out))
     if todo:
-        check_can_start(todo, store)
+        check_writable(store)
         execution.refuse()
     if execution.graph.ready:
         count = min(default_workers(runtime) if workers is None else workers, len(todo))
         with pool_for(store, runtime, count, scheduler_file, on_event) as pool:
             execution.drive(pool)
-    seconds = time.time() - began
-    return ExecutionReport(records=records, executed=execution.executed, failed=execution.failed, seconds=seconds)
+        if runtime.cache_dir is not None:
+            bound(runtime.cache_dir, CACHE_LIMIT)
+    return ExecutionReport(
+        records=records,
+        executed=execution.executed,
+        failed={**left_out, **execution.failed},
+        seconds=time.time() - began,
+    )
 
 
 def default_workers(runtime: Runtime) -> int:
@@ -623,11 +667,34 @@ def default_workers(runtime: Runtime) -> int:
     return cores()
 
 
-def check_can_start(todo: Mapping[str, PlannedRun], store: Store) -> None:
-    """Refuse to begin what cannot be finished: missing data or weights, or a store that cannot be written."""
-    lacking = [run for run in todo.values() if run.missing]
-    if lacking:
-        raise UserError(f"{len(lacking)} of {len(todo)} runs cannot start: {lacking[0].missing}")
+def lacking(todo: Mapping[str, PlannedRun]) -> dict[str, str]:
+    """Runs that cannot start, and why: they lack data or weights, or need a run that does. In the plan's order."""
+    found: dict[str, str] = {}
+    for key, run in todo.items():  # what a run needs comes before it
+        need = next((need for need in run.needs if need in found), None)
+        if run.missing:
+            found[key] = run.missing
+        elif need is not None:
+            found[key] = found[need]
+    return found
+
+
+def bound(folder: Path, limit: int) -> None:
+    """Delete the oldest files of a folder until the rest takes at most `limit` bytes; others may be deleting too."""
+    files = []
+    for path in folder.glob("*"):
+        with suppress(FileNotFoundError):
+            stat = path.stat()
+            files.append((stat.st_mtime, stat.st_size, path))
+    kept = 0
+    for _, size, path in sorted(files, reverse=True):
+        kept += size
+        if kept > limit:
+            path.unlink(missing_ok=True)
+
+
+def check_writable(store: Store) -> None:
+    """Refuse to begin what cannot be finished: a store that cannot be written."""
     try:
         store.root.mkdir(parents=True, exist_ok=True)
         probe = store.root / f".probe.{os.getpid()}"
@@ -648,25 +715,11 @@ def refusal(run: PlannedRun) -> str | None:
         return None
     method = load(lookup("method", spec.method.name, METHODS))
     return method.refuse(
-        configured(method.Config, spec.method.name, spec.method.options),
+        configured(method.Config, f"Method '{spec.method.name}'", spec.method.options),
         spec.student,
         {role: teacher.model for role, teacher in spec.teachers.items()},
         spec.recipe,
     )
-
-
-def configured(config: type, method: str, options: Mapping[str, Any]) -> Any:
-    """A method's configuration from its options, refused with one sentence."""
-    known = [item.name for item in fields(config)]
-    for name in options:
-        if name not in known:
-            raise UserError(
-                f"Method '{method}' has no option '{name}'.{nearest(name, known)} Known: {', '.join(known)}."
-            )
-    try:
-        return config(**options)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"Method '{method}': {error}") from None
 
 
 class _Execution:
@@ -679,6 +732,7 @@ class _Execution:
         records: dict[str, Record],
         todo: dict[str, PlannedRun],
         on_event: Callable[[Event], None],
+        reused: int,
     ):
         self.plan, self.store, self.records, self.todo, self.on_event = plan, store, records, todo, on_event
         self.executed: dict[str, str] = {}
@@ -688,7 +742,7 @@ class _Execution:
         self.lost: set[str] = set()  # runs given up because of another
         durations = Durations(records, plan.runs) if todo else None
         self.graph = Graph(todo, {key: durations.weight(run) if durations else 0.0 for key, run in todo.items()})
-        on_event(Event(kind="scheduled", facts={"todo": tuple(todo), "reused": len(plan.runs) - len(todo)}))
+        on_event(Event(kind="scheduled", facts={"todo": tuple(todo), "reused": reused}))
 
     def refuse(self) -> None:
         """Settle, before anything starts, runs that their method refuses or that need a run without a result."""

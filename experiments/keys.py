@@ -2,13 +2,14 @@
 
 The code part is a hash over the syntax trees, without docstrings and comments, of every module of `hkd` that
 the run's own modules (task, method, model families, data set) import, directly or through one another.
-Registries (`__init__.py` files) resolve names lazily and stand outside, so a new method or model changes no key,
-while a constant changed in kd.py changes the keys of the kd runs and of those methods that import kd.
+Registries (`__init__.py` files) resolve names lazily and stand outside, as does hkd/spec.py, whose values are hashed
+themselves: a new method, model or field changes no key, while a constant changed in kd.py changes the keys of the kd
+runs and of those methods that import kd.
 """
 
 import ast
 import importlib.util
-from dataclasses import asdict
+from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from hkd.data import DATASETS
 from hkd.methods import METHODS
 from hkd.models import FAMILIES
 from hkd.registry import lookup
-from hkd.spec import RunSpec
+from hkd.spec import ModelCard, RunSpec
 from hkd.training import TASKS
 
 ROOT = Path(hkd.__file__).parent
+OUTSIDE = {"hkd.spec"}  # its values are part of the key themselves, and its defaults never change
 
 
 def run_key(spec: RunSpec) -> str:
@@ -31,12 +33,27 @@ def run_key(spec: RunSpec) -> str:
 
 
 def spec_identity(spec: RunSpec) -> dict[str, Any]:
-    """The spec as plain JSON values, with model cards reduced to what determines results."""
-    document = asdict(spec)
-    document["student"] = spec.student.identity()
-    for role, teacher in spec.teachers.items():
-        document["teachers"][role]["model"] = teacher.model.identity()
-    return document
+    """The spec as plain JSON values, without what only describes a model and without fields at their default."""
+    return reduced(spec)
+
+
+def reduced(value: Any) -> Any:
+    """Dataclasses as dicts of the fields that differ from their default."""
+    if isinstance(value, dict):
+        return {key: reduced(item) for key, item in value.items()}
+    if not is_dataclass(value):
+        return value
+    named = set(value.identity()) if isinstance(value, ModelCard) else {item.name for item in fields(value)}
+    return {
+        item.name: reduced(getattr(value, item.name))
+        for item in fields(value)
+        if item.name in named and getattr(value, item.name) != default(item)
+    }
+
+
+def default(item: Field) -> Any:
+    """The default of a field; MISSING where it has none."""
+    return item.default if item.default_factory is MISSING else item.default_factory()
 
 
 def modules(spec: RunSpec) -> tuple[str, ...]:
@@ -88,7 +105,11 @@ def imports(name: str) -> frozenset[str]:
             named.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             named.update({node.module, *(f"{node.module}.{alias.name}" for alias in node.names)})
-    return frozenset(module for module in named if module.split(".")[0] == "hkd" and source(module) is not None)
+    return frozenset(
+        module
+        for module in named
+        if module.split(".")[0] == "hkd" and module not in OUTSIDE and source(module) is not None
+    )
 
 
 @cache

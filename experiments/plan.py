@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from experiments import places, schema
 from experiments.keys import config_fields, run_key
@@ -135,6 +137,7 @@ class _Planner:
 
     def __init__(self, table: Table, profile: Profile, seeds: tuple[int, ...], recipe: dict[str, Any], select: bool):
         self.table, self.profile, self.seeds, self.select = table, profile, seeds, select
+        self.split: Literal["test", "val"] = "val" if select else "test"
         self.overrides = {key: value for key, value in recipe.items() if value is not None}
         self.published = schema.load_published(table.paper)
         self.runs: dict[str, PlannedRun] = {}
@@ -191,7 +194,8 @@ class _Planner:
             "refused": refused,
         }
         return [
-            Cell(metric=metric, published=self.printed(row, column, metric), **shared) for metric in self.table.metrics
+            Cell(metric=metric, published=self.printed(row, column, metric), **shared)
+            for metric in column.metrics or self.table.metrics
         ]
 
     def baseline(self, row: Row, column: Column) -> tuple[str, str, str] | None:
@@ -226,76 +230,84 @@ class _Planner:
 
     def run(self, row: Row, column: Column, seed: int) -> str:
         """The key of one cell's run; what it needs is planned before it."""
-        init = None
-        if column.after:
-            init = self.train(row, column.after, "", self.options(row, column.after), seed, None)
-        return self.train(row, column, column.variant, self.options(row, column), seed, init)
+        return self.stage(row, column, column.variant, seed)
 
-    def train(
-        self, row: Row, stage: Column | Stage, variant: str, options: dict[str, Any], seed: int, init: str | None
-    ) -> str:
-        """Plan the run of a column, or of the stage before it, and its teachers."""
-        data = (stage.data if isinstance(stage, Stage) else None) or row.data or self.table.data
-        facts = _Facts(needs=[init] if init else [])
-        teachers = {role: self.teacher(slug, data, facts) for role, slug in row.teachers.items() if stage.teacher}
+    def stage(self, row: Row, stage: Stage, variant: str, seed: int) -> str:
+        """Plan the run of a column, or of a stage before it, with its teachers and what it starts from."""
+        data = stage.data or row.data or self.table.data
+        facts = _Facts()
+        init = None
+        if stage.after is not None:
+            key = self.stage(row, stage.after, "", seed)
+            facts.needs.append(key)
+            init = Weights(kind="run", id=key)
+        elif stage.starts_from is not None:
+            init = self.teacher(stage.starts_from, data, facts).weights
+        roles = row.teachers if stage.teacher is True else roles_of(stage.teacher)
+        teachers = {role: self.teacher(slug, data, facts) for role, slug in roles.items()}
         spec = RunSpec(
             task=stage.task,
             data=self.data(data, facts, teacher=False),
             student=self.model(row.student),
-            method=MethodSpec(name=stage.method, options=typed(stage.method, options)),
-            recipe=self.student_recipe(row.student, stage.strategy or self.table.strategy),
+            method=MethodSpec(name=stage.method, options=typed(stage.method, self.options(row, stage))),
+            recipe=self.student_recipe(row.student, stage.strategy or self.table.strategy) if stage.trains else None,
             teachers=teachers,
-            init=Weights(kind="run", id=init) if init else None,
+            init=init,
             seed=seed,
-            evaluate_on="val" if self.select else "test",
+            evaluate_on=self.split,
+            task_options=stage.task_options,
         )
-        source = "_from_" + "+".join(row.teachers.values()) if teachers else ""
+        source = "_from_" + "+".join(roles.values()) if teachers else ""
         return self.add(
             spec, f"{stage.method}{'/' + variant if variant else ''}-{row.student}{source} seed {seed}", facts
         )
 
     def teacher(self, slug: str, data: str, facts: "_Facts") -> TeacherSpec:
-        """A teacher; the run that measures its accuracy is planned and added to what is needed first."""
+        """A teacher; the run that trains it or measures its accuracy is planned and added to what is needed first."""
         card, mapping = self.model(slug), self.profile.teachers.get(slug)
         if mapping is None:
             raise _NoMapping(f"profile '{self.profile.name}' says nothing of teacher '{slug}'")
         own = _Facts()
-        split = "val" if self.select else "test"
-        supervised = MethodSpec(name="supervised")
+        weights = self.given_weights(slug, card, mapping, own)
+        key = None
         if mapping.recipe:
             spec = RunSpec(
                 task="train",
-                data=self.data(data, own, teacher=True),
+                data=self.data(mapping.data or data, own, teacher=True),
                 student=card,
-                method=supervised,
+                method=MethodSpec(name=mapping.method, options=typed(mapping.method, mapping.options)),
                 recipe=self.recipe(mapping.recipe, self.profile.override),
+                init=weights,
                 seed=mapping.seed,
-                evaluate_on=split,
+                evaluate_on=self.split,
             )
             key = self.add(spec, f"teacher {slug}", own)
             weights = Weights(kind="run", id=key)
-        else:
-            weights = self.given_weights(slug, card, mapping, own)
+        elif mapping.classes != 0:
             spec = RunSpec(
                 task="evaluate",
                 data=self.data(data, own, teacher=False),
                 student=card,
-                method=supervised,
+                method=MethodSpec(name="supervised"),
                 init=weights,
-                evaluate_on=split,
+                evaluate_on=self.split,
             )
             key = self.add(spec, f"evaluate {slug}", own)
-        self.teacher_runs[slug] = key
-        facts.needs.append(key)
+        if key is not None:
+            self.teacher_runs[slug] = key
+            facts.needs.append(key)
         facts.files += own.files
         facts.missing = facts.missing or own.missing
-        return TeacherSpec(model=card, weights=weights)
+        assert weights is not None
+        return TeacherSpec(model=card, weights=weights, classes=mapping.classes)
 
-    def given_weights(self, slug: str, card: ModelCard, mapping: TeacherMapping, facts: "_Facts") -> Weights:
+    def given_weights(self, slug: str, card: ModelCard, mapping: TeacherMapping, facts: "_Facts") -> Weights | None:
         """Weights that no run here makes: a file, or random ones where the profile asks for them by name."""
         if mapping.random:
             return Weights(kind="random", id=str(mapping.seed))
-        path = places.weights() / (mapping.weights or "")
+        if mapping.weights is None:
+            return None
+        path = places.weights() / mapping.weights
         weights = Weights(kind="file", id=cached_sha256(path) if path.is_file() else f"missing {path.name}")
         facts.files.append((weights.id, str(path)))
         if not path.is_file():
@@ -344,19 +356,29 @@ class _Planner:
         for field_name in overrides:
             lookup("recipe field", field_name, Recipe.__dataclass_fields__)
         try:
-            return replace(self.profile.recipes[name], **overrides)
-        except (TypeError, ValueError) as error:
+            return TypeAdapter(Recipe).validate_python({**asdict(self.profile.recipes[name]), **overrides})
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            sentence = f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}"
             raise UserError(
-                f"recipe '{name}' of profile '{self.profile.name}' with {dict(overrides)}: {error}"
+                f"recipe '{name}' of profile '{self.profile.name}' with {dict(overrides)}: {sentence}"
             ) from None
 
-    def options(self, row: Row, stage: Column | Stage) -> dict[str, Any]:
+    def options(self, row: Row, stage: Stage) -> dict[str, Any]:
         """Settings of the pair, then of the profile, then of the variant: the later one wins."""
         return {
             **row.settings.get(stage.method, {}),
             **self.profile.methods.get(stage.method, {}),
             **stage.options,
         }
+
+
+def roles_of(teacher: bool | str | dict[str, str]) -> dict[str, str]:
+    """Teacher slugs by role as a stage gives them."""
+    if isinstance(teacher, dict):
+        return teacher
+    return {"teacher": teacher} if isinstance(teacher, str) else {}
 
 
 def typed(method: str, options: dict[str, Any]) -> dict[str, Any]:

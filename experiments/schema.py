@@ -11,6 +11,7 @@ from ruamel.yaml.error import MarkedYAMLError
 from hkd.errors import UserError
 from hkd.registry import lookup, nearest
 from hkd.spec import Recipe
+from hkd.training import TASKS
 
 HERE = Path(__file__).parent
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]  # no dots: DVC reads them as nesting
@@ -24,31 +25,34 @@ class Document(BaseModel):
 
 
 class Stage(Document):
-    """A run that another starts from (pre-training before fine-tuning): its checkpoint initialises the student."""
+    """One run of a student: what it is trained or measured by, and what its weights start from.
+
+    Chains (pre-train, then fine-tune, then detect) are stages after stages: `after` is run first, and its checkpoint
+    initialises this one.
+    """
 
     method: str
-    options: Options = {}
-    data: Slug | None = None  # the paper's data set; None: the table's
-    strategy: Slug | None = None  # recipe of the student; None: the table's
+    options: Options = {}  # of the method; what makes a variant wins over row settings and profile
+    data: Slug | None = None  # the paper's data set; None: the row's or the table's
+    strategy: Slug | None = None  # which recipe of the student; None: the table's
+    trains: bool = True  # False: the task needs no recipe (an evaluation, an analysis)
     task: str = "train"
-    teacher: bool = True
+    task_options: Options = {}
+    teacher: bool | Slug | dict[str, Slug] = True  # True: the row's; False: none; or others, by role
+    after: "Stage | None" = None
+    starts_from: Slug | None = None  # instead of `after`: a teacher of the profile whose weights the row's model takes
 
 
-class Column(Document):
+class Column(Stage):
     """One printed column: a method, possibly a variant of it."""
 
-    method: str
     label: str
     variant: Slug | Literal[""] = ""
-    options: Options = {}  # what makes the variant; wins over row settings and profile
+    metrics: tuple[str, ...] | None = None  # those of this column; None: the table's
     published: str | dict[str, str] | None = None  # key into the published row's values, or one per metric
     added: bool = False  # not in the paper
     quoted: bool = False  # printed from the paper, nothing to run
-    teacher: bool = True  # False: trained without the row's teacher
     gain_over: str | None = None  # method (or variant's `method/variant`) of the same row, or `row:<slug>`
-    strategy: Slug | None = None
-    task: str = "train"
-    after: Stage | None = None
 
 
 class Row(Document):
@@ -97,12 +101,19 @@ class DataMapping(Document):
 
 
 class TeacherMapping(Document):
-    """Where a teacher comes from: trained by a run (recipe, seed), a weights file, or random (asked for by name)."""
+    """Where a teacher comes from: trained by a run (recipe), a weights file, or random (asked for by name).
+
+    A recipe and a weights file together: fine-tuned from the file. The training is supervised unless a method is given.
+    """
 
     recipe: str | None = None
     seed: int = 0
+    method: str = "supervised"
+    options: Options = {}
     weights: str | None = None  # file name in the weights folder
     random: bool = False
+    data: Slug | None = None  # the paper's data set it is trained on; None: the student's
+    classes: int | None = None  # of its classifier; None: the data's; 0: none, and then it has no accuracy to measure
 
 
 class Machine(Document):
@@ -194,27 +205,59 @@ def load_table(name: str) -> Table:
     for i, slug in enumerate(slugs):
         if slug in slugs[:i]:
             raise complaint("tables", name, ("rows", i, "row"), f"row '{slug}' appears twice.")
-    for loc, method, options in option_sites(table):
-        check_options("tables", name, loc, method, options)
+    for loc, stage in stages(table):
+        check_options("tables", name, (*loc, "options"), stage.method, stage.options)
+        checked("tables", name, (*loc, "task"), "task", stage.task, TASKS)
+    for i, row in enumerate(table.rows):
+        for method, options in row.settings.items():
+            check_options("tables", name, ("rows", i, "settings", method), method, options)
+    check_references(table)
     return table
 
 
-def option_sites(table: Table) -> list[tuple[tuple[str | int, ...], str, Options]]:
-    """Every place in a table file that gives options to a method."""
-    sites: list[tuple[tuple[str | int, ...], str, Options]] = []
-
-    def visit(columns: tuple[Column, ...], loc: tuple[str | int, ...]) -> None:
-        for i, column in enumerate(columns):
-            if not column.quoted:
-                sites.append(((*loc, i, "options"), column.method, column.options))
-            if column.after:
-                sites.append(((*loc, i, "after", "options"), column.after.method, column.after.options))
-
-    visit(table.columns, ("columns",))
+def check_references(table: Table) -> None:
+    """Refuse names that lead nowhere: models, data, baselines and published values that do not exist anywhere."""
+    profiles = [read("profile", "profiles", profile, Profile) for profile in names("profiles")]
+    models = {slug for profile in profiles for slug in profile.models}
+    data = {slug for profile in profiles for slug in profile.data}
+    checked("tables", table.id, ("data",), "data set", table.data, data)
     for i, row in enumerate(table.rows):
-        visit(row.columns or (), ("rows", i, "columns"))
-        sites.extend((("rows", i, "settings", m), m, options) for m, options in row.settings.items())
-    return sites
+        for slug in (row.student, *row.teachers.values()):
+            checked("tables", table.id, ("rows", i), "model", slug, models)
+        columns = table.columns if row.columns is None else row.columns
+        cells = {f"{column.method}/{column.variant}".removesuffix("/") for column in columns}
+        for j, column in enumerate(columns):
+            loc = ("columns", j) if row.columns is None else ("rows", i, "columns", j)
+            if column.gain_over and not column.gain_over.startswith("row:"):
+                checked("tables", table.id, (*loc, "gain_over"), "baseline", column.gain_over, cells)
+            check_published(table, row, column, loc)
+
+
+def check_published(table: Table, row: Row, column: Column, loc: tuple[str | int, ...]) -> None:
+    """Refuse a key that the published row does not have."""
+    if table.published is None or row.published is None or column.published is None:
+        return
+    found = [r for r in load_published(table.paper).table(table.published).rows if r.matches(row.published)]
+    keys = {key for r in found for key in r.values}
+    for key in [column.published] if isinstance(column.published, str) else column.published.values():
+        checked("tables", table.id, (*loc, "published"), "published value", key, keys)
+
+
+def stages(table: Table) -> list[tuple[tuple[str | int, ...], Stage]]:
+    """Every stage that a table file asks to be run, with its place."""
+    found: list[tuple[tuple[str | int, ...], Stage]] = []
+
+    def visit(stage: Stage | None, loc: tuple[str | int, ...]) -> None:
+        if stage is not None and not getattr(stage, "quoted", False):
+            found.append((loc, stage))
+            visit(stage.after, (*loc, "after"))
+
+    for i, column in enumerate(table.columns):
+        visit(column, ("columns", i))
+    for i, row in enumerate(table.rows):
+        for j, column in enumerate(row.columns or ()):
+            visit(column, ("rows", i, "columns", j))
+    return found
 
 
 def load_profile(name: str) -> Profile:
@@ -233,8 +276,9 @@ def load_profile(name: str) -> Profile:
         for recipe in [recipes] if isinstance(recipes, str) else recipes.values():
             checked("profiles", name, ("students", slug), "recipe", recipe, profile.recipes)
     for slug, teacher in profile.teachers.items():
-        if [teacher.recipe is not None, teacher.weights is not None, teacher.random].count(True) != 1:
-            raise complaint("profiles", name, ("teachers", slug), "give exactly one of recipe, weights, random.")
+        if not (teacher.recipe or teacher.weights or teacher.random) or (teacher.random and teacher.weights):
+            raise complaint("profiles", name, ("teachers", slug), "give a recipe, a weights file, or random: true.")
+        check_options("profiles", name, ("teachers", slug, "options"), teacher.method, teacher.options)
         if teacher.recipe:
             checked("profiles", name, ("teachers", slug, "recipe"), "recipe", teacher.recipe, profile.recipes)
     return profile

@@ -5,6 +5,10 @@ class UserError(ValueError):
     """A mistake in what the user gave: one sentence saying what was wrong, where, and what would be right."""
 
 
+class Refused(UserError):
+    """The method cannot serve this student, these teachers or this recipe; trying again would not change that."""
+
+
 class Diverged(RuntimeError):
     """A loss stopped being finite.
 

@@ -1,7 +1,9 @@
 """What determines a run: frozen dataclasses, free of torch so that planning stays fast.
 
-Every field here enters the key of a run (see experiments/keys.py) unless its class says otherwise.
-Nothing here is a path, a device or a thread count: those do not determine a result.
+Every field that differs from its default enters the key of a run (see experiments/keys.py) unless its class says
+otherwise. So a field may be added, with a default that means what was done before; but a default may never change,
+because old records would take on a new meaning (a test keeps them). Nothing here computes, and nothing is a path, a
+device or a thread count: those do not determine a result.
 """
 
 import math
@@ -52,11 +54,12 @@ class Weights:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSpec:
-    """One frozen teacher of a run."""
+    """One frozen teacher of a run. classes: size of its classifier; None: as many as the data has, 0: none."""
 
     __pydantic_config__ = FORBID
     model: ModelCard
     weights: Weights
+    classes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,11 +132,6 @@ class Recipe:
                 "views (fixed augmented images) cannot be combined with mixup or cutmix, which draw afresh"
             )
 
-    @property
-    def peak_lr(self) -> float:
-        """The rate after warm-up, for the global batch."""
-        return self.lr * self.batch_size / self.lr_batch if self.lr_batch else self.lr
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
@@ -141,6 +139,7 @@ class RunSpec:
 
     task: key of hkd.training.TASKS. `evaluate_on` is "test" for reported runs and "val" while settings are chosen.
     `init` starts the student from other weights (fine-tuning); None is a random initialisation drawn from `seed`.
+    `recipe` is None for tasks that do not train.
     """
 
     __pydantic_config__ = FORBID
@@ -153,3 +152,4 @@ class RunSpec:
     init: Weights | None = None
     seed: int = 0
     evaluate_on: Literal["test", "val"] = "test"
+    task_options: dict[str, Any] = field(default_factory=dict)  # of the task itself: a head, a measure, an image list

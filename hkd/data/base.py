@@ -147,6 +147,10 @@ class DataSet(ABC):
             on_corrupt: "stop" raises UserError naming an unreadable file, "skip" leaves it out and lists it.
         """
 
+    def counts(self) -> dict[str, int]:
+        """Images per split with these options, told without the data, which may be missing; unknown ones are absent."""
+        return {}
+
     def whole(self, option: str, least: int = 1, none: bool = True) -> None:
         """Refuse an option that is not a whole number of at least `least` (or null, if `none`)."""
         value = self.options[option]

@@ -36,6 +36,7 @@ class Cifar100(ClassFolder):
     licence: ClassVar[str] = "none stated; its author asks for the citation of Krizhevsky 2009"
     source: ClassVar[str] = "https://www.cs.toronto.edu/~kriz/cifar.html"
     expected: ClassVar[dict[str, int]] = {"classes": 100}
+    full: ClassVar[dict[str, int]] = {"classes": 100, **OFFICIAL}
     checksum: ClassVar[dict[str, str]] = {
         "train": "md5:16019d7e3df5f24257cddd939b257f8d",
         "test": "md5:f0ef6b0ae62326f3e7ffdfab6717acfc",

@@ -83,6 +83,10 @@ class Digits(DataSet):
             raise UserError(f"{source_file()} has {found}, not {wanted}: install a scikit-learn with the usual digits.")
         return found
 
+    def counts(self) -> dict[str, int]:
+        sources = {**self.expected, "train": self.options["n_train"] or self.expected["train"]}
+        return {split: sources[split] * self.options["copies" if split == "train" else "test_copies"] for split in CUT}
+
     def load(self, split: SplitName, *, seed: int, select: bool, on_corrupt: OnCorrupt = "stop") -> Split:
         self.source_digest()
         glyphs, labels = source_digits(source_file())

@@ -60,6 +60,7 @@ class ClassFolder(DataSet):
         "expected": None,
     }
     obtain: ClassVar[str] = "put the images there as train/<class>/ and test/<class>/ (or val/<class>/)"
+    full: ClassVar[dict[str, int]] = {}  # counts of the whole data set where a part of it is fine; else `expected`
     hash_content: ClassVar[bool] = True  # False: a file is identified by its name and size, for very large data
 
     def check(self) -> None:
@@ -125,6 +126,21 @@ class ClassFolder(DataSet):
         if self.options.get("expected") is not None:
             return self.options["expected"]
         return self.expected if self.options["classes"] is None else {}
+
+    def counts(self) -> dict[str, int]:
+        """Images of train and test: those asked for, else those of the whole data set, in proportion to its classes."""
+        asked, full = self.options.get("expected") or {}, self.full or self.expected
+        classes = self.options["classes"] or asked.get("classes") or full.get("classes")
+        found = {}
+        for split in ("train", "test"):
+            each = self.options[f"n_{split}"]
+            if each is not None and classes:
+                found[split] = each * classes
+            elif each is None and split in asked:
+                found[split] = asked[split]
+            elif each is None and classes and split in full:
+                found[split] = full[split] * classes // full["classes"]
+        return found
 
     def entries(self, split: str) -> list[Entry]:
         """Images of "train" or "test" with labels, sorted by class and name; only the classes asked for."""

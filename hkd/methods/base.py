@@ -35,6 +35,16 @@ class Needs:
     index: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """The training samples of a run: labels by index [N], classes C, epochs, and steps of an epoch."""
+
+    labels: Tensor
+    classes: int
+    epochs: int
+    steps: int
+
+
 class Method(nn.Module, ABC):
     """Base of all methods.
 
@@ -59,6 +69,16 @@ class Method(nn.Module, ABC):
     def refuse(cls, config: Any, student: ModelCard, teachers: Mapping[str, ModelCard], recipe: Recipe) -> str | None:
         """Why this method cannot serve this pair, as one sentence, or None. Asked when a table is planned."""
         return None
+
+    def prepare(self, samples: Samples) -> None:
+        """Called once, before training or resumption: size memory banks and queues (buffers), check them."""
+
+    def teacher_inputs(self, role: str, batch: Batch) -> dict[str, Any]:
+        """Extra keyword arguments of a teacher's forward; overriding this keeps teachers from being cached.
+
+        What is drawn here for all (a mask) goes into `batch.extra`, where `student_inputs` and `forward` find it.
+        """
+        return {}
 
     def student_inputs(self, batch: Batch, taps_t: Mapping[str, Taps]) -> dict[str, Any]:
         """Extra keyword arguments of the student's forward (a mask, kept tokens)."""

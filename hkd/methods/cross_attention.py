@@ -17,7 +17,7 @@ from jaxtyping import Float
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from hkd.errors import UserError
+from hkd.errors import Refused
 from hkd.methods.feature_mimicking import to_grid, to_tokens
 from hkd.registry import lookup
 
@@ -48,7 +48,8 @@ class CrossAttentionProjector(nn.Module):
         positional: whether the learned map of positions is added.
 
     Raises:
-        UserError: heads do not divide out_width, or an unknown norm.
+        Refused: heads do not divide out_width.
+        UserError: an unknown norm.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class CrossAttentionProjector(nn.Module):
     ) -> None:
         super().__init__()
         if out_width % heads:
-            raise UserError(f"{heads} attention heads do not divide the teacher's width {out_width}.")
+            raise Refused(f"{heads} attention heads do not divide the teacher's width {out_width}.")
         self.heads, self.softmax_scale = heads, scale * (out_width // heads) ** -0.5
         self.proj_student = nn.Sequential(
             nn.Conv2d(in_width, in_width, 3, padding=1), lookup("norm", norm, NORMS)(in_width), nn.ReLU()

@@ -29,7 +29,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hkd.data.batch import Batch
-from hkd.errors import UserError
+from hkd.errors import Refused
 from hkd.methods.base import Criterion, Method, Needs
 from hkd.methods.cross_attention import ConvolutionProjector, CrossAttentionProjector
 from hkd.methods.feature_mimicking import mimic_loss, to_tokens
@@ -217,7 +217,7 @@ class ScaleKD(Method):
         """Build the projectors that this configuration uses.
 
         Raises:
-            UserError: heads that do not divide the teacher's width, a DC-free view or attention on a 1x1 grid, or a
+            Refused: heads that do not divide the teacher's width, a DC-free view or attention on a 1x1 grid, or a
                 number of tail blocks for a teacher that cannot cut its tail.
         """
         super().__init__(config, student, teachers, criterion)
@@ -234,7 +234,7 @@ class ScaleKD(Method):
         width, *grid = teacher.info.final
         self.weights = feature_weights(config, grid[0] * grid[1])
         if grid == [1, 1] and any(view == "alt" for _, view in self.weights):
-            raise UserError("The teacher's last map is 1x1, so its DC-free view is zero: set dfm to orig_only or off.")
+            raise Refused("The teacher's last map is 1x1, so its DC-free view is zero: set dfm to orig_only or off.")
         if self.tail_views:
             self.tail = teacher.tail(config.vit_tail)
             for view in self.tail_views:
@@ -250,7 +250,7 @@ class ScaleKD(Method):
         config = self.config
         shape = self.student.final if stage == "s4" and config.s4_tap == "final" else self.student.stages[int(stage[1])]
         if shape[1:] == (1, 1) and (config.attends or view == "alt"):
-            raise UserError(
+            raise Refused(
                 f"The student's {stage} map is 1x1, which makes all teacher-like tokens equal, whatever the queries: "
                 f"take a student with a larger map, or leave {stage} out of stages."
             )

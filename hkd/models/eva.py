@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hkd.errors import UserError
+from hkd.errors import Refused
 from hkd.models.family import Family, Tail, isotropic_tail, tokens_to_map
 
 
@@ -26,7 +26,5 @@ class EvaFamily(Family):
 
     def tail(self, net: Any, blocks: int | None = None) -> Tail:
         if getattr(net, "rope", None) is not None:
-            raise UserError(
-                "An EVA-02 model has no tail (its rotary positions assume the class token); take an EVA one."
-            )
+            raise Refused("An EVA-02 model has no tail (its rotary positions assume the class token); take an EVA one.")
         return isotropic_tail(net, blocks)

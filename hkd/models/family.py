@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hkd import registry
-from hkd.errors import UserError
+from hkd.errors import Refused, UserError
 from hkd.models.taps import Taps, Want
 from hkd.spec import ModelCard
 
@@ -163,9 +163,9 @@ class Family:
         """The last stage, or the last `blocks` blocks, as a function of tokens.
 
         Raises:
-            UserError: this family has none, or not that many blocks.
+            Refused: this family has none, or not that many blocks.
         """
-        raise UserError(f"The family '{self.name}' has no tail; a teacher whose last stage is used must be of another.")
+        raise Refused(f"The family '{self.name}' has no tail; a teacher whose last stage is used must be of another.")
 
     def _wanted_attention(self, net: Any, want: Want) -> dict[int, nn.Module]:
         if not want.attention:
@@ -173,7 +173,7 @@ class Family:
         modules = self.attention_modules(net)
         if unknown := [index for index in want.attention if not 0 <= index < len(modules)]:
             has = f"attention blocks 0 to {len(modules) - 1}" if modules else "no attention"
-            raise UserError(f"Attention of block {unknown[0]} was asked of a '{self.name}' model, which has {has}.")
+            raise Refused(f"Attention of block {unknown[0]} was asked of a '{self.name}' model, which has {has}.")
         return {index: modules[index] for index in want.attention}
 
 
@@ -181,11 +181,11 @@ def last_blocks(net: Any, blocks: int | None, default: int = 2) -> list[nn.Modul
     """The last `blocks` of an isotropic transformer.
 
     Raises:
-        UserError: not between 1 and the model's depth.
+        Refused: not between 1 and the model's depth.
     """
     count = default if blocks is None else blocks
     if not 1 <= count <= len(net.blocks):
-        raise UserError(f"A tail of {count} blocks was asked of a model with {len(net.blocks)}; take 1 to all of them.")
+        raise Refused(f"A tail of {count} blocks was asked of a model with {len(net.blocks)}; take 1 to all of them.")
     return list(net.blocks)[-count:]
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hkd.errors import UserError
+from hkd.errors import Refused
 from hkd.models.family import Family, Tail
 
 
@@ -26,7 +26,7 @@ class SwinFamily(Family):
 
     def tail(self, net: Any, blocks: int | None = None) -> Tail:
         if blocks is not None:
-            raise UserError(
+            raise Refused(
                 f"The tail of a Swin model is its whole last stage; a number of blocks ({blocks}) has no use."
             )
         last = net.layers[-1]

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch import Tensor
 from hkd.data.batch import Batch
 from hkd.data.loader import Loader
 from hkd.files import atomic_write
+from hkd.methods.base import Method
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import Taps, Want
 from hkd.spec import RunSpec
@@ -36,20 +38,21 @@ MEMORY_LIMIT = 512 * 2**20  # bytes of one teacher's tables
 FILE_LIMIT = 256 * 2**20  # bytes of tables that are kept on disk for other runs
 
 Source = Callable[[Batch], Taps]
+Inputs = Callable[[Batch], dict[str, Any]]
 Precision = Callable[[], AbstractContextManager[Any]]
 VIEW_FIELDS = ("batch_size", "crop", "crop_scale", "flip", "shift", "randaugment", "erasing", "views", "precision")
 
 
 class Online:
-    """A teacher that looks at every batch."""
+    """A teacher that looks at every batch; `inputs` gives further arguments of its forward (a mask)."""
 
-    def __init__(self, teacher: Teacher, want: Want, precision: Precision):
-        self.teacher, self.want, self.precision = teacher, want, precision
+    def __init__(self, teacher: Teacher, want: Want, precision: Precision, inputs: Inputs | None = None):
+        self.teacher, self.want, self.precision, self.inputs = teacher, want, precision, inputs
 
     def __call__(self, batch: Batch) -> Taps:
         """Taps of the batch, without gradients."""
         with self.precision():
-            return self.teacher(batch.x, self.want)
+            return self.teacher(batch.x, self.want, **(self.inputs(batch) if self.inputs else {}))
 
 
 class Cached:
@@ -90,6 +93,7 @@ def make_teachers(
     cache_dir: Path | None,
     device: torch.device,
     precision: Precision,
+    method: Method | None = None,
 ) -> Teachers:
     """Each wanted teacher, cached where its outputs are fixed and fit, on line otherwise.
 
@@ -103,11 +107,14 @@ def make_teachers(
         cache_dir: where small tables are kept, or None.
         device: of the tables.
         precision: context in which teachers run.
+        method: one that overrides `teacher_inputs` decides what its teachers see, which is then never cached.
     """
     sources: dict[str, Source] = {}
+    steered = method is not None and type(method).teacher_inputs is not Method.teacher_inputs
     for role, want in wants.items():
-        online = Online(teachers[role], want, precision)
-        if not loader.views or teachers[role].training:
+        inputs = partial(method.teacher_inputs, role) if method is not None and steered else None
+        online = Online(teachers[role], want, precision, inputs)
+        if not loader.views or teachers[role].training or steered:
             sources[role] = online
             continue
         path = None

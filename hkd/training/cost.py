@@ -35,6 +35,11 @@ def peak_memory_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
+def gpu_seconds(wall_s: float, device: torch.device, processes: int) -> float:
+    """Seconds of GPU time: each process has a GPU of its own for all of a run; 0 on a CPU."""
+    return wall_s * processes if device.type == "cuda" else 0.0
+
+
 def millions(module: nn.Module) -> float:
     """Trainable parameters in millions."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad) / 1e6

@@ -23,7 +23,7 @@ from lightning_fabric.plugins.environments import LightningEnvironment, TorchEla
 from torch import Tensor
 
 from hkd.data.batch import Batch
-from hkd.errors import Diverged, UserError
+from hkd.errors import Diverged, Refused, UserError
 from hkd.files import atomic_write
 from hkd.spec import RunSpec
 from hkd.training.outcome import Outcome
@@ -193,7 +193,7 @@ def write_outcome(folder: Path, outcome: Outcome | Exception) -> None:
         terms = {name: repr(value) for name, value in outcome.terms.items()}
         document: dict[str, Any] = {"diverged": {"step": outcome.step, "terms": terms}}
     elif isinstance(outcome, Exception):
-        document = {"refused": str(outcome)}
+        document = {"refused" if isinstance(outcome, Refused) else "mistake": str(outcome)}
     else:
         document = {"outcome": dataclasses.asdict(outcome)}
     _write_json(folder / OUTCOME, document)
@@ -207,7 +207,9 @@ def _read_outcome(folder: Path) -> Outcome:
         terms = {name: float(value) for name, value in document["diverged"]["terms"].items()}
         raise Diverged(document["diverged"]["step"], terms)
     if "refused" in document:
-        raise UserError(document["refused"])
+        raise Refused(document["refused"])
+    if "mistake" in document:
+        raise UserError(document["mistake"])
     return Outcome(**document["outcome"])
 
 

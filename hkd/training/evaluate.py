@@ -19,7 +19,7 @@ from hkd.files import atomic_write
 from hkd.models.tap_model import TapModel
 from hkd.models.weights import load_weights, save_weights
 from hkd.spec import DataSpec, RunSpec, Weights
-from hkd.training.cost import millions, peak_memory_mib, reset_peak_memory
+from hkd.training.cost import gpu_seconds, millions, peak_memory_mib, reset_peak_memory
 from hkd.training.distributed import launch, make_fabric, reduce, to_device, under_torchrun
 from hkd.training.outcome import Outcome
 from hkd.training.rng import seed_all
@@ -61,7 +61,7 @@ def evaluate(
         cost={
             "wall_s": wall_s,
             "cpu_s": time.process_time() - cpu_started,
-            "gpu_s": wall_s if fabric.device.type == "cuda" else 0.0,
+            "gpu_s": gpu_seconds(wall_s, fabric.device, fabric.world_size),
             "student_params_m": millions(model),
             "peak_memory_mib": peak_memory_mib(fabric.device),
         },

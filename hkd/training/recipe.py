@@ -39,6 +39,11 @@ def _cross_entropy(logits: Any, targets: Any, *, label_smoothing: float) -> Any:
     return F.cross_entropy(logits, targets, label_smoothing=smoothing)
 
 
+def peak_lr(recipe: Recipe) -> float:
+    """The rate after warm-up, for the global batch."""
+    return recipe.lr * recipe.batch_size / recipe.lr_batch if recipe.lr_batch else recipe.lr
+
+
 def make_optimizer(recipe: Recipe, net: nn.Module, adapters: nn.Module) -> Optimizer:
     """One optimiser over the student and, as further groups, a method's own parameters.
 
@@ -63,7 +68,7 @@ def make_optimizer(recipe: Recipe, net: nn.Module, adapters: nn.Module) -> Optim
     if _has_fused(recipe):
         options["fused"] = True
     return timm.optim.create_optimizer_v2(
-        groups, recipe.optimizer, lr=recipe.peak_lr, momentum=recipe.momentum, **options
+        groups, recipe.optimizer, lr=peak_lr(recipe), momentum=recipe.momentum, **options
     )
 
 

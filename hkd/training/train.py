@@ -4,7 +4,6 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,16 @@ import torch
 from hkd import registry
 from hkd.data.base import DataSet
 from hkd.data.loader import Loader
-from hkd.errors import Diverged, UserError
+from hkd.errors import Diverged, Refused, UserError
 from hkd.files import atomic_write
 from hkd.methods import METHODS
-from hkd.methods.base import Method, Needs
+from hkd.methods.base import Method, Needs, Samples
 from hkd.models.tap_model import TapModel, Teacher
 from hkd.models.weights import read_weights, save_weights
 from hkd.spec import MethodSpec, Recipe, RunSpec
 from hkd.training.cache import make_teachers
 from hkd.training.checkpoint import Checkpoints
-from hkd.training.cost import memory_told, millions, peak_memory_mib, reset_peak_memory
+from hkd.training.cost import gpu_seconds, memory_told, millions, peak_memory_mib, reset_peak_memory
 from hkd.training.distributed import launch, make_fabric, under_torchrun
 from hkd.training.evaluate import evaluation_split, give_weights, measure, open_data
 from hkd.training.journal import Journal
@@ -92,7 +91,7 @@ def train(
     costs = checkpoints.costs()
     cost = {
         **costs,
-        "gpu_s": costs["wall_s"] if run.fabric.device.type == "cuda" else 0.0,
+        "gpu_s": gpu_seconds(costs["wall_s"], run.fabric.device, run.fabric.world_size),
         "step_ms": journal.step_ms,
         "steps": float(run.position.updates),
         "device_batch": float(images),
@@ -158,6 +157,8 @@ def prepare(spec: RunSpec, recipe: Recipe, weights: Mapping[str, Path], runtime:
     teachers = make_frozen(spec, data.num_classes, weights, fabric.device)
     seed_all(spec.seed, "adapters")
     method, needs = make_method(spec.method, student, teachers, recipe)
+    labels = torch.as_tensor(split.labels)
+    method.prepare(Samples(labels=labels, classes=data.num_classes, epochs=recipe.epochs, steps=loader.steps))
     step = Step(student, method, needs).to(fabric.device)
     optimizer = make_optimizer(recipe, student.net, method)
     schedule = make_schedule(recipe, optimizer, loader.steps)
@@ -172,6 +173,7 @@ def prepare(spec: RunSpec, recipe: Recipe, weights: Mapping[str, Path], runtime:
         cache_dir=runtime.cache_dir,
         device=fabric.device,
         precision=fabric.autocast,
+        method=method,
     )
     run = Training(
         fabric, recipe, step, forward, wrapped, schedule, ema, loader, source, runtime.micro_batch, Position()
@@ -185,7 +187,7 @@ def make_frozen(
     """The teachers of a run by role, with their weights, on the device."""
     teachers = {}
     for role, teacher in spec.teachers.items():
-        teachers[role] = Teacher(teacher.model, num_classes)
+        teachers[role] = Teacher(teacher.model, num_classes if teacher.classes is None else teacher.classes)
         give_weights(teachers[role], teacher.weights, weights)
         teachers[role].to(device)
     return teachers
@@ -197,27 +199,20 @@ def make_method(
     """The method of a spec around a student and its teachers, and what it needs.
 
     Raises:
-        UserError: unknown method or option, a value the method refuses, a missing teacher, or a pair or recipe that
-            it cannot serve.
+        Refused: a missing teacher, or a pair or recipe that the method cannot serve.
+        UserError: unknown method or option, or a value the method refuses.
     """
     kind: type[Method] = registry.load(registry.lookup("method", spec.name, METHODS))
-    known = {field.name: field for field in fields(kind.Config)}
-    options = {}
-    for name, value in spec.options.items():
-        registry.lookup(f"option of method '{spec.name}':", name, known)
-        options[name] = tuple(value) if isinstance(value, list) else value  # JSON and YAML have no tuples
-    try:
-        config = kind.Config(**options)
-    except ValueError as error:
-        raise UserError(f"Method '{spec.name}': {error}") from error
+    config = registry.configured(kind.Config, f"Method '{spec.name}'", spec.options)
     needs = kind.needs(config)
     for role in needs.teachers:
-        registry.lookup(f"teacher needed by method '{spec.name}':", role, teachers)
+        if role not in teachers:
+            raise Refused(f"Method '{spec.name}' needs a teacher with the role '{role}'.")
     if needs.hard_labels and (recipe.mixup or recipe.cutmix):
-        raise UserError(f"Method '{spec.name}' needs class labels, so the recipe cannot have mixup or cutmix.")
+        raise Refused(f"Method '{spec.name}' needs class labels, so the recipe cannot have mixup or cutmix.")
     cards = {role: teacher.card for role, teacher in teachers.items()}
     if sentence := kind.refuse(config, student.card, cards, recipe):
-        raise UserError(sentence)
+        raise Refused(sentence)
     return kind(config, student.info, teachers, make_criterion(recipe)), needs
 
 

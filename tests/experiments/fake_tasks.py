@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from experiments.plan import Plan, PlannedRun
-from hkd.errors import Diverged, UserError
+from hkd.errors import Diverged, Refused, UserError
 from hkd.spec import DataSpec, MethodSpec, ModelCard, Recipe, RunSpec, TeacherSpec, Weights
 
 STUDENT = ModelCard(name="student", family="resnet", arch="resnet18", gmacs=0.001, params_m=0.01)
@@ -74,6 +74,18 @@ def complain(options, folder):
     raise UserError("image 17 is corrupt")
 
 
+def refuse_late(options, folder):
+    raise Refused("3 heads do not divide the width 8")
+
+
+def data_not_readable(options, folder):
+    raise PermissionError(13, "Permission denied", options.file)
+
+
+def store_not_writable(options, folder):
+    raise PermissionError(13, "Permission denied", str(folder / "checkpoint.pt"))
+
+
 def run_out_of_memory(options, folder):
     raise MemoryError
 
@@ -102,6 +114,9 @@ BEHAVIOURS = {
         crash,
         crash_until_file,
         complain,
+        refuse_late,
+        data_not_readable,
+        store_not_writable,
         run_out_of_memory,
         fill_disk,
         kill_worker,

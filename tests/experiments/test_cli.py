@@ -119,7 +119,7 @@ def test_many_gpu_hours_are_not_started_without_being_asked(capsys, monkeypatch)
 
 def test_missing_data_is_one_sentence(capsys):
     assert hkd("run", "scalekd_table3", "--profile", "paper", "--yes") == 2
-    assert "cannot start: " in capsys.readouterr().err
+    assert "can start: " in capsys.readouterr().err
 
 
 def test_run_prints_the_table_and_where_it_is(fake_table, capsys, places):
@@ -136,6 +136,32 @@ def test_a_crashed_run_is_exit_code_1_after_the_table_is_written(fake_table, cap
     assert hkd("run", "fake_table", "--workers", "0") == 1
     assert "missing: fake b: RuntimeError: it broke" in capsys.readouterr().err
     assert "failed" in (places / "hkd_results" / "fake_table" / "table.csv").read_text()
+
+
+def test_runs_without_data_leave_their_cells_empty_and_are_exit_code_1(fake_table, capsys, places):
+    fake_table(fake_run("a"), fake_run("t", missing="no images in /data"), fake_run("s", teacher="t"))
+    for _ in range(2):
+        assert hkd("run", "fake_table", "--workers", "0") == 1
+        captured = capsys.readouterr()
+        assert "50.00" in captured.out
+        assert captured.err.count("no images in /data") == 2
+    assert (places / "hkd_results" / "fake_table" / "table.csv").read_text().count("not run") == 2
+
+
+def test_batch_jobs_answer_by_environment_variables(fake_table, capsys, places, monkeypatch):
+    fake_table(fake_run("a"))
+    monkeypatch.setattr(cli, "EXPENSIVE", 0.0)
+    monkeypatch.setenv("HKD_YES", "1")
+    monkeypatch.setenv("HKD_SCHEDULER_FILE", str(places / "none.json"))
+    assert hkd("run", "fake_table") == 2
+    assert f"no scheduler file {places / 'none.json'}" in capsys.readouterr().err
+    monkeypatch.delenv("HKD_YES")
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    assert hkd("run", "fake_table") == 2
+    assert "say --yes" in capsys.readouterr().err
+    assert hkd("run", "--help") in (None, 0)
+    assert "HKD_SCHEDULER_FILE" in (shown := capsys.readouterr().out)
+    assert "HKD_YES" in shown
 
 
 def test_a_diverged_and_a_refused_run_are_exit_code_0(fake_table):

@@ -254,6 +254,21 @@ def test_kept_predictions_give_a_second_interval_over_images(synthetic, tmp_path
     assert compare(plan, synthetic.records(plan)).pooled[1].pooled.images is None
 
 
+def test_images_rendered_from_one_source_count_once(synthetic):
+    plan, rng = synthetic.plan(pairs=2, seeds=1), np.random.default_rng(0)
+    once = {
+        key: {"row": np.arange(200), "label": np.zeros(200), "prediction": rng.integers(0, 2, 200)}
+        for cell in plan.cells
+        for key in cell.runs
+    }
+    four_times = {key: {name: np.tile(array, 4) for name, array in arrays.items()} for key, arrays in once.items()}
+    first, second = (
+        compare(plan, synthetic.records(plan), kept).pooled[0].pooled.images for kept in (once, four_times)
+    )
+    assert first.n == 200
+    assert first == second
+
+
 def test_predictions_of_other_images_give_no_interval(synthetic):
     plan = synthetic.plan(pairs=2, seeds=1)
     arrays = {"row": np.arange(200), "label": np.zeros(200), "prediction": np.arange(200) % 2}

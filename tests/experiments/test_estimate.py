@@ -57,5 +57,11 @@ def test_counts_follow_the_options_of_a_data_set():
     assert counts(DataSpec(name="digits", options={"n_train": 100, "copies": 3, "test_copies": 2})) == (300, 1020)
 
 
+def test_counts_per_class_are_times_the_classes():
+    assert counts(DataSpec(name="cifar100", options={"n_train": 40, "n_test": 10})) == (4000, 1000)
+    assert counts(DataSpec(name="cifar100", options={"classes": 20})) == (10_000, 2000)
+    assert counts(DataSpec(name="folder")) == (0, 0)
+
+
 def test_the_fake_student_is_what_the_figures_assume():
     assert (STUDENT.gmacs, STUDENT.params_m) == (0.001, 0.01)

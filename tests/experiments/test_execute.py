@@ -11,7 +11,7 @@ import dask
 import distributed  # noqa: F401 (adds its defaults to the configuration, once)
 import pytest
 
-from experiments.execute import Event, Graph, StorageError, choose_gpus, run_plan
+from experiments.execute import Event, Graph, StorageError, bound, choose_gpus, refuse_threads, run_plan
 from experiments.store import Store
 from hkd.errors import UserError
 from hkd.methods import METHODS
@@ -156,10 +156,68 @@ def test_a_store_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
         execute(Store(tmp_path / "runs"), fake_run("a"))
 
 
-def test_missing_data_stops_before_anything_starts(store):
-    with pytest.raises(UserError, match=r"^1 of 2 runs cannot start: no images in /data"):
-        execute(store, fake_run("a"), fake_run("b", missing="no images in /data"))
+def test_a_folder_of_the_store_that_cannot_be_written_stops_everything(store):
+    with pytest.raises(StorageError, match="Permission denied"):
+        execute(store, fake_run("a", do="store_not_writable"), fake_run("b"))
     assert list(store.keys()) == []
+
+
+def test_a_data_file_that_cannot_be_read_fails_only_its_run(store, tmp_path):
+    report = execute(store, fake_run("a", do="data_not_readable", file=str(tmp_path / "1.png")), fake_run("b"))
+    assert statuses(report) == {"a": "failed", "b": "done"}
+    assert "PermissionError" in report.failed["a"]
+
+
+def test_a_refusal_while_building_is_final(store):
+    runs = fake_run("t", do="refuse_late"), fake_run("s", teacher="t")
+    report = execute(store, *runs)
+    assert (statuses(report), report.failed) == ({"t": "refused", "s": "refused"}, {})
+    assert store.load("t").reason == "3 heads do not divide the width 8"
+    assert execute(store, *runs).executed == {}
+
+
+def test_nothing_that_can_start_is_one_sentence(store):
+    with pytest.raises(UserError, match=r"^None of the 2 runs can start: no images in /data"):
+        execute(store, fake_run("t", missing="no images in /data"), fake_run("s", teacher="t"))
+    assert list(store.keys()) == []
+
+
+def test_missing_data_of_some_runs_leaves_the_others_to_be_done(store):
+    events: list[Event] = []
+    runs = fake_run("a"), fake_run("t", missing="no images in /data"), fake_run("s", teacher="t")
+    report = execute(store, *runs, on_event=events.append)
+    assert statuses(report) == {"a": "done"}
+    assert report.failed == dict.fromkeys("ts", "no images in /data")
+    assert events[0].facts == {"todo": ("a",), "reused": 0}
+    assert execute(store, *runs).failed == report.failed  # nor does the second time stop at it
+
+
+def test_every_run_computes_with_one_thread(store):
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        execute(store, fake_run("a"))
+        assert torch.get_num_threads() == 1
+        assert store.load("a").environment["threads"] == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_workers_with_several_threads_are_refused():
+    refuse_threads({"tcp://a": {"nthreads": 1}})
+    with pytest.raises(UserError, match=r"^Worker tcp://b has 4 threads; start workers with `--nthreads 1`\.$"):
+        refuse_threads({"tcp://a": {"nthreads": 1}, "tcp://b": {"nthreads": 4}})
+
+
+def test_teacher_outputs_are_kept_up_to_a_limit_the_latest_first(tmp_path):
+    for age, name in enumerate("abcd"):
+        (tmp_path / name).write_bytes(b"0" * 10)
+        os.utime(tmp_path / name, (1000 - age, 1000 - age))
+    bound(tmp_path, 25)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    bound(tmp_path / "none", 25)
 
 
 def test_an_unknown_option_names_the_nearest(store):

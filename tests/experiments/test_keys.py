@@ -1,12 +1,12 @@
 """Run keys: what changes them and, as important, what does not."""
 
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
-import hkd
+import hkd.spec
 from experiments import keys
 from hkd.models.zoo import ZOO
 from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
@@ -73,6 +73,39 @@ def test_a_key_is_16_hex_digits_and_repeats():
 )
 def test_everything_that_determines_a_result_changes_the_key(change):
     assert keys.run_key(spec(**change)) != keys.run_key(spec())
+
+
+def test_a_field_at_its_default_is_no_part_of_the_key_so_that_fields_can_be_added():
+    identity = keys.spec_identity(spec())
+    assert "init" not in identity
+    assert identity["recipe"] == {"epochs": 2, "batch_size": 10}
+    assert identity["student"]["kwargs"] == ZOO["resnet50_mini"].kwargs
+
+
+def test_defaults_are_for_ever_because_old_records_rely_on_them():
+    defaults = {
+        "Recipe": {
+            "optimizer": "adamw", "lr": 1e-3, "lr_batch": None, "momentum": 0.9, "betas": None, "weight_decay": 0.05,
+            "decay_1d": False, "layer_decay": None, "schedule": "cosine", "milestones": (), "min_lr": 0.0,
+            "warmup_epochs": 0.0, "warmup_lr": 0.0, "clip_grad": None, "loss": "ce", "label_smoothing": 0.0,
+            "mixup": 0.0, "cutmix": 0.0, "crop": "none", "crop_scale": (0.08, 1.0), "flip": False, "shift": 0,
+            "randaugment": None, "erasing": 0.0, "views": None, "ema_decay": None, "drop_path": None,
+            "precision": "32-true",
+        },
+        "ModelCard": {
+            "kwargs": {}, "image_size": 224, "stages": (1, 2, 3, 4), "mean": (0.485, 0.456, 0.406),
+            "std": (0.229, 0.224, 0.225), "channels_last": False,
+        },
+        "RunSpec": {
+            "recipe": None, "teachers": {}, "init": None, "seed": 0, "evaluate_on": "test", "task_options": {},
+        },
+        "TeacherSpec": {"classes": None},
+        "DataSpec": {"options": {}, "fingerprint": None},
+        "MethodSpec": {"options": {}},
+    }  # fmt: skip
+    for name, known in defaults.items():
+        now = {item.name: keys.default(item) for item in fields(getattr(hkd.spec, name))}
+        assert {field: now[field] for field in known} == known
 
 
 def test_what_only_describes_a_model_does_not_change_the_key():

@@ -166,9 +166,27 @@ def test_cells_without_values_yet_are_named_untested(plan, records, reference):
 def test_one_seed_decides_nothing(synthetic):
     plan = synthetic.plan(seeds=1)
     records = synthetic.records(plan)
-    report = check(measured_values(plan, shifted(records, 9.0)), measured_values(plan, records))
-    assert report.status == "pass"
+    report = check(measured_values(plan, shifted(records, 9.0, "/kd/")), measured_values(plan, records))
+    assert (report.status, report.exit_code) == ("untested", 0)
+    assert report.reasons == ("untested: all rows, kd top1 moved by -9.00 points, and one seed gives no interval",)
     assert np.isnan(report.moved["low"]).all()
+
+
+def test_one_seed_with_equal_digits_passes(synthetic, reference):
+    plan = synthetic.plan(seeds=1)
+    now = measured_values(plan, synthetic.records(plan))
+    same = {cell.id: cell for cell in reference.cells}
+    cells = tuple(replace(cell, runs={0: same[cell.id].runs[0]}) for cell in now.cells)
+    assert check(replace(now, cells=cells), reference).reasons == ("every measured digit equals the reference",)
+
+
+def test_a_method_whose_rows_share_no_seed_is_listed_as_untested(plan, records, reference):
+    rows = {cell.row: seed % 5 for seed, cell in enumerate(plan.cells[::3])}
+    kept = {key for row, seed in rows.items() for key in records if key == f"{row}/kd/{seed}"}
+    now = {key: r for key, r in shifted(records, 9.0, "/kd/").items() if "/kd/" not in key or key in kept}
+    report = check(measured_values(plan, now), reference)
+    assert (report.status, report.exit_code) == ("untested", 0)
+    assert "untested: all rows, kd top1 moved, and its rows share no seed" in report.reasons
 
 
 def test_a_reference_comes_back_from_its_file_as_it_was(plan, records, reference, tmp_path):

@@ -96,6 +96,19 @@ def test_a_file_that_is_missing_from_the_layout_is_named(tmp_path):
     assert "no file 'test'" in Cifar100({}, tmp_path).missing()
 
 
+@pytest.mark.parametrize(
+    ("options", "counts"),
+    [
+        ({}, {"train": 50_000, "test": 10_000}),
+        ({"classes": 10}, {"train": 5_000, "test": 1_000}),
+        ({"n_train": 40, "n_test": 7}, {"train": 4_000, "test": 700}),
+        ({"classes": 10, "n_train": 40}, {"train": 400, "test": 1_000}),
+    ],
+)
+def test_counts_are_per_class_and_need_no_data(tmp_path, options, counts):
+    assert Cifar100(options, tmp_path).counts() == counts
+
+
 def test_too_few_classes_in_the_file_are_told(tmp_path):
     write_pickles(tmp_path, classes=7)
     with pytest.raises(UserError, match="has 7 classes, 100 are needed"):

@@ -56,6 +56,20 @@ def test_every_registered_data_set_states_its_facts(name, tmp_path):
             data.fingerprint()
 
 
+def test_counts_are_left_out_where_the_options_do_not_tell_them(tmp_path):
+    assert ClassFolder({"n_train": 5}, tmp_path).counts() == {}
+    assert ClassFolder({"n_train": 5, "classes": 4, "expected": {"test": 9}}, tmp_path).counts() == {
+        "train": 20,
+        "test": 9,
+    }
+    assert ImageNet1k({"classes": 100}, tmp_path).counts() == {"train": 128_116, "test": 5_000}
+
+
+def test_counts_are_those_of_the_splits(tree):
+    data = imagenet(tree, n_train=4, n_test=2)
+    assert data.counts() == {split: len(take(data, split)) for split in ("train", "test")}
+
+
 def test_classes_are_numbered_by_name_and_images_are_files(tree):
     train = take(imagenet(tree), "train")
     assert len(train) == 60

@@ -126,6 +126,12 @@ def test_another_file_of_digits_is_refused(tmp_path, monkeypatch):
         load("train")
 
 
+def test_counts_follow_from_the_options_and_are_those_of_the_splits():
+    data = Digits({"n_train": 20, "copies": 3, "test_copies": 2}, Path("x"))
+    assert data.counts() == {"train": 60, "val": 516, "test": 1020}
+    assert data.counts()["train"] == len(data.load("train", seed=0, select=False))
+
+
 def test_scikit_learn_that_is_not_there_is_told_with_the_step(monkeypatch):
     monkeypatch.setattr(digits, "source_file", lambda: None)
     assert "pip install scikit-learn" in Digits({}, Path("x")).missing()

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import hkd.training.distributed as distributed
 from hkd.data.batch import Batch
-from hkd.errors import Diverged, UserError
+from hkd.errors import Diverged, Refused, UserError
 from hkd.models.tap_model import TapModel
 from hkd.models.zoo import ZOO
 from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
@@ -114,6 +114,14 @@ def test_a_divergence_comes_back_with_its_terms(tmp_path, monkeypatch):
     pretend_torchrun(monkeypatch, tmp_path, Diverged(5, {"task": float("nan"), "kd": float("inf")}))
     with pytest.raises(Diverged, match="step 5: task=nan, kd=inf"):
         launch(SPEC, {}, tmp_path, TWO, silent)
+
+
+@pytest.mark.parametrize("kind", [UserError, Refused])
+def test_a_failure_comes_back_as_the_kind_it_was(tmp_path, monkeypatch, kind):
+    pretend_torchrun(monkeypatch, tmp_path, kind("No such thing."))
+    with pytest.raises(UserError) as caught:
+        launch(SPEC, {}, tmp_path, TWO, silent)
+    assert caught.type is kind
 
 
 def test_a_users_mistake_comes_back_as_its_sentence(tmp_path, monkeypatch):

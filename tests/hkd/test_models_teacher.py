@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hkd.errors import UserError
+from hkd.errors import Refused
 from hkd.models.tap_model import TapModel, Teacher
 from hkd.models.taps import Want
 from hkd.models.zoo import ZOO
@@ -131,25 +131,25 @@ def test_tail_of_a_step_registers_nothing_in_a_module_that_holds_it():
 def test_family_without_a_tail_says_so(name):
     teacher = Teacher(ZOO[name], 10)
     assert not teacher.family.has_tail
-    with pytest.raises(UserError, match=f"family '{ZOO[name].family}' has no tail"):
+    with pytest.raises(Refused, match=f"family '{ZOO[name].family}' has no tail"):
         teacher.tail()
 
 
 @pytest.mark.parametrize("blocks", [0, 5])
 def test_tail_of_an_impossible_length_is_refused(blocks):
-    with pytest.raises(UserError, match=f"tail of {blocks} blocks .* model with 3"):
+    with pytest.raises(Refused, match=f"tail of {blocks} blocks .* model with 3"):
         Teacher(ZOO["vit_s16_mini"], 10).tail(blocks)
 
 
 def test_number_of_blocks_for_a_swin_tail_is_refused():
-    with pytest.raises(UserError, match="whole last stage"):
+    with pytest.raises(Refused, match="whole last stage"):
         Teacher(ZOO["swin_s_mini"], 10).tail(2)
 
 
 def test_rotary_eva_has_no_tail():
     card = ZOO["eva_l14_mini"]
     card = replace(card, arch="timm.models.eva:Eva", kwargs=card.kwargs | {"use_rot_pos_emb": True})
-    with pytest.raises(UserError, match="EVA-02"):
+    with pytest.raises(Refused, match="EVA-02"):
         Teacher(card, 10).tail()
 
 

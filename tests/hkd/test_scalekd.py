@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from hkd.data.batch import Batch
-from hkd.errors import UserError
+from hkd.errors import Refused
 from hkd.methods.feature_mimicking import mimic_loss, to_tokens
 from hkd.methods.scalekd import (
     ScaleKD,
@@ -413,7 +413,7 @@ def test_the_length_of_the_tail_is_an_option(vit, x):
     one, two, default = (run(build(vit, vit_tail=k), vit, x)[0]["feat_s3_orig"].item() for k in (1, 2, None))
     assert one != two
     assert two == default
-    with pytest.raises(UserError, match="blocks"):
+    with pytest.raises(Refused, match="blocks"):
         build(vit, vit_tail=99)
 
 
@@ -427,7 +427,7 @@ def test_stage_four_can_have_a_tail_of_its_own(vit, x):
 
 @pytest.mark.parametrize("option", ["s4_tail", "vit_tail"])
 def test_a_number_of_blocks_is_refused_for_a_teacher_whose_tail_is_a_stage(swin, option):
-    with pytest.raises(UserError, match="whole last stage"):
+    with pytest.raises(Refused, match="whole last stage"):
         build(swin, **{option: 1})
 
 
@@ -467,23 +467,23 @@ def test_a_stochastic_teacher_is_refused_for_fixed_views():
 
 
 def test_heads_that_do_not_divide_the_teachers_width_are_refused(swin):
-    with pytest.raises(UserError, match="7 attention heads do not divide the teacher's width 32"):
+    with pytest.raises(Refused, match="7 attention heads do not divide the teacher's width 32"):
         build(swin, heads_s3=7)
-    with pytest.raises(UserError, match="7 attention heads do not divide the teacher's width 64"):
+    with pytest.raises(Refused, match="7 attention heads do not divide the teacher's width 64"):
         build(swin, heads_s4=7)
 
 
 def test_a_teacher_map_of_one_position_has_no_alternative_view():
     teacher = Teacher(ZOO["convnext_t_mini"], 10)
     teacher.info = replace(teacher.info, final=(128, 1, 1))
-    with pytest.raises(UserError, match="DC-free view is zero"):
+    with pytest.raises(Refused, match="DC-free view is zero"):
         build(teacher, tpp="off")
     assert build(teacher, tpp="off", dfm="orig_only").weights == {("s4", "orig"): 7.0}
 
 
 def test_a_student_map_of_one_position_is_refused(swin):
     info = replace(INFO, final=(6, 1, 1))
-    with pytest.raises(UserError, match="s4 map is 1x1"):
+    with pytest.raises(Refused, match="s4 map is 1x1"):
         build(swin, info)
     assert list(build(swin, info, stages=("s3",)).projectors) == ["s3_orig", "s3_alt"]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from hkd.errors import UserError
+from hkd.errors import Refused
 from hkd.methods.cross_attention import ConvolutionProjector, CrossAttentionProjector
 
 
@@ -170,7 +170,7 @@ def test_four_projectors_of_a_resnet_50_have_the_published_size(tail_width, widt
 
 
 def test_heads_that_do_not_divide_the_width_are_refused():
-    with pytest.raises(UserError, match="3 attention heads do not divide the teacher's width 8"):
+    with pytest.raises(Refused, match="3 attention heads do not divide the teacher's width 8"):
         cap(heads=3)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from hkd.errors import UserError
 from hkd.spec import Recipe
-from hkd.training.recipe import make_criterion, make_ema, make_optimizer, make_schedule
+from hkd.training.recipe import make_criterion, make_ema, make_optimizer, make_schedule, peak_lr
 
 
 def recipe(**changes):
@@ -26,7 +26,7 @@ def tiny_vit():
 def rates(chosen, steps):
     """Rate at every update, as the loop asks for it."""
     parameter = nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([parameter], lr=chosen.peak_lr)
+    optimizer = torch.optim.SGD([parameter], lr=peak_lr(chosen))
     schedule = make_schedule(chosen, optimizer, steps)
     found = []
     for update in range(chosen.epochs * steps):

@@ -19,12 +19,13 @@ import hkd.training.checkpoint as checkpoint_module
 import hkd.training.journal as journal_module
 from hkd.data.digits import Digits
 from hkd.data.loader import Loader
-from hkd.errors import Diverged, UserError
+from hkd.errors import Diverged, Refused, UserError
 from hkd.methods.supervised import Supervised
 from hkd.models.tap_model import TapModel
 from hkd.models.weights import save_weights
 from hkd.models.zoo import ZOO
 from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
+from hkd.training.cost import gpu_seconds
 from hkd.training.distributed import encode_order
 from hkd.training.evaluate import evaluate
 from hkd.training.rng import seed_all
@@ -436,7 +437,7 @@ def test_an_impossible_option_of_a_method_is_one_sentence_naming_it(tmp_path):
 
 
 def test_a_method_without_its_teacher_is_refused(tmp_path):
-    with pytest.raises(UserError, match="teacher"):
+    with pytest.raises(Refused, match="teacher"):
         train(run_spec("kd", teachers={}), {}, tmp_path, RUNTIME, silent)
 
 
@@ -539,3 +540,8 @@ def test_a_gpu_trains_and_resumes(tmp_path, precision, method):
     assert outcome.cost["steps"] == 80
     assert outcome.cost["gpu_s"] > 0
     assert outcome.curves[-1]["loss"] < outcome.curves[0]["loss"]
+
+
+@pytest.mark.parametrize(("device", "processes", "expected"), [("cuda", 4, 40.0), ("cuda", 1, 10.0), ("cpu", 4, 0.0)])
+def test_gpu_seconds_count_every_process(device, processes, expected):
+    assert gpu_seconds(10.0, torch.device(device), processes) == expected
