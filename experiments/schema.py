@@ -338,7 +338,8 @@ def where(folder: str, name: str) -> str:
 
 def complaint(folder: str, name: str, loc: tuple[str | int, ...], message: str) -> UserError:
     """A UserError that starts with file, line and key."""
-    node, line = document(folder, name), 1
+    node: Any = document(folder, name)
+    line = 1
     for part in loc:
         try:
             line = (node.lc.key(part) if isinstance(node, dict) else node.lc.item(part))[0] + 1
@@ -350,7 +351,7 @@ def complaint(folder: str, name: str, loc: tuple[str | int, ...], message: str) 
 
 def valid_keys(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
     """Keys that would have been right at a location: all field names of the models (nearest-name search only)."""
-    kinds = [model, Stage, Column, Row, DataMapping, TeacherMapping, Machine]
+    kinds: list[type[BaseModel]] = [model, Stage, Column, Row, DataMapping, TeacherMapping, Machine]
     return sorted({field for kind in kinds for field in kind.model_fields} | set(Recipe.__dataclass_fields__))
 
 

@@ -203,7 +203,9 @@ def make_method(
         UserError: unknown method or option, or a value the method refuses.
     """
     kind: type[Method] = registry.load(registry.lookup("method", spec.name, METHODS))
-    config = registry.configured(kind.Config, f"Method '{spec.name}'", spec.options)
+    config = registry.configured(  # type: ignore[var-annotated]
+        kind.Config, f"Method '{spec.name}'", spec.options
+    )
     needs = kind.needs(config)
     for role in needs.teachers:
         if role not in teachers:
