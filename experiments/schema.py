@@ -342,7 +342,8 @@ def complaint(folder: str, name: str, loc: tuple[str | int, ...], message: str) 
     line = 1
     for part in loc:
         try:
-            line = (node.lc.key(part) if isinstance(node, dict) else node.lc.item(part))[0] + 1
+            positions: Any = node.lc
+            line = (positions.key(part) if isinstance(node, dict) else positions.item(part))[0] + 1
             node = node[part]
         except (KeyError, IndexError, TypeError, AttributeError):
             break  # a missing key has no position; the line of what should hold it stands
