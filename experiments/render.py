@@ -121,8 +121,12 @@ def side_by_side(results: Sequence[CellResult]) -> str:
         line = lines.setdefault(result.cell.row, dict(zip(("Teacher", "Student"), result.cell.row_label, strict=True)))
         name = heading(result.cell)
         line.update({f"{name}: {column}": text for column, text in shown(result).items()})
-    frame = pd.DataFrame(lines.values())
-    return to_markdown(frame.loc[:, [name for name in frame if (frame[name] != "").any() or name in COLUMNS_KEPT]])
+    return to_markdown(without_empty(pd.DataFrame(lines.values())))
+
+
+def without_empty(frame: pd.DataFrame) -> pd.DataFrame:
+    """Only the columns that hold something; teacher and student always stay."""
+    return frame.loc[:, [name for name in frame if (frame[name] != "").any() or name in COLUMNS_KEPT]]
 
 
 COLUMNS_KEPT = ("Teacher", "Student")
@@ -131,24 +135,23 @@ TEXT_COLUMNS = ("Teacher", "Student", "Method", "verdict", "Gain of", "over")
 
 def one_below_another(results: Sequence[CellResult]) -> str:
     """One line per row and method."""
-    return to_markdown(
-        pd.DataFrame(
-            {
-                "Teacher": result.cell.row_label[0],
-                "Student": result.cell.row_label[1],
-                "Method": heading(result.cell),
-                **shown(result),
-            }
-            for result in results
-        )
+    lines = (
+        {
+            "Teacher": result.cell.row_label[0],
+            "Student": result.cell.row_label[1],
+            "Method": heading(result.cell),
+            **shown(result),
+        }
+        for result in results
     )
+    return to_markdown(without_empty(pd.DataFrame(lines)))
 
 
 def pooled_table(plan: Plan, comparison: Comparison) -> str:
     """Gains pooled over the rows, with both intervals and the spread; "" where nothing can be pooled."""
     lines = [pooled_texts(plan, gain) for gain in comparison.pooled if gain.pooled.rows]
     frame = pd.DataFrame(lines)
-    return to_markdown(frame.loc[:, [name for name in frame if (frame[name] != "").any()]]) if lines else ""
+    return to_markdown(without_empty(frame)) if lines else ""
 
 
 def to_markdown(frame: pd.DataFrame) -> str:

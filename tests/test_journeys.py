@@ -224,7 +224,7 @@ def test_a_crashed_run_fails_the_stage_writes_the_table_and_the_next_repro_runs_
     assert clone.repro() == 1
     assert clone.statuses()[crashed] == "done"
     assert {path: path.read_bytes() for path in others} == others
-    assert {line["status"] for line in clone.table()} == {"done"}
+    assert {line["status"] for line in clone.table()} == {"done", "refused"}
 
 
 def test_hkd_run_exits_1_when_a_run_crashed_and_0_when_it_was_brought(clone):
