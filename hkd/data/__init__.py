@@ -2,7 +2,10 @@
 
 DATASETS = {
     "digits": "hkd.data.digits:Digits",
+    "numbers100": "hkd.data.numbers:Numbers100",
+    "numbers200": "hkd.data.numbers:Numbers200",
     "cifar100": "hkd.data.cifar100:Cifar100",
+    "cub200": "hkd.data.cub200:Cub200",
     "imagenet1k": "hkd.data.imagenet1k:ImageNet1k",
     "folder": "hkd.data.folder:ClassFolder",
 }

@@ -3,8 +3,10 @@
 FAMILIES = {
     "resnet": "hkd.models.resnet:ResNetFamily",
     "mobilenet": "hkd.models.mobilenet:MobileNetFamily",
+    "mobilenet_v2": "hkd.models.mobilenet_v2:MobileNetV2Family",
     "convnext": "hkd.models.convnext:ConvNeXtFamily",
     "mixer": "hkd.models.mixer:MixerFamily",
+    "resmlp": "hkd.models.resmlp:ResMLPFamily",
     "vit": "hkd.models.vit:ViTFamily",
     "eva": "hkd.models.eva:EvaFamily",
     "swin": "hkd.models.swin:SwinFamily",

@@ -14,6 +14,7 @@ from typing import Any
 
 from hkd.spec import ModelCard
 
+HALF = (0.5, 0.5, 0.5)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 CIFAR: dict[str, Any] = {"mean": (0.5071, 0.4865, 0.4409), "std": (0.2673, 0.2564, 0.2762), "image_size": 32}
 MINI: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "image_size": 32}
@@ -26,6 +27,8 @@ VIT = "timm.models.vision_transformer:VisionTransformer"
 
 # Patch tokens only, pooled by their mean after the final norm: how ScaleKD builds its ViT students.
 AVERAGE: dict[str, Any] = {"class_token": False, "global_pool": "avg", "fc_norm": False}
+# Where the OFA-KD comparison taps twelve isotropic blocks.
+OFA = (1, 3, 9, 11)
 # Isotropic models have no stages: taps are the ends of the quarters of depth (12 blocks), as ScaleKD's ViT taps are.
 QUARTERS = (2, 5, 8, 11)
 
@@ -79,7 +82,7 @@ def _paper() -> list[ModelCard]:
         ),
         ModelCard(name="mobilenet_v1", family="mobilenet", arch="mobilenetv1_100", kwargs={"act_layer": "relu"}),
         ModelCard(name="resnet18", family="resnet", arch="resnet18"),
-        ModelCard(name="resnet50", family="resnet", arch="resnet50"),
+        ModelCard(name="resnet50", family="resnet", arch="resnet50", pretrained="resnet50.a1_in1k"),
         ModelCard(name="resnet50d", family="resnet", arch="resnet50d"),
         ModelCard(
             name="convnext_t",
@@ -106,7 +109,57 @@ def _paper() -> list[ModelCard]:
             kwargs={"patch_size": 14, **AVERAGE},
             stages=QUARTERS,
         ),
+        # HCD and OFA-KD: students, then teachers ("_ofa": built as timm does and tapped as that comparison does).
+        ModelCard(name="mobilenet_v2", family="mobilenet_v2", arch="mobilenetv2_100", stages=(1, 2, 3, 5)),
+        ModelCard(
+            name="deit_t",
+            family="vit",
+            arch="deit_tiny_patch16_224",
+            stages=OFA,
+            pretrained="deit_tiny_patch16_224.fb_in1k",
+        ),
+        ModelCard(name="resmlp_s12", family="resmlp", arch="resmlp_12_224", stages=OFA),
+        _swin_small("swin_p", width=48),
+        _swin_small("swin_n", width=64),
+        ModelCard(
+            name="swin_t_ofa",
+            family="swin",
+            arch="swin_tiny_patch4_window7_224",
+            stages=(0, 1, 2, 3),
+            pretrained="swin_tiny_patch4_window7_224.ms_in1k",
+        ),
+        ModelCard(
+            name="vit_s16_ofa",
+            family="vit",
+            arch="vit_small_patch16_224",
+            stages=OFA,
+            mean=HALF,
+            std=HALF,
+            pretrained="vit_small_patch16_224.augreg_in21k_ft_in1k",
+        ),
+        ModelCard(
+            name="mixer_b16_ofa",
+            family="mixer",
+            arch="mixer_b16_224",
+            stages=OFA,
+            mean=HALF,
+            std=HALF,
+            pretrained="mixer_b16_224.goog_in21k_ft_in1k",
+        ),
+        ModelCard(
+            name="convnext_t_ofa",
+            family="convnext",
+            arch="convnext_tiny",
+            stages=(0, 1, 2, 3),
+            pretrained="convnext_tiny.fb_in1k",
+        ),
     ]
+
+
+def _swin_small(name: str, *, width: int) -> ModelCard:
+    """Swin-P and Swin-N of the OFA-KD repository, which timm has no names for."""
+    kwargs = {"embed_dim": width, "depths": (2, 2, 2, 2), "num_heads": (2, 4, 8, 16)}
+    return ModelCard(name=name, family="swin", arch=SWIN, kwargs=kwargs, stages=(0, 1, 2, 3))
 
 
 def _resnet_mini(name: str, **kwargs: Any) -> ModelCard:
@@ -123,27 +176,38 @@ def _mixer_mini(name: str, *, width: int, patch_size: int = 8, image_size: int =
     return ModelCard(name=name, family="mixer", arch=MIXER, kwargs=kwargs, stages=(0, 0, 1, 2), **sizes)
 
 
-def _vit_mini(name: str, *, width: int, heads: int, patch_size: int = 8, image_size: int = 32) -> ModelCard:
-    kwargs = {"img_size": image_size, "patch_size": patch_size, "embed_dim": width, "depth": 3, "num_heads": heads}
+def _vit_mini(
+    name: str, *, width: int, heads: int, patch_size: int = 8, image_size: int = 32, depth: int = 3
+) -> ModelCard:
+    kwargs = {"img_size": image_size, "patch_size": patch_size, "embed_dim": width, "depth": depth, "num_heads": heads}
     sizes = {**MINI, "image_size": image_size, "channels_last": True}
-    return ModelCard(name=name, family="vit", arch=VIT, kwargs=kwargs | AVERAGE, stages=(0, 0, 1, 2), **sizes)
+    stages = (0, depth - 3, depth - 2, depth - 1)
+    return ModelCard(name=name, family="vit", arch=VIT, kwargs=kwargs | AVERAGE, stages=stages, **sizes)
 
 
-def _swin_mini(name: str, *, width: int, heads: tuple[int, ...], drop_path: float = 0.1) -> ModelCard:
+def _swin_mini(
+    name: str,
+    *,
+    width: int,
+    heads: tuple[int, ...],
+    drop_path: float = 0.1,
+    depths: tuple[int, ...] = (1, 2, 1),
+    **kwargs: Any,
+) -> ModelCard:
     """Three stages with maps 8, 4, 2; stages 1 and 2 of the taps are the same map, stages 3 and 4 the last two.
 
     The widest twin stays narrow because ScaleKD trains through its last stage.
     """
-    kwargs = {
+    shape: dict[str, Any] = {
         "img_size": 32,
         "patch_size": 4,
         "window_size": 4,
         "embed_dim": width,
-        "depths": (1, 2, 1),
+        "depths": depths,
         "num_heads": heads,
         "drop_path_rate": drop_path,
     }
-    return ModelCard(name=name, family="swin", arch=SWIN, kwargs=kwargs, stages=(0, 0, 1, 2), **MINI)
+    return ModelCard(name=name, family="swin", arch=SWIN, kwargs=shape | kwargs, stages=(0, 0, 1, 2), **MINI)
 
 
 def _mini() -> list[ModelCard]:
@@ -214,6 +278,56 @@ def _mini() -> list[ModelCard]:
         _vit_mini("vit_s16_mini", width=64, heads=4),
         _vit_mini("vit_b16_mini", width=96, heads=6),
         _vit_mini("vit_b14_mini", width=96, heads=6, patch_size=7, image_size=35),
+        # HCD and OFA-KD. Narrow Swins learn faster with the initial weights of the JAX ViTs (timm's "jax").
+        ModelCard(
+            name="mobilenet_v2_mini",
+            family="mobilenet_v2",
+            arch=EFFICIENTNET,
+            kwargs={
+                "blocks": (
+                    ("ds_r1_k3_s1_c16",),
+                    ("ir_r1_k3_s1_e4_c24",),
+                    ("ir_r1_k3_s2_e4_c32",),
+                    ("ir_r1_k3_s2_e4_c64",),
+                    ("ir_r1_k3_s1_e4_c96",),
+                    ("ir_r1_k3_s2_e4_c160",),
+                ),
+                "width": 0.5,
+                "stem_size": 16,
+                "num_features": 256,
+                "act_layer": "relu6",
+            },
+            channels_last=True,
+            **MINI | {"stages": (1, 2, 3, 5)},
+        ),
+        _vit_mini("deit_t_mini", width=72, heads=4),
+        ModelCard(
+            name="resmlp_s12_mini",
+            family="resmlp",
+            arch=MIXER,
+            kwargs={"img_size": 32, "patch_size": 8, "num_blocks": 3, "embed_dim": 64, "layer_scale": 1.0},
+            stages=(0, 0, 1, 2),
+            **MINI,
+        ),
+        _swin_mini("swin_p_mini", width=16, heads=(2, 4, 8), depths=(1, 1, 1), weight_init="jax"),
+        _swin_mini("swin_n_mini", width=20, heads=(2, 4, 8), depths=(1, 1, 1), weight_init="jax"),
+        _swin_mini("swin_t_ofa_mini", width=24, heads=(2, 4, 8), drop_path=0.05, weight_init="jax"),
+        _vit_mini("vit_s16_ofa_mini", width=96, heads=6, depth=4),
+        _mixer_mini("mixer_b16_ofa_mini", width=96),
+        ModelCard(
+            name="convnext_t_ofa_mini",
+            family="convnext",
+            arch=CONVNEXT,
+            kwargs={
+                "dims": (24, 48, 96, 192),
+                "depths": (1, 1, 1, 1),
+                "kernel_sizes": 3,
+                "output_stride": 16,
+                "ls_init_value": None,
+            },
+            stages=(0, 1, 2, 3),
+            **MINI,
+        ),
     ]
 
 
@@ -329,6 +443,24 @@ SIZES = {
     "vit_s16_mini": (0.228, 0.00272),
     "vit_b16_mini": (0.453, 0.00585),
     "vit_b14_mini": (0.449, 0.0091),
+    "mobilenet_v2": (3.505, 0.3008),
+    "deit_t": (5.717, 1.254),
+    "resmlp_s12": (15.351, 3.01),
+    "swin_p": (5.507, 0.7999),
+    "swin_n": (9.600, 1.394),
+    "swin_t_ofa": (28.288, 4.491),
+    "vit_s16_ofa": (22.051, 4.599),
+    "mixer_b16_ofa": (59.880, 12.6),
+    "convnext_t_ofa": (28.589, 4.456),
+    "mobilenet_v2_mini": (0.326, 0.001569),
+    "mixer_b16_ofa_mini": (0.344, 0.004372),
+    "convnext_t_ofa_mini": (0.690, 0.002804),
+    "resmlp_s12_mini": (0.179, 0.001883),
+    "swin_p_mini": (0.143, 0.0008197),
+    "swin_n_mini": (0.202, 0.001229),
+    "swin_t_ofa_mini": (0.298, 0.002188),
+    "deit_t_mini": (0.278, 0.00339),
+    "vit_s16_ofa_mini": (0.565, 0.007665),
     "resnet18_32px": (11.682, 0.5559),
     "resnet50_32px": (25.549, 1.3),
     "mobilenet_v1_32px": (4.232, 0.04737),

@@ -36,6 +36,15 @@ PUBLISHED = {
     "vit_s16": (22.05, (384, 14, 14), (384, 14, 14)),
     "vit_b16": (86.57, (768, 14, 14), (768, 14, 14)),
     "vit_b14": (86.47, (768, 16, 16), (768, 16, 16)),
+    "mobilenet_v2": (3.50, (96, 14, 14), (1280, 7, 7)),
+    "deit_t": (5.72, (192, 14, 14), (192, 14, 14)),
+    "resmlp_s12": (15.35, (384, 14, 14), (384, 14, 14)),
+    "swin_p": (5.51, (192, 14, 14), (384, 7, 7)),  # 5.16 with 100 classes
+    "swin_n": (9.60, (256, 14, 14), (512, 7, 7)),  # 9.14 with 100 classes
+    "swin_t_ofa": (28.29, (384, 14, 14), (768, 7, 7)),
+    "vit_s16_ofa": (22.05, (384, 14, 14), (384, 14, 14)),
+    "mixer_b16_ofa": (59.88, (768, 14, 14), (768, 14, 14)),
+    "convnext_t_ofa": (28.59, (384, 14, 14), (768, 7, 7)),
 }
 MINI = sorted(name for name in ZOO if name.endswith("_mini"))
 
@@ -84,6 +93,17 @@ def test_all_twins_differ(on_meta):
 @pytest.mark.parametrize(("small", "large"), [("swin_s", "swin_b"), ("mixer_s16", "mixer_b16"), ("vit_s16", "vit_b16")])
 def test_base_twin_is_half_as_wide_again_as_the_small_one(on_meta, small, large):
     assert on_meta[f"{large}_mini"].info.pooled == 1.5 * on_meta[f"{small}_mini"].info.pooled
+
+
+@pytest.mark.parametrize(("name", "classes", "parameters"), [("swin_p", 100, 5.16), ("swin_n", 100, 9.14)])
+def test_swins_without_a_timm_name_have_the_stated_size_at_a_hundred_classes(name, classes, parameters):
+    with torch.device("meta"):
+        assert millions(TapModel(ZOO[name], classes)) == pytest.approx(parameters, abs=0.006)
+
+
+def test_stages_1_and_2_of_mobilenet_v2_end_where_its_second_and_fifth_block_do(on_meta):
+    assert on_meta["mobilenet_v2"].info.stages[1] == (24, 56, 56)
+    assert on_meta["mobilenet_v2"].info.stages[2] == (32, 28, 28)
 
 
 def test_swin_twins_are_ordered_by_width_as_their_originals(on_meta):

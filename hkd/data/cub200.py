@@ -1,0 +1,281 @@
+"""CUB-200-2011, as its archive lays it out (lists of ids beside `images/<class>/<file>.jpg`) or as class folders.
+
+Images stay files, or are decoded once into memory: for small models decoding costs more than training does.
+Shapes: N images of a split, S the side of an image in memory in px.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from hkd.data.base import OnCorrupt, PathList, Split, SplitName, digest
+from hkd.data.folder import CACHE, ClassFolder, Entry, content_digest, file_names, folder_names, source_of, writable
+from hkd.errors import UserError
+from hkd.files import atomic_write
+
+LISTS = {  # columns of each list; the first is always the id
+    "classes.txt": "a class id and a name",
+    "images.txt": "an image id and a path",
+    "image_class_labels.txt": "an image id and a class id",
+    "train_test_split.txt": "an image id and 1 (train) or 0 (test)",
+}
+BOXES = "bounding_boxes.txt"
+
+
+class Listing(NamedTuple):
+    """What the lists say of all N images, in the order of their ids.
+
+    names: paths below `images/`. labels: classes from 0. train: the official split.
+    """
+
+    classes: list[str]
+    names: list[str]
+    labels: Int[np.ndarray, " N"]
+    train: Int[np.ndarray, " N"]
+
+
+class Cub200(ClassFolder):
+    """200 kinds of birds, 5,994 training and 5,788 test images by the official split; subsets of it are fine.
+
+    Options, beside those of `ClassFolder` (classes are numbered by their official ids; 30 or 29 training images each):
+        memory: decode all images once, resized and cropped as in evaluation (short side to image_size / crop_pct, then
+            the centre), and remember them beside the data. Training then crops and shifts what is left, not the photo.
+        boxes: show the bird alone: the smallest square around its bounding box, as far as the photo reaches, resized
+            to image_size; crop_pct is not used. Implies memory.
+
+    `<folder>/train/<class>/*.jpg` and `<folder>/test/<class>/*.jpg` are read too, without boxes.
+    Validation (`select=True`) is the last tenth of each class's training images, in the order of their ids.
+    """
+
+    name: ClassVar[str] = "cub200"
+    licence: ClassVar[str] = "non-commercial research and education; the photographs belong to their makers"
+    source: ClassVar[str] = "https://data.caltech.edu/records/65de6-vp158"
+    expected: ClassVar[dict[str, int]] = {"classes": 200, "train": 5994, "test": 5794}
+    checksum: ClassVar[dict[str, str]] = {"CUB_200_2011.tgz": "md5:97eceeb196236b17998738112f37df78"}
+    defaults: ClassVar[dict[str, Any]] = {
+        **ClassFolder.defaults,
+        "folder": "CUB_200_2011",
+        "memory": False,
+        "boxes": False,
+    }
+
+    def check(self) -> None:
+        super().check()
+        for option in ("memory", "boxes"):
+            if type(self.options[option]) is not bool:
+                what = f"Option '{option}' of data set '{self.name}' is {self.options[option]!r}"
+                raise UserError(f"{what}; it must be true or false.")
+
+    @property
+    def num_classes(self) -> int:
+        asked = self.options["expected"] or {}
+        return self.options["classes"] or asked.get("classes") or self.expected["classes"]
+
+    @property
+    def class_folders(self) -> bool:
+        """Whether the images are in class folders instead of the archive's own layout."""
+        return all(self.part(split).is_dir() for split in ("train", "test"))
+
+    @property
+    def lists(self) -> list[str]:
+        """The lists that are read."""
+        return [*LISTS, *([BOXES] if self.options["boxes"] else [])]
+
+    def missing(self) -> str | None:
+        if self.class_folders:
+            if self.options["boxes"]:
+                return f"{self.folder} has class folders, which come without boxes: set option 'boxes' to false."
+            return None
+        step = f"unpack CUB_200_2011.tgz of {self.source} in {self.root}, or put class folders train/, test/ there"
+        if not (self.folder / "images").is_dir():
+            return f"CUB-200-2011 is not at {self.folder}: {step}."
+        gone = [name for name in self.lists if not (self.folder / name).is_file()]
+        return f"{self.folder} has no file '{gone[0]}': {step}." if gone else None
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        return super().class_names if self.class_folders else self.listing.classes
+
+    @cached_property
+    def listing(self) -> Listing:
+        """The archive's lists, checked against each other and against the images that are there."""
+        self.present()
+        classes, names, owners, train = (read_list(self.folder / name, form) for name, form in LISTS.items())
+        for name, column in (("image_class_labels.txt", owners), ("train_test_split.txt", train)):
+            if len(column) != len(names):
+                what = f"{self.folder / name} has {len(column)} lines, but images.txt {len(names)}"
+                raise UserError(f"{what}: unpack the archive again.")
+        labels = numbers(owners, 1, len(classes), self.folder / "image_class_labels.txt") - 1
+        flags = numbers(train, 0, 1, self.folder / "train_test_split.txt")
+        exact, least = self.wanted_counts().get("classes"), self.options["classes"] or 1
+        if (exact is not None and len(classes) != exact) or len(classes) < least:
+            found = f"{self.folder / 'classes.txt'} has {len(classes)} classes, {exact or least} are needed"
+            raise UserError(f"{found}: complete it or set option 'classes'.")
+        there = {f"{kind}/{file}" for kind in folder_names(self.folder / "images") for file in self.files(kind)}
+        if absent := [name for name in names if name not in there]:
+            what = f"{self.folder / 'images' / absent[0]} is listed in images.txt but not there"
+            raise UserError(f"{what} ({len(absent)} of {len(names)} images are absent): unpack the archive again.")
+        return Listing(classes, names, labels, flags)
+
+    def files(self, kind: str) -> list[str]:
+        """Names of the images of a class."""
+        return file_names(self.folder / "images" / kind)
+
+    def image_files(self) -> list[str]:
+        return super().image_files() if self.class_folders else [f"images/{name}" for name in self.listing.names]
+
+    def content(self) -> str:
+        """SHA-256 over the names and contents of the images, and of the lists where there are some."""
+        lists = [] if self.class_folders else self.lists
+        return content_digest(self.folder, [*lists, *self.image_files()])
+
+    def entries(self, split: str) -> list[Entry]:
+        if self.class_folders:
+            return super().entries(split)
+        found = [Entry(int(self.listing.labels[row]), f"images/{self.listing.names[row]}") for row in self.rows(split)]
+        wanted = self.wanted_counts().get(split, len(found))
+        if len(found) != wanted:
+            what = f"{self.folder} has {len(found)} {split} images, {wanted} are needed"
+            raise UserError(f"{what}: complete it or set option 'expected'.")
+        return found
+
+    def rows(self, split: str) -> Int[np.ndarray, " N"]:
+        """Rows in images.txt of the images of "train" or "test", of the classes asked for."""
+        chosen = self.listing.train == (split == "train")
+        return np.flatnonzero(chosen & (self.listing.labels < self.num_classes))
+
+    def load(self, split: SplitName, *, seed: int, select: bool, on_corrupt: OnCorrupt = "stop") -> Split:
+        self.present()
+        part = source_of(self, split, select)
+        found = self.entries(part)
+        labels = np.array([entry.label for entry in found], dtype=np.int64)
+        rows = np.arange(len(found)) if self.class_folders else self.rows(part)
+        if not (self.options["memory"] or self.options["boxes"]):
+            chosen = self.choose(labels, rows, split, seed=seed, select=select)
+            paths = PathList(self.folder, [found[position].name for position in chosen])
+            return Split(None, paths, labels[chosen], rows[chosen], self.image_size, self.options["crop_pct"])
+        images, kept, corrupt = self.decoded(part, [entry.name for entry in found])
+        if corrupt and on_corrupt == "stop":
+            name, reason = next(iter(corrupt.items()))
+            more = f", and {len(corrupt) - 1} more" if len(corrupt) > 1 else ""
+            raise UserError(f"Cannot read image {name} ({reason}){more}: replace it, or ask to skip corrupt images.")
+        labels, rows = labels[kept], rows[kept]
+        chosen = self.choose(labels, rows, split, seed=seed, select=select)
+        return Split(images[chosen], None, labels[chosen], rows[chosen], corrupt=tuple(corrupt))
+
+    def decoded(
+        self, part: str, names: list[str]
+    ) -> tuple[UInt8[np.ndarray, "N 3 S S"], Int[np.ndarray, " N"], dict[str, str]]:
+        """The readable images of a part, their places in `names`, and what could not be read: path -> reason.
+
+        Remembered beside the data, for the content and the options that decide what is shown.
+        """
+        shown = {option: self.options[option] for option in ("image_size", "crop_pct", "boxes", "classes")}
+        path = self.folder / CACHE / f"{part}-{digest(self.content(), shown)[:32]}.npz"
+        if path.is_file():
+            with np.load(path, allow_pickle=False) as stored:
+                return stored["images"], stored["kept"], dict(stored["corrupt"].tolist())
+        boxes = self.boxes()[self.rows(part)] if self.options["boxes"] else None
+        images, kept, corrupt = decode(
+            [self.folder / name for name in names], self.image_size, self.options["crop_pct"], boxes
+        )
+        if writable(path.parent):
+            pairs = np.array(list(corrupt.items()), dtype=np.str_).reshape(-1, 2)
+            with atomic_write(path) as temporary, open(temporary, "wb") as file:
+                np.savez(file, allow_pickle=False, images=images, kept=kept, corrupt=pairs)
+        return images, kept, corrupt
+
+    def boxes(self) -> Float[np.ndarray, "N 4"]:
+        """Left, top, width and height in px of the bird in each image, in the order of images.txt."""
+        path = self.folder / BOXES
+        values = read_list(path, "an image id and x, y, width, height")
+        try:
+            boxes = np.array([value.split() for value in values], dtype=np.float64).reshape(-1, 4)
+        except ValueError as error:
+            raise UserError(f"{path} is not a list of boxes ({error}): unpack the archive again.") from error
+        if len(boxes) != len(self.listing.names):
+            have, want = len(boxes), len(self.listing.names)
+            raise UserError(f"{path} has {have} lines, but images.txt {want}: unpack the archive again.")
+        if not (np.isfinite(boxes).all() and (boxes[:, 2:] >= 1).all()):
+            raise UserError(f"{path} has a box of less than one px: unpack the archive again.")
+        return boxes
+
+
+def read_list(path: Path, form: str) -> list[str]:
+    """What follows the id on each line of a list, in the order of the ids, which must be 1, 2, 3, ... without gaps.
+
+    Args:
+        path: of the list.
+        form: what a line holds, for the message.
+    """
+    found: dict[int, str] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        first, _, rest = line.strip().partition(" ")
+        if not first.isdecimal() or not rest:
+            raise UserError(f"{path}, line {number}, is '{line[:40]}'; it must be {form}.")
+        if int(first) in found:
+            raise UserError(f"{path}, line {number}, has id {int(first)} twice: unpack the archive again.")
+        found[int(first)] = rest.strip()
+    if gap := next((wanted for wanted in range(1, len(found) + 1) if wanted not in found), None):
+        raise UserError(f"{path} has no id {gap}, though ids go up to {max(found)}: unpack the archive again.")
+    return [found[place] for place in range(1, len(found) + 1)]
+
+
+def numbers(values: Sequence[str], low: int, high: int, path: Path) -> Int[np.ndarray, " N"]:
+    """Whole numbers in [low, high]; UserError names the first other value."""
+    odd = [value for value in values if not (value.isdecimal() and low <= int(value) <= high)]
+    if odd:
+        raise UserError(f"{path} has '{odd[0]}' where a number from {low} to {high} must be: unpack the archive again.")
+    return np.array([int(value) for value in values], dtype=np.int64)
+
+
+def square(box: Sequence[float], height: int, width: int) -> tuple[int, int, int, int]:
+    """Top, left, height and width of the smallest square around a box, moved and cut to lie within the photo.
+
+    Args:
+        box: left, top, width, height in px, at least partly within the photo.
+        height, width: of the photo in px.
+    """
+    x, y, w, h = box
+    side = max(1, round(max(w, h)))
+    tall, wide = min(side, height), min(side, width)
+    top = min(max(round(y + h / 2 - tall / 2), 0), height - tall)
+    left = min(max(round(x + w / 2 - wide / 2), 0), width - wide)
+    return top, left, tall, wide
+
+
+def decode(
+    paths: Sequence[Path], size: int, crop_pct: float, boxes: Float[np.ndarray, "N 4"] | None
+) -> tuple[UInt8[np.ndarray, "n 3 S S"], Int[np.ndarray, " n"], dict[str, str]]:
+    """Images in colour as evaluation shows them or cropped to their boxes, the places of the readable ones, the others.
+
+    Args:
+        paths: of the N images.
+        size: S.
+        crop_pct: share of the resized short side that the centre crop takes; 1.0 where there are boxes.
+        boxes: left, top, width, height in px; None shows whole images.
+    """
+    # Imported late, as planning asks for fingerprints and must not wait for torch.
+    from torchvision.transforms.v2.functional import crop
+
+    from hkd.data import sources
+
+    evaluation = sources.FileSource(paths, size, crop_pct if boxes is None else 1.0, None, fill=False)
+    images = np.empty((len(paths), 3, size, size), dtype=np.uint8)
+    kept: list[int] = []
+    corrupt: dict[str, str] = {}
+    for place, path in enumerate(paths):
+        try:
+            image = sources.decode(path)
+        except RuntimeError:
+            corrupt[str(path)] = "not a readable image"
+            continue
+        if boxes is not None:
+            image = crop(image, *square(boxes[place].tolist(), *image.shape[1:]))
+        images[len(kept)] = evaluation.fit(image, None).numpy()
+        kept.append(place)
+    return images[: len(kept)], np.array(kept, dtype=np.int64), corrupt
