@@ -1,35 +1,66 @@
-"""What every method of the registry keeps, on a small model of every family: a new method is covered by its name."""
+"""What every method of the registry keeps, on a small model of every family: a new method is covered by its name.
+
+Every method meets every student and every teacher; `-m slow` has all triples.
+"""
 
 import ast
 import copy
 import dataclasses
 import inspect
+from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from hkd.data.base import Split
 from hkd.data.batch import Batch
+from hkd.data.digits import Digits
+from hkd.errors import Refused
 from hkd.methods import METHODS
-from hkd.methods.base import Method
+from hkd.methods.base import Method, Samples
 from hkd.models import FAMILIES
 from hkd.models.tap_model import TapModel, Teacher
 from hkd.models.zoo import ZOO
 from hkd.registry import load
-from hkd.spec import ModelCard, Recipe
+from hkd.spec import DataSpec, MethodSpec, ModelCard, Recipe, RunSpec, TeacherSpec, Weights
+from hkd.training.runtime import Runtime
+from hkd.training.step import Step
+from hkd.training.train import train
 
 RECIPE = Recipe(epochs=1, batch_size=4)
 CLASSES = 5
+SAMPLES = Samples(labels=torch.arange(40) % CLASSES, classes=CLASSES, epochs=1, steps=10)
+DISTILLED = ModelCard(
+    name="distilled",
+    family="vit",
+    arch="timm.models.deit:VisionTransformerDistilled",
+    kwargs={"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3},
+    image_size=32,
+    stages=(0, 1, 2, 3),
+)
+DIGITS = DataSpec(name="digits", options={"n_train": 20})
+LOAD, RENDERED = Digits.load, {}
+
+
+class KilledError(Exception):
+    """Stands for whatever ends a process."""
 
 
 def card(family: str) -> ModelCard:
     """The first miniature of a family."""
+    if family == DISTILLED.name:
+        return DISTILLED
     return next(card for card in ZOO.values() if card.family == family and card.name.endswith("_mini"))
 
 
 def images(count: int = 4) -> torch.Tensor:
     return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def batch_of(x: torch.Tensor) -> Batch:
+    return Batch(x=x, y=torch.arange(len(x)) % CLASSES, index=torch.arange(len(x)))
 
 
 @cache
@@ -50,46 +81,68 @@ def teacher(family: str) -> Teacher:
     return Teacher(card(family), CLASSES)
 
 
+@cache
+def plain(family: str) -> torch.nn.Module:
+    """The timm model of a card, as anybody builds it."""
+    return load(FAMILIES[card(family).family])().build(card(family), CLASSES)
+
+
 def build(kind: type[Method], config, student: TapModel, teachers: dict[str, Teacher]) -> Method:
     torch.manual_seed(3)
-    return kind(config, student.info, teachers, F.cross_entropy)
+    method = kind(config, student.info, teachers, F.cross_entropy)
+    method.prepare(SAMPLES)
+    return method
 
 
-def cases() -> list[tuple[str, str, str]]:
-    """(method, student family, teacher family); one teacher is enough for a method that needs none."""
+def losses_of(method: Method, needs, student: TapModel, batch: Batch) -> dict[str, torch.Tensor]:
+    """As the loop has them."""
+    taps_t = {
+        role: method.teachers[role](batch.x, want, **method.teacher_inputs(role, batch))
+        for role, want in needs.teachers.items()
+    }
+    return Step(student, method, needs)(batch, taps_t)
+
+
+MODELS = [*FAMILIES, DISTILLED.name]
+
+
+def cases() -> list[pytest.param]:
+    """(method, student, teacher): all, of which every method with every student and every teacher is fast."""
     found = []
     for name, path in METHODS.items():
         kind = load(path)
-        teachers = list(FAMILIES) if kind.needs(kind.Config()).teachers else ["resnet"]
-        found += [(name, student, model) for student in FAMILIES for model in teachers]
+        teachers = MODELS if kind.needs(kind.Config()).teachers else ["swin"]
+        for student in MODELS:
+            for model in teachers:
+                marks = [] if model == "swin" or student == "resnet" else [pytest.mark.slow]
+                found.append(pytest.param(name, student, model, marks=marks))
     return found
 
 
 @pytest.mark.parametrize(("name", "student_family", "teacher_family"), cases())
-def test_one_step_trains_every_tensor_of_student_and_method_and_none_of_the_teacher(
-    name, student_family, teacher_family
-):
+def test_one_step_trains_every_tensor_and_leaves_a_plain_timm_model(name, student_family, teacher_family):
     kind = load(METHODS[name])
     config = kind.Config()
     needs = kind.needs(config)
-    cards = {role: card(teacher_family) for role in needs.teachers}
-    if reason := kind.refuse(config, card(student_family), cards, RECIPE):
+    teachers = {role: teacher(teacher_family) for role in needs.teachers}
+    student = copy.deepcopy(fresh_student(student_family)).train()
+    reason = kind.refuse(config, student.card, {role: model.card for role, model in teachers.items()}, RECIPE)
+    method = None
+    if reason is None:
+        try:
+            method = build(kind, config, student, teachers).train()
+        except Refused as error:
+            reason = str(error)
+    if method is None:
         assert reason.endswith(".")
         assert reason.count(". ") == 0
         return
-    teachers = {role: teacher(teacher_family) for role in needs.teachers}
     frozen = {role: copy.deepcopy(model.state_dict()) for role, model in teachers.items()}
-    student = copy.deepcopy(fresh_student(student_family)).train()
-    method = build(kind, config, student, teachers).train()
     learning = {**dict(student.named_parameters()), **{f"method.{n}": p for n, p in method.named_parameters()}}
     start = {name: parameter.detach().clone() for name, parameter in learning.items()}
     optimizer = torch.optim.AdamW(learning.values(), lr=1e-2, weight_decay=0.0)
-    x = images()
-    batch = Batch(x=x, y=torch.arange(4), index=torch.arange(4))
-    taps_t = {role: model(x, needs.teachers[role]) for role, model in teachers.items()}
-    taps_s = student(x, needs.student, **method.student_inputs(batch, taps_t))
 
-    losses = method(batch, taps_s, taps_t)
+    losses = losses_of(method, needs, student, batch_of(images()))
     sum(losses.values()).backward()
     optimizer.step()
 
@@ -103,6 +156,58 @@ def test_one_step_trains_every_tensor_of_student_and_method_and_none_of_the_teac
     for role, model in teachers.items():
         assert all(parameter.grad is None for parameter in model.parameters())
         assert all(torch.equal(value, frozen[role][name]) for name, value in model.state_dict().items())
+    if teacher_family != "swin":
+        return
+    exported = plain(student_family)
+    assert list(student.net.state_dict()) == list(exported.state_dict())
+    exported.load_state_dict(student.net.state_dict(), strict=True)
+    x = torch.addcmul(student.shift, F.interpolate(images(), student.card.image_size, mode="bilinear"), student.scale)
+    with torch.no_grad():
+        torch.testing.assert_close(student.eval()(images()).logits, exported.eval()(x))
+
+
+@pytest.fixture
+def _few_digits(monkeypatch):
+    """Composing and evaluating all 510 test digits would take most of the time."""
+
+    def few(self, split, *, seed, select, on_corrupt="stop"):
+        if split not in RENDERED:
+            whole = LOAD(self, split, seed=seed, select=select)
+            RENDERED[split] = Split(whole.images[:20], None, whole.labels[:20], whole.rows[:20])
+        return RENDERED[split]
+
+    monkeypatch.setattr(Digits, "load", few)
+
+
+@pytest.mark.usefixtures("_few_digits")
+@pytest.mark.parametrize("name", METHODS)
+def test_equal_seeds_give_equal_bytes_also_after_a_kill_in_the_middle(tmp_path, name):
+    kind = load(METHODS[name])
+    taught = TeacherSpec(model=ZOO["swin_t_mini"], weights=Weights(kind="random", id="7"))
+    spec = RunSpec(
+        task="train",
+        data=DIGITS,
+        student=ZOO["resnet18_mini"],
+        method=MethodSpec(name=name),
+        recipe=Recipe(epochs=2, batch_size=10, lr=1e-3, shift=2),
+        teachers=dict.fromkeys(kind.needs(kind.Config()).teachers, taught),
+    )
+
+    def kill(news):
+        if news["step"] == 3:
+            raise KilledError
+
+    runtime = Runtime(accelerator="cpu", report_every_s=0.0)
+    often = replace(runtime, checkpoint_every_s=0.0)
+    whole = train(spec, {}, tmp_path / "whole", runtime, lambda news: None)
+    with pytest.raises(KilledError):
+        train(spec, {}, tmp_path / "parts", often, kill)
+    assert (tmp_path / "parts" / "checkpoint.pt").exists()
+    resumed = train(spec, {}, tmp_path / "parts", often, lambda news: None)
+    assert resumed.metrics == whole.metrics
+    assert [line["loss"] for line in resumed.curves] == [line["loss"] for line in whole.curves]
+    for path in (tmp_path / "whole").glob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "parts" / path.name).read_bytes(), path.name
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -123,11 +228,8 @@ def test_a_method_takes_soft_targets_or_says_that_it_needs_labels(name):
     teachers = dict.fromkeys(needs.teachers, model)
     if needs.hard_labels:
         return
-    x = images()
-    batch = Batch(x=x, y=torch.full((4, CLASSES), 1 / CLASSES), index=torch.arange(4))
-    taps_t = {role: model(x, want) for role, want in needs.teachers.items()}
-    method = build(kind, kind.Config(), student, teachers)
-    losses = method(batch, student(x, needs.student, **method.student_inputs(batch, taps_t)), taps_t)
+    batch = Batch(x=images(), y=torch.full((4, CLASSES), 1 / CLASSES), index=torch.arange(4))
+    losses = losses_of(build(kind, kind.Config(), student, teachers), needs, student, batch)
     assert all(loss.isfinite() for loss in losses.values())
 
 

@@ -1,0 +1,91 @@
+"""Our FitNet: the student's stage maps, through one 1x1 convolution each, mimic the teacher's in the mean square.
+
+Source: Romero et al. 2015, arXiv:1412.6550, in the all-stages form of the OFA-KD repository's comparison, which is
+defined there for CNNs only. Ours, so that every pair is served: tokens count as maps, prefix tokens are dropped, and
+where the grids differ the finer map is average-pooled to the coarser grid. Hence "our FitNet" in tables.
+Shapes: B batch, D width, H W grid.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hkd.data.batch import Batch
+from hkd.errors import Refused
+from hkd.methods.base import Criterion, Method, Needs
+from hkd.methods.logits import exact
+from hkd.models.tap_model import Teacher
+from hkd.models.taps import TapInfo, Taps, Want
+from hkd.spec import FORBID
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitNetConfig:
+    """Raises ValueError unless stages are distinct numbers from 1 to 4, at least one, and weights at least 0."""
+
+    __pydantic_config__ = FORBID
+    stages: Sequence[int] = (1, 2, 3, 4)  # which maps are compared
+    weight: float = 1.0  # of every stage
+    w_task: float = 1.0  # weight of the recipe's task loss
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", tuple(self.stages))  # JSON and YAML bring lists
+        if not self.stages or len(set(self.stages)) < len(self.stages) or not {*self.stages} <= {1, 2, 3, 4}:
+            raise ValueError(f"stages must be distinct numbers among 1, 2, 3 and 4, got {list(self.stages)}")
+        for name in ("weight", "w_task"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+def pooled(map_: Float[Tensor, "B D H W"], grid: tuple[int, int]) -> Float[Tensor, "B D h w"]:
+    """The map on a grid that is nowhere finer, by adaptive average pooling; itself where it is there already."""
+    return map_ if map_.shape[2:] == grid else F.adaptive_avg_pool2d(map_, grid)
+
+
+class FitNet(Method):
+    """`task` + `feat_s<stage>`: mean squared difference over all elements (batch, channels, positions).
+
+    Own parameters: one 1x1 convolution without bias per stage, from the student's width to the teacher's.
+    """
+
+    Config = FitNetConfig
+
+    def __init__(
+        self, config: FitNetConfig, student: TapInfo, teachers: Mapping[str, Teacher], criterion: Criterion
+    ) -> None:
+        """Raises Refused for a stage whose map has no positions."""
+        super().__init__(config, student, teachers, criterion)
+        teacher = teachers["teacher"].info
+        self.grids: dict[int, tuple[int, int]] = {}
+        self.projectors = nn.ModuleDict()
+        for stage in config.stages:
+            width_s, *grid_s = student.stages[stage]
+            width_t, *grid_t = teacher.stages[stage]
+            for side, grid in (("student", grid_s), ("teacher", grid_t)):
+                if 0 in grid:
+                    raise Refused(
+                        f"Method 'fitnet' compares stage {stage}, where the {side}'s map is {grid[0]}x{grid[1]}: "
+                        f"leave that stage out, or use larger images."
+                    )
+            self.grids[stage] = min(grid_s[0], grid_t[0]), min(grid_s[1], grid_t[1])
+            self.projectors[str(stage)] = nn.Conv2d(width_s, width_t, 1, bias=False)
+
+    @classmethod
+    def needs(cls, config: FitNetConfig) -> Needs:
+        """The chosen stages of both."""
+        want = Want(stages=tuple(sorted(config.stages)))
+        return Needs(student=want, teachers={"teacher": want})
+
+    def forward(self, batch: Batch, taps_s: Taps, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:
+        """The task and one term per stage."""
+        config = self.config
+        losses = {"task": config.w_task * self.criterion(taps_s.logits, batch.y)}
+        for stage, grid in self.grids.items():
+            # Pooled first: it commutes with a 1x1 convolution, which then has fewer positions.
+            map_s = self.projectors[str(stage)](pooled(taps_s.stages[stage], grid))
+            map_t = pooled(taps_t["teacher"].stages[stage].detach(), grid)
+            losses[f"feat_s{stage}"] = config.weight * F.mse_loss(exact(map_s), exact(map_t))
+        return losses

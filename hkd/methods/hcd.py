@@ -1,0 +1,284 @@
+"""Heterogeneous complementary distillation (HCD): targets made from the features of student and teacher together.
+
+Source: arXiv:2511.10942 gives the structure and no equations; the losses, their weights and the modules follow
+third-party re-implementations that disagree with each other (docs/hcd.md lists every open reading, its default here and
+the option that takes the other one). Projectors: `hkd.methods.stage_projector`.
+Each stage i of the student and the teacher's pooled feature are mapped to n sub-logits z_ij (complementary feature
+mapper, CFM); with the teacher's logits z_t added they are u_ij, extra targets of the student (sub-logit decoupled
+distillation, SDD), which an orthogonality loss keeps apart.
+Deviations: none known; `projector`, `ce_on` and the meaning of `cfm=False` are decided here.
+Shapes: B batch, C classes, S stages, n sub-logits, D width, E projected width.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Literal, get_args, get_origin, get_type_hints
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hkd.data.batch import Batch
+from hkd.methods.base import Criterion, Method, Needs
+from hkd.methods.kd import kd_loss
+from hkd.methods.logits import class_index, same_classes
+from hkd.methods.stage_projector import StageProjectors, initialise
+from hkd.models.tap_model import Teacher
+from hkd.models.taps import TapInfo, Taps, Want
+from hkd.registry import lookup
+from hkd.spec import FORBID
+
+
+@dataclass(frozen=True, kw_only=True)
+class HCDConfig:
+    """Options.
+
+    stages: student stages with shared logits. n: sub-logits per stage; 1 with `sdd` off.
+    cfm: whether a mapper joins both features; off: the projected student feature goes straight to a linear classifier.
+    cfm_hidden: its hidden layer, as wide as the teacher's feature, or none. concat: which features it takes.
+    sdd, ol, kd_term: whether the logits are split, kept apart, and whether plain KD is added.
+    fuse_teacher: whether the teacher's logits are added to the sub-logits. ce_on: what L_sub classifies by.
+    ol_on: what the orthogonality loss compares. theta: cosine in [0, 1] from which it acts. ol_mask: the true class's
+        entry is set to 0, dropped (the same in value), or set to -1e6, which switches the loss off.
+    stage_reduce: sum or mean of the stages' losses. detach_target: no gradient into the targets of L_hcd.
+    tau: softmax temperature of both distillation terms. w_gt: weight of both classification losses.
+        w_kd, w_hcd, w_ol: weights of the other terms.
+    label_smoothing: of L_sub; None: L_sub is the recipe's loss, as the task loss always is.
+    projector: as `StageProjectors` takes it; Swin students need `tokens`.
+
+    Raises ValueError for unknown choices and numbers out of range.
+    """
+
+    __pydantic_config__ = FORBID
+    stages: Sequence[int] = (1, 2, 3, 4)
+    n: int = 4
+    cfm: bool = True
+    cfm_hidden: Literal["teacher", "none"] = "teacher"
+    concat: Literal["both", "student", "teacher"] = "both"
+    sdd: bool = True
+    ol: bool = True
+    kd_term: bool = True
+    fuse_teacher: bool = True
+    ce_on: Literal["fused", "sub"] = "fused"
+    ol_on: Literal["fused", "sub"] = "fused"
+    ol_mask: Literal["zero", "drop", "neg1e6"] = "zero"
+    theta: float = 0.5
+    stage_reduce: Literal["sum", "mean"] = "sum"
+    detach_target: bool = False
+    tau: float = 1.0
+    w_gt: float = 1.0
+    w_kd: float = 1.0
+    w_hcd: float = 6.0
+    w_ol: float = 1.0
+    label_smoothing: float | None = None
+    projector: Literal["auto", "cnn", "tokens"] = "auto"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", tuple(self.stages))  # JSON and YAML bring lists
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal:
+                lookup(name, getattr(self, name), dict.fromkeys(get_args(hint)))
+        if not {*self.stages} <= {1, 2, 3, 4} or len({*self.stages}) < len(self.stages):
+            raise ValueError(f"stages must be different numbers among 1, 2, 3 and 4, got {self.stages}")
+        if self.n < 1:
+            raise ValueError(f"n must be at least 1, got {self.n}")
+        if not 0 <= self.theta <= 1:
+            raise ValueError(f"theta must lie in [0, 1], got {self.theta}")
+        if not 0 < self.tau < math.inf:
+            raise ValueError(f"tau must be positive, got {self.tau}")
+        weights = {field.name: getattr(self, field.name) for field in fields(self) if field.name.startswith("w_")}
+        if not all(0 <= weight < math.inf for weight in weights.values()):
+            raise ValueError(f"weights must be finite and not negative, got {weights}")
+        if self.label_smoothing is not None and not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must lie in [0, 1), got {self.label_smoothing}")
+        if not self.cfm and self.concat != "both":
+            raise ValueError(f"concat={self.concat} chooses the mapper's input, and cfm is off: leave one out")
+
+    @property
+    def parts(self) -> int:
+        """Sub-logits per stage."""
+        return self.n if self.sdd else 1
+
+    @property
+    def distils(self) -> bool:
+        """Whether there is a plain KD term."""
+        return self.kd_term and self.w_kd > 0
+
+    @property
+    def separates(self) -> bool:
+        """Whether there is an orthogonality term: one sub-logit has nothing to be kept apart from."""
+        return self.ol and self.w_ol > 0 and self.parts > 1
+
+    @property
+    def maps(self) -> bool:
+        """Whether there are shared logits, and a loss that uses them."""
+        return bool(self.stages) and (self.w_gt > 0 or self.w_hcd > 0 or self.separates)
+
+    @property
+    def projects(self) -> bool:
+        """Whether shared logits depend on the student's features."""
+        return self.maps and not (self.cfm and self.concat == "teacher")
+
+
+def target_kl(targets: Float[Tensor, "B M C"], logits_s: Float[Tensor, "B C"], *, tau: float) -> Float[Tensor, ""]:
+    r"""Temperature-scaled KL divergence from M targets of each sample to the student; gradients flow to both.
+
+    .. math:: L = \frac{\tau^2}{B M} \sum_{b,m} KL(softmax(u_{bm} / \tau) || softmax(s_b / \tau))
+
+    Args:
+        targets: logits of the targets [B, M, C].
+        logits_s: student logits [B, C].
+        tau: softmax temperature, > 0.
+
+    Returns:
+        Scalar in nats, averaged over B and M and summed over C; zero when all agree up to constants.
+    """
+    log_p_s = F.log_softmax(logits_s / tau, dim=1)[:, None]
+    log_p_u = F.log_softmax(targets / tau, dim=2)
+    return tau**2 * (log_p_u.exp() * (log_p_u - log_p_s)).sum(dim=2).mean()
+
+
+def repeated(criterion: Criterion, logits: Float[Tensor, "B M C"], y: Tensor) -> Float[Tensor, ""]:
+    """Mean of a criterion (itself a mean over samples) over M logits of each sample.
+
+    Args:
+        criterion: (logits [N, C], targets [N] or [N, C]) -> mean over N.
+        logits: M per sample [B, M, C].
+        y: class indices [B], or soft targets [B, C].
+    """
+    return criterion(logits.flatten(0, 1), y.repeat_interleave(logits.shape[1], dim=0))
+
+
+def orthogonality_loss(
+    logits: Float[Tensor, "B S n C"],
+    y: Tensor,
+    *,
+    theta: float,
+    mask: Literal["zero", "drop", "neg1e6"] = "zero",
+) -> Float[Tensor, ""]:
+    r"""How far the cosines between logits of a sample and stage lie above theta, the true class left out.
+
+    .. math:: L = \frac{1}{B S} \sum_{b,i} \frac{1}{n (n - 1)} \sum_{j \ne k}
+                  \max(0, \cos(m(u_{bij}), m(u_{bik})) - \theta)^2
+
+    A mask m of -1e6 makes all masked vectors almost the same direction: the loss is then the constant
+    (1 - theta)^2, without a gradient (docs/hcd.md).
+
+    Args:
+        logits: [B, S, n, C], n >= 2.
+        y: class indices [B], or soft targets [B, C], whose arg-max counts.
+        theta: cosine from which the loss acts, in [0, 1].
+        mask: what becomes of the true class's entry.
+
+    Returns:
+        Scalar in [0, (1 - theta)^2], averaged over B, S and ordered pairs, in single precision or better. Vectors that
+        are zero but for the true class have cosine 0 with all.
+    """
+    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    true = F.one_hot(class_index(y), logits.shape[3]).bool()[:, None, None]
+    # An entry of zero adds nothing to a product or a norm, so dropping it gives the same cosines.
+    masked = exact.masked_fill(true, -1e6 if mask == "neg1e6" else 0.0)
+    directions = F.normalize(masked, dim=3, eps=1e-8)
+    n = logits.shape[2]
+    # No autocast: cosines of half precision would be off by more than their distance from theta.
+    with torch.autocast(logits.device.type, enabled=False):
+        cosines = directions @ directions.transpose(2, 3)
+    others = 1 - torch.eye(n, dtype=exact.dtype, device=exact.device)
+    return ((cosines - theta).relu().square() * others).sum(dim=(2, 3)).mean() / (n * (n - 1))
+
+
+class HCD(Method):
+    """`task` (L_ce), `kd`, `sub` (CE of the targets), `hcd` and `ol`. Terms of weight 0 are left out.
+
+    Own parameters: per stage a stage projector and a mapper to n * C shared logits.
+    """
+
+    Config = HCDConfig
+
+    def __init__(
+        self, config: HCDConfig, student: TapInfo, teachers: Mapping[str, Teacher], criterion: Criterion
+    ) -> None:
+        """Build what this configuration uses.
+
+        Raises:
+            Refused: a teacher with other classes, or a stage that cannot be projected.
+        """
+        super().__init__(config, student, teachers, criterion)
+        if not self.needs(config).teachers:
+            return
+        teacher = teachers["teacher"].info
+        same_classes("hcd", student, teacher)
+        self.mappers = nn.ModuleList()
+        if not config.maps:
+            return
+        width = teacher.pooled if config.cfm and config.concat != "student" else 0
+        if config.projects:
+            self.projectors = StageProjectors(student, config.stages, teacher.pooled, config.projector)
+            width += self.projectors.width
+        for _ in config.stages:
+            self.mappers.append(self.mapper(width, teacher.pooled, config.parts * student.classes))
+        self.mappers.apply(initialise)
+
+    def mapper(self, in_width: int, hidden: int, out_width: int) -> nn.Module:
+        """From the features of one stage to its shared logits, [B, in_width] -> [B, out_width]."""
+        if not self.config.cfm or self.config.cfm_hidden == "none":
+            return nn.Linear(in_width, out_width)
+        return nn.Sequential(nn.Linear(in_width, hidden), nn.ReLU(), nn.Linear(hidden, out_width))
+
+    @classmethod
+    def needs(cls, config: HCDConfig) -> Needs:
+        """The stages that are projected; the teacher unless this is supervised training."""
+        return Needs(
+            student=Want(stages=tuple(sorted(config.stages))) if config.projects else Want(),
+            teachers={"teacher": Want()} if config.distils or config.maps else {},
+        )
+
+    def sub_logits(self, taps_s: Taps, teacher: Taps) -> Float[Tensor, "B S n C"]:
+        """z: the shared logits of every stage; class k of sub-logit j is entry j * C + k of a mapper's output."""
+        config = self.config
+        vectors: list[list[Tensor]] = [[] for _ in config.stages]
+        if config.projects:
+            vectors = [[vector] for vector in self.projectors(taps_s)]
+        if config.cfm and config.concat != "student":
+            vectors = [[*vector, teacher.pooled.detach()] for vector in vectors]
+        shared = [mapper(torch.cat(vector, dim=1)) for mapper, vector in zip(self.mappers, vectors, strict=True)]
+        return torch.stack(shared, dim=1).unflatten(2, (config.parts, self.student.classes))
+
+    def forward(self, batch: Batch, taps_s: Taps, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:
+        """All weighted terms."""
+        config = self.config
+        losses = {"task": config.w_gt * self.criterion(taps_s.logits, batch.y)}
+        if config.distils:
+            losses["kd"] = config.w_kd * kd_loss(taps_s.logits, taps_t["teacher"].logits, tau=config.tau)
+        if config.maps:
+            losses |= self.target_losses(self.sub_logits(taps_s, taps_t["teacher"]), batch, taps_s, taps_t["teacher"])
+        return losses
+
+    def target_losses(
+        self, sub: Float[Tensor, "B S n C"], batch: Batch, taps_s: Taps, teacher: Taps
+    ) -> dict[str, Tensor]:
+        """The weighted terms that need the sub-logits, all stages at once."""
+        config = self.config
+        stages = len(config.stages) if config.stage_reduce == "sum" else 1  # losses below are means over stages
+        fused = sub + teacher.logits.detach()[:, None, None] if config.fuse_teacher else sub
+        losses = {}
+        if config.w_gt > 0:
+            judged = fused if config.ce_on == "fused" else sub
+            losses["sub"] = config.w_gt * stages * repeated(self.sub_criterion, judged.flatten(1, 2), batch.y)
+        if config.w_hcd > 0:
+            targets = (fused.detach() if config.detach_target else fused).flatten(1, 2)
+            losses["hcd"] = config.w_hcd * stages * target_kl(targets, taps_s.logits, tau=config.tau)
+        if config.separates:
+            compared = fused if config.ol_on == "fused" else sub
+            loss = orthogonality_loss(compared, batch.y, theta=config.theta, mask=config.ol_mask)
+            losses["ol"] = config.w_ol * stages * loss
+        return losses
+
+    def sub_criterion(self, logits: Tensor, y: Tensor) -> Tensor:
+        """The loss of L_sub, [N, C] and [N] or [N, C] to a mean over N; soft targets are taken as they are."""
+        smoothing = self.config.label_smoothing
+        if smoothing is None:
+            return self.criterion(logits, y)
+        return F.cross_entropy(logits, y, label_smoothing=smoothing if y.ndim == 1 else 0.0)

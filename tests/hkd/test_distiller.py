@@ -1,0 +1,435 @@
+"""Distillation in somebody else's loop: timm models, modules with named taps, models of the zoo."""
+
+import copy
+from itertools import pairwise
+
+import pytest
+import timm
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+
+import hkd
+from hkd.data.batch import Batch
+from hkd.distiller import Distiller
+from hkd.errors import Refused, UserError
+from hkd.methods import METHODS
+from hkd.methods.base import Method, Needs, Samples
+from hkd.models.tap_model import TapModel, Teacher
+from hkd.models.taps import Want
+from hkd.models.zoo import ZOO
+from hkd.training.step import Step
+
+CLASSES = 5
+NAMES = {"stages": {1: "body.0", 2: "body.1", 3: "body.2", 4: "body.3"}, "pooled": "pool", "final": "body.3"}
+VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": CLASSES}
+
+
+class Net(nn.Module):
+    """A user's own CNN."""
+
+    def __init__(self, classes=CLASSES, width=8):
+        super().__init__()
+        widths = (3, width, 2 * width, 4 * width, 4 * width)
+        self.body = nn.Sequential(*(nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.ReLU()) for a, b in pairwise(widths)))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(widths[-1], classes)
+
+    def forward(self, x):
+        return self.head(self.pool(self.body(x)).flatten(1))
+
+
+class Tokens(nn.Module):
+    """A user's own transformer: a class token before 4x4 patches."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Conv2d(3, 16, 8, 8)
+        self.token = nn.Parameter(torch.zeros(1, 1, 16))
+        self.blocks = nn.Sequential(*(nn.Linear(16, 16) for _ in range(4)))
+        self.head = nn.Linear(16, CLASSES)
+
+    def forward(self, x):
+        tokens = self.embed(x).flatten(2).transpose(1, 2)
+        return self.head(self.blocks(torch.cat([self.token.expand(len(x), -1, -1), tokens], 1))[:, 0])
+
+
+def resnet(classes=CLASSES, **kwargs):
+    torch.manual_seed(0)
+    return timm.create_model("resnet18", num_classes=classes, channels=(8, 8, 16, 24), layers=(1, 1, 1, 1), **kwargs)
+
+
+def vit(name="timm.models.vision_transformer:VisionTransformer"):
+    from hkd.registry import load
+
+    torch.manual_seed(1)
+    return load(name)(**VIT)
+
+
+def images(count=4, side=32):
+    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+LABELS = torch.arange(4)
+
+
+def total(losses):
+    return sum(losses.values())
+
+
+# --- the loop
+
+
+def test_ten_lines_train_a_student_and_leave_a_plain_model():
+    student, teacher = resnet(), vit()
+    plain, before = resnet(), copy.deepcopy(teacher.state_dict())
+    distiller = hkd.Distiller(student, teacher, method="kd", num_classes=CLASSES, image_size=32, tau=4.0)
+    optimizer = torch.optim.AdamW(distiller.parameters(), lr=1e-2)
+    seen = []
+    for _ in range(8):
+        losses = distiller(images(), LABELS)
+        total(losses).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seen.append(total(losses).item())
+    assert set(losses) == {"task", "kd"}
+    assert seen[-1] < seen[0]
+    assert distiller.student is student
+    assert list(distiller.student.state_dict()) == list(plain.state_dict())
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+
+
+def test_gradients_reach_the_student_and_the_adapters_and_the_state_holds_no_teacher():
+    teacher = vit()
+    distiller = Distiller(resnet(), teacher, "fd", image_size=32)
+    total(distiller(images(), LABELS)).backward()
+    assert all(parameter.grad is not None for parameter in distiller.parameters())
+    frozen = {id(parameter) for parameter in teacher.parameters()}
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in teacher.parameters())
+    assert frozen.isdisjoint(id(parameter) for parameter in distiller.parameters())
+    student = sum(parameter.numel() for parameter in distiller.student.parameters())
+    assert sum(parameter.numel() for parameter in distiller.parameters()) == student + 24 * 32 + 32
+    held = {value.data_ptr() for value in distiller.state_dict().values() if value.numel()}
+    assert held.isdisjoint(value.data_ptr() for value in teacher.state_dict().values() if value.numel())
+
+
+def test_the_teacher_stays_in_evaluation_mode_and_the_students_modes_are_left_alone():
+    student, teacher = resnet(), resnet()
+    student.bn1.eval()
+    distiller = Distiller(student, teacher.train(), "kd", image_size=32)
+    assert not any(module.training for module in teacher.modules())
+    assert (student.training, student.bn1.training, student.layer1.training) == (True, False, True)
+    distiller.train()
+    assert not teacher.training
+    assert student.bn1.training
+
+
+def test_what_moves_the_distiller_moves_its_teachers():
+    distiller = Distiller(resnet(), vit(), "fd", image_size=32).double()
+    losses = distiller(images().double(), LABELS)
+    assert {loss.dtype for loss in losses.values()} == {torch.float64}
+
+
+def test_a_wrapper_for_several_processes_goes_around_it(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(Distiller(resnet(), vit(), "fd", image_size=32))
+        total(wrapped(images(), LABELS)).backward()
+        assert all(parameter.grad is not None for parameter in wrapped.parameters())
+    finally:
+        dist.destroy_process_group()
+
+
+def test_adapters_go_on_from_a_saved_state():
+    first = Distiller(resnet(), vit(), "fd", image_size=32)
+    second = Distiller(resnet(), vit(), "fd", image_size=32)
+    second.load_state_dict(first.state_dict())
+    assert total(first(images(), LABELS)) == total(second(images(), LABELS))
+
+
+# --- models
+
+
+@pytest.mark.parametrize("method", ["kd", "fd", "scalekd"])
+def test_losses_are_those_of_the_suites_own_step(method):
+    torch.manual_seed(3)
+    student, teacher = TapModel(ZOO["resnet18_mini"], CLASSES), Teacher(ZOO["swin_t_mini"], CLASSES)
+    kind = hkd.registry.load(METHODS[method])
+    needs = kind.needs(kind.Config())
+    torch.manual_seed(4)
+    suite = Step(student, kind(kind.Config(), student.info, {"teacher": teacher}, F.cross_entropy), needs)
+    x = images()
+    batch = Batch(x=x, y=LABELS, index=LABELS)
+    expected = suite(batch, {"teacher": teacher(x, needs.teachers["teacher"])})
+    torch.manual_seed(4)
+    distiller = Distiller(student, teacher, method)
+    found = distiller(x, LABELS)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert distiller.student is student.net
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [("resnet18_mini", "swin_t_mini"), ("vit_s16_mini", "mixer_s16_mini"), ("convnext_t_mini", "resnet18_mini")],
+)
+def test_a_plain_timm_model_has_the_taps_of_its_card(student, teacher):
+    x = images()
+    for name in (student, teacher):
+        card = ZOO[name]
+        tapped = TapModel(card, CLASSES).eval()
+        stages = {"stages": dict(zip((1, 2, 3, 4), card.stages, strict=True))}
+        normal = {"student": (card.mean, card.std)}
+        given = Distiller(tapped.net, None, "supervised", image_size=32, taps=stages, normalize=normal).eval()
+        want = Want(stages=(1, 2, 3, 4))
+        found, expected = given.step.student(x, want), tapped(x, want)
+        torch.testing.assert_close(found.logits, expected.logits)
+        torch.testing.assert_close(found.final, expected.final)
+        torch.testing.assert_close(found.pooled, expected.pooled)
+        torch.testing.assert_close(found.stages, expected.stages)
+        assert given.step.student.info.stages == tapped.info.stages
+
+
+def test_stages_of_timm_models_are_the_last_four_maps_or_the_quarters_of_the_depth():
+    for net, shapes in (
+        (resnet(), [(8, 8, 8), (8, 4, 4), (16, 2, 2), (24, 1, 1)]),
+        (vit("timm.models.deit:VisionTransformerDistilled"), [(32, 4, 4)] * 4),
+        (TapModel(ZOO["swin_t_mini"], CLASSES).net, [(12, 8, 8), (12, 8, 8), (24, 4, 4), (48, 2, 2)]),
+    ):
+        info = Distiller(net, None, "supervised", image_size=32).step.student.info
+        assert list(info.stages.values()) == shapes
+    assert info.prefix == 0
+
+
+@pytest.mark.parametrize("method", ["kd", "fd"])
+def test_a_users_own_module_is_tapped_by_the_names_of_its_modules(method):
+    student, teacher = Net(), Net(width=4)
+    distiller = Distiller(student, teacher, method, image_size=32, taps=NAMES, teacher_taps=NAMES)
+    total(distiller(images(), LABELS)).backward()
+    assert all(parameter.grad is not None for parameter in student.parameters())
+    taps = distiller.step.student(images(), Want(stages=(2, 4)))
+    assert torch.equal(taps.stages[2], student.body[:2](images()))
+    assert torch.equal(taps.final, student.body(images()))
+    assert torch.equal(taps.pooled, student.pool(taps.final).flatten(1))
+    assert torch.equal(taps.logits, student(images()))
+    assert not any(module._forward_hooks for module in student.modules())
+
+
+def test_stages_alone_tell_the_last_map_and_its_mean():
+    distiller = Distiller(Net(), None, "supervised", image_size=32, taps={"stages": {4: "body.3"}})
+    taps = distiller.step.student(images())
+    torch.testing.assert_close(taps.pooled, taps.final.mean((2, 3)))
+    assert distiller.step.student.info.final == (32, 2, 2)
+
+
+def test_tokens_behind_prefix_tokens_are_maps():
+    student = Tokens()
+    distiller = Distiller(
+        student, None, "supervised", image_size=32, taps={"stages": {2: "blocks.1", 4: "blocks.3"}, "prefix": 1}
+    )
+    taps = distiller.step.student(images(), Want(stages=(4,)))
+    assert distiller.step.student.info.prefix == 1
+    assert taps.final.shape == (4, 16, 4, 4)
+    torch.testing.assert_close(student.head(taps.prefix[4][:, 0]), taps.logits)
+
+
+def test_logits_need_no_taps():
+    distiller = Distiller(Net(), Net(), "kd", image_size=32)
+    assert total(distiller(images(), LABELS)).isfinite()
+
+
+def test_a_student_of_the_zoo_is_given_by_name():
+    distiller = Distiller("resnet18_mini", Teacher(ZOO["swin_t_mini"], CLASSES), "fd", num_classes=CLASSES)
+    assert distiller.student.state_dict().keys() == TapModel(ZOO["resnet18_mini"], CLASSES).net.state_dict().keys()
+    total(distiller(images(side=40), LABELS)).backward()
+
+
+def test_a_trained_model_of_the_zoo_may_teach():
+    trained = TapModel(ZOO["resnet18_mini"], CLASSES)
+    distiller = Distiller("resnet18_mini", trained, "kd", num_classes=CLASSES)
+    teacher = distiller.teachers["teacher"]
+    assert isinstance(teacher, Teacher)
+    assert torch.equal(teacher(images()).logits, trained.eval()(images()).logits)
+    assert all(parameter.requires_grad for parameter in trained.parameters())
+
+
+# --- images
+
+
+def test_plain_models_see_images_as_they_are():
+    student = resnet().eval()
+    distiller = Distiller(student, None, "supervised", image_size=32).eval()
+    expected = F.cross_entropy(student(images()), LABELS)
+    assert torch.equal(distiller(images(), LABELS)["task"], expected)
+
+
+def test_each_model_sees_images_by_its_own_statistics():
+    student, teacher = resnet().eval(), vit().eval()
+    own = {"teacher": ((0.5, 0.5, 0.5), (0.25, 0.5, 1.0))}
+    distiller = Distiller(student, teacher, "kd", image_size=32, normalize=own).eval()
+
+    def normalised(mean, std):
+        return (images() - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+
+    cfg = student.pretrained_cfg
+    found = distiller.step.student(images()).logits, distiller.teachers["teacher"](images()).logits
+    torch.testing.assert_close(found[0], student(normalised(cfg["mean"], cfg["std"])))
+    torch.testing.assert_close(found[1], teacher(normalised(*own["teacher"])))
+
+
+# --- methods that need more
+
+
+class Indexed(Method):
+    """Two teachers, the index, and the labels of all samples."""
+
+    class Config:
+        pass
+
+    def prepare(self, samples):
+        self.samples = samples
+
+    @classmethod
+    def needs(cls, config):
+        return Needs(teachers={"a": Want(), "b": Want(stages=(2,))}, index=True, hard_labels=True)
+
+    def forward(self, batch, taps_s, taps_t):
+        known = (self.samples.labels[batch.index] == batch.y).float().mean()
+        return {"known": taps_s.logits.sum() * known, "b": taps_t["b"].stages[2].sum() + taps_t["a"].logits.sum()}
+
+
+@pytest.fixture
+def indexed(monkeypatch):
+    from dataclasses import dataclass
+
+    monkeypatch.setattr(Indexed, "Config", dataclass(frozen=True)(type("IndexedConfig", (), {})))
+    monkeypatch.setitem(METHODS, "indexed", "hkd.methods.kd:KD")
+    load = hkd.registry.load
+    monkeypatch.setattr("hkd.registry.load", lambda path: Indexed if path == METHODS["indexed"] else load(path))
+
+    def make(**changes):
+        arguments = {"image_size": 32, "samples": [4, 3, 2, 1, 0], "teacher_taps": {"b": NAMES}} | changes
+        return Distiller(resnet(), {"a": vit(), "b": Net()}, "indexed", **arguments)
+
+    return make
+
+
+def test_several_teachers_indices_and_labels_reach_the_method(indexed):
+    distiller = indexed()
+    losses = distiller(images(), torch.tensor([0, 1, 2, 3]), index=torch.tensor([4, 3, 2, 1]))
+    assert set(losses) == {"known", "b"}
+    assert distiller.step.method.samples.classes == CLASSES
+    given = Samples(labels=torch.zeros(9), classes=CLASSES, epochs=3, steps=7)
+    assert indexed(samples=given).step.method.samples is given
+
+
+def test_what_a_method_needs_and_nobody_gives_is_one_sentence(indexed):
+    with pytest.raises(UserError, match=r"rows? in the training set: call distiller\(x, y, index=index\)"):
+        indexed()(images(), LABELS)
+    with pytest.raises(UserError, match=r"needs class labels \[B\], got targets of shape \[4, 5\]"):
+        indexed()(images(), torch.full((4, CLASSES), 0.2), index=LABELS)
+    with pytest.raises(UserError, match="give samples=labels"):
+        indexed(samples=None)
+    with pytest.raises(UserError, match=r"samples must be the N class indices .* got shape \[2, 1\]"):
+        indexed(samples=[[1], [2]])
+    with pytest.raises(UserError, match=r"reads stage 2 of the b; .* teacher_taps=\{\"stages\": \{2: NAME\}\}"):
+        indexed(teacher_taps={"b": {"stages": {4: "body.3"}}})
+
+
+# --- mistakes
+
+
+ZOO_TEACHER = Teacher(ZOO["resnet18_mini"], CLASSES)
+
+
+def make(student=None, teacher=None, method="fd", **arguments):
+    return Distiller(student or Net(), teacher or Net(), method, **{"image_size": 32} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"method": "kdd"}, "Unknown method 'kdd'. Did you mean 'kd'"),
+        ({"method": "kd", "taw": 2.0}, "Method 'kd' has no option 'taw'. Did you mean 'tau'"),
+        ({"method": "kd", "tau": 0.0}, "Method 'kd': tau must be positive"),
+        ({"num_classes": 7}, "num_classes is 7, but the student has 5 logits"),
+        ({"image_size": None}, r"Say how large the images are: Distiller\(..., image_size=32\)"),
+        ({"student": "resnet18_mini", "teacher": ZOO_TEACHER}, "needs its number of classes"),
+        ({"student": "resnet18_mimi", "teacher": ZOO_TEACHER}, "Unknown model 'resnet18_mimi'. Did you mean 'resnet18"),
+        ({"teacher": "resnet18_mini"}, "is a name .* which brings no weights"),
+        ({"taps": {"stage": {4: "body.3"}}}, "Unknown key of taps 'stage'. Did you mean 'stages'"),
+        ({"taps": {"stages": {5: "body.3"}}}, "taps names stage 5; stages are 1, 2, 3 and 4"),
+        (
+            {"taps": {"stages": {4: "boby.3"}}},
+            r"stage 4 of taps: the student has no module 'boby.3'. Nearest: 'body.3'",
+        ),
+        (
+            {"teacher_taps": {"final": "zzz"}},
+            "'final' of teacher_taps: the teacher has no module 'zzz'. It has: body, ",
+        ),
+        ({"taps": {"stages": {4: "head"}}}, r"module 'head' of the student gives \[1, 5\]; a tap is a map"),
+        ({"taps": {"final": "body.3", "pooled": "body.3"}}, r"'body.3' gives \[1, 32, 2, 2\]; a pooled feature is"),
+        ({}, "The method reads 'final' of the student, whose taps nobody told"),
+        ({"taps": {"stages": {4: "body.3"}}}, "The method reads 'final' of the teacher, whose taps nobody told"),
+        ({"normalize": True}, "The student has no `pretrained_cfg` with mean and std"),
+        ({"normalize": {"techer": ((0.0,) * 3, (1.0,) * 3)}}, "normalize names 'techer'"),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments, sentence):
+    with pytest.raises(UserError, match=sentence):
+        make(**arguments)
+
+
+def test_tokens_that_are_no_square_ask_for_the_prefix():
+    with pytest.raises(UserError, match="gives 17 tokens, which are no square grid behind 0 prefix tokens"):
+        make(Tokens(), taps={"stages": {4: "blocks.3"}})
+
+
+def test_a_module_that_gives_no_logits_is_refused():
+    with pytest.raises(UserError, match=r"The student must return logits \[B, C\], got \[1, 8, 16, 16\]"):
+        make(nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1)))
+
+
+def test_a_timm_class_whose_taps_are_not_known_asks_for_names():
+    beit = timm.create_model("beit_base_patch16_224", img_size=32, depth=2, embed_dim=24, num_heads=2)
+    with pytest.raises(UserError, match="a timm Beit, are not known: name them by module"):
+        make(beit)
+    named = Distiller(
+        beit, None, "supervised", image_size=32, taps={"stages": {3: "blocks.0", 4: "blocks.1"}, "prefix": 1}
+    )
+    assert named.step.student.info.final == (24, 2, 2)
+
+
+def test_images_of_another_size_than_was_told_are_refused():
+    with pytest.raises(UserError, match=r"Images of 48x48 px, but .* 32x32: Distiller\(..., image_size=48\)"):
+        make(method="kd")(images(side=48), LABELS)
+
+
+def test_the_size_of_a_timm_model_is_its_own_unless_told():
+    assert Distiller(vit(), Net(), "kd").step.student.side == 32
+    assert Distiller(Net(), vit(), "kd").step.student.side == 32
+
+
+def test_other_classes_of_the_teacher_are_one_sentence_where_logits_are_compared():
+    distiller = make(teacher=Net(classes=9), method="kd")
+    with pytest.raises(UserError, match="'kd' cannot compare a teacher of 9 classes with a student of 5"):
+        distiller(images(), LABELS)
+
+
+def test_models_of_the_zoo_and_plain_ones_agree_on_the_images():
+    zoo = Teacher(ZOO["resnet18_mini"], CLASSES)
+    with pytest.raises(UserError, match=r"The teacher is a model of the zoo, which takes images in \[0, 1\]"):
+        make(resnet(), zoo, "kd")
+    assert total(make(resnet(), zoo, "kd", normalize=True)(images(), LABELS)).isfinite()
+    with pytest.raises(UserError, match=r"The student is an hkd\.Teacher, which is frozen"):
+        make(zoo, zoo, "kd")
+
+
+def test_a_method_refuses_pairs_by_its_own_sentence():
+    with pytest.raises(Refused, match="a mixer teacher has none that takes tokens"):
+        make("resnet18_mini", Teacher(ZOO["mixer_s16_mini"], CLASSES), "scalekd", num_classes=CLASSES)
+    with pytest.raises(Refused, match="The family 'named' has no tail"):
+        make(method="scalekd", taps=NAMES, teacher_taps=NAMES)
+    with pytest.raises(Refused, match="needs a teacher with the role 'teacher'"):
+        Distiller(Net(), None, "kd", image_size=32)
