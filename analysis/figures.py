@@ -12,16 +12,19 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
 # Okabe & Ito 2008, "Color Universal Design"; the marker is a second sign beside the colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("s", "o", "^", "v", "P", "X", "*")
 GREY, INK = "#8c8c8c", "#262626"
 DPI = 200
+MAP, MAP_RANGE = "RdBu", 1.9  # of gain maps: the scale ends where ink is still read, at 1 / MAP_RANGE of the colours
 
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same everywhere
@@ -127,7 +130,7 @@ def comparison_figure(
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(f"Gain over the baseline ({unit})")
-        figure.text(0.02, 1 - 0.12 / height, "\n".join(heading), fontsize=14, fontweight="bold", va="top")
+        write_texts(figure, heading, lines)
         figure.legend(
             handles=legend_handles(methods, any(not math.isnan(row["published"]) for row in rows)),
             loc="upper left",
@@ -140,7 +143,6 @@ def comparison_figure(
         )
         if all(math.isnan(row["measured"]) for row in rows):
             axes.text(0.98, 0.5, "nothing measured yet", transform=axes.transAxes, ha="right", va="center", color=GREY)
-        figure.text(0.02, 0.1 / height, "\n".join(lines), fontsize=10.5, va="bottom", linespacing=1.3, color="#4d4d4d")
         save(figure, path)
 
 
@@ -172,3 +174,143 @@ def legend_handles(methods: Sequence[str], published: bool) -> list[Line2D]:
         hollow: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": INK, "markeredgewidth": 1.6}
         handles.append(Line2D([], [], linestyle="none", marker="D", markersize=9, label="published", **hollow))
     return handles
+
+
+class RankRow(TypedDict):
+    """The mean rank of one method over pairs; 1 is the best. low and high are nan where there is no interval.
+
+    own: whether it is the paper's own method, which is drawn in the first colour.
+    """
+
+    method: str
+    rank: float
+    low: float
+    high: float
+    own: bool
+
+
+def ranking_figure(rows: Sequence[RankRow], path: Path, *, title: str, caption: str = "") -> None:
+    """Mean ranks with 95 % intervals, one line per method, the best at the top.
+
+    Args:
+        rows: in any order.
+        path: PNG to write.
+        title: heading.
+        caption: sentences under the figure; wrapped here.
+    """
+    with house_style():
+        ordered = sorted(rows, key=lambda row: (row["rank"], row["method"]))
+        lines, heading = textwrap.wrap(caption, 96), textwrap.wrap(title, 58)
+        plot_height = 0.36 * max(2, len(ordered))
+        below, above = 0.75 + 0.21 * len(lines), 0.25 + 0.24 * len(heading)
+        height = plot_height + below + above
+        figure = canvas(7.2, height)
+        left = 0.05 + 0.0165 * max((len(row["method"]) for row in ordered), default=4)
+        axes = figure.add_axes((left, below / height, 0.88 - left, plot_height / height))
+        for y, row in enumerate(ordered):
+            colour = COLOURS[0] if row["own"] else "#4d4d4d"
+            if y % 2 == 0:
+                axes.axhspan(y - 0.5, y + 0.5, color="#f4f4f4", linewidth=0, zorder=0)
+            if not math.isnan(row["low"]):
+                axes.plot(
+                    [row["low"], row["high"]], [y, y], color=colour, linewidth=2.6, solid_capstyle="butt", zorder=3
+                )
+            axes.plot(row["rank"], y, "D" if row["own"] else "o", markersize=9, color=colour, zorder=4)
+            axes.text(
+                1.02, y, f"{row['rank']:.1f}", transform=axes.get_yaxis_transform(), va="center_baseline",
+                fontweight="bold" if row["own"] else "normal",
+            )  # fmt: skip
+        axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+        axes.set_yticks(range(len(ordered)), [row["method"] for row in ordered])
+        for label, row in zip(axes.get_yticklabels(), ordered, strict=True):
+            label.set_fontweight("bold" if row["own"] else "normal")
+        axes.set_ylim(max(1, len(ordered)) - 0.5, -0.5)
+        axes.set_xlim(0.5, max(1, len(ordered)) + 0.5)
+        axes.set_xticks(range(1, len(ordered) + 1))
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        if not rows:
+            axes.text(0.5, 0.5, "nothing measured on every pair yet", transform=axes.transAxes, ha="center", color=GREY)
+        axes.set_xlabel("Mean rank over pairs (1 is the best)")
+        write_texts(figure, heading, lines)
+        save(figure, path)
+
+
+class MapCell(TypedDict):
+    """One cell of the map of gains. gain: points, nan where there is none. sure: its interval excludes 0.
+
+    refused: whether the method cannot serve the pair (hatched), rather than not having been measured (empty).
+    """
+
+    pair: str
+    method: str
+    gain: float
+    sure: bool
+    refused: bool
+
+
+def gain_map(cells: Sequence[MapCell], path: Path, *, title: str, caption: str = "") -> None:
+    """Gains of every method (columns) on every pair (rows), as numbers on a diverging scale centred at 0.
+
+    Blue is a gain, red a loss. The scale ends at the 90th percentile of sizes, so that one collapsed method does not
+    bleach the rest; there is no bar beside it, as every value is printed.
+
+    Args:
+        cells: pairs and methods stand in the order of their first cell; pairs wrap at "→".
+        path: PNG to write.
+        title: heading.
+        caption: sentences under the figure; wrapped here.
+    """
+    with house_style():
+        pairs = list(dict.fromkeys(cell["pair"] for cell in cells))
+        methods = list(dict.fromkeys(cell["method"] for cell in cells))
+        gains = np.full((max(1, len(pairs)), max(1, len(methods))), math.nan)
+        for cell in cells:
+            gains[pairs.index(cell["pair"]), methods.index(cell["method"])] = cell["gain"]
+        sizes = np.abs(gains[np.isfinite(gains)])
+        limit = max(0.1, float(np.percentile(sizes, 90))) if len(sizes) else 1.0
+
+        labels = [pair.replace(" → ", " →\n") for pair in pairs]
+        lines, heading = textwrap.wrap(caption, 96), textwrap.wrap(title, 58)
+        tilted = max(map(len, methods), default=0) * len(methods) > 50
+        plot_height, below = 0.47 * max(2, len(pairs)), 0.25 + 0.21 * len(lines)
+        above = 0.5 + 0.24 * len(heading) + (0.35 if tilted else 0.0)
+        height = plot_height + below + above
+        figure = canvas(7.2, height)
+        left = 0.03 + 0.0148 * max((len(line) for label in labels for line in label.split("\n")), default=4)
+        axes = figure.add_axes((left, below / height, 0.97 - left, plot_height / height))
+        ends = MAP_RANGE * limit
+        axes.pcolormesh(gains.clip(-limit, limit), cmap=MAP, vmin=-ends, vmax=ends, edgecolors="white", linewidth=1.5)
+        for cell in cells:
+            draw_map_cell(axes, methods.index(cell["method"]), pairs.index(cell["pair"]), cell)
+        axes.xaxis.tick_top()
+        axes.tick_params(length=0)
+        angle: dict[str, Any] = {"rotation": 35, "ha": "left", "rotation_mode": "anchor"} if tilted else {}
+        axes.set_xticks([x + 0.5 for x in range(len(methods))], methods, **angle)
+        axes.set_yticks([y + 0.5 for y in range(len(pairs))], labels, linespacing=1.05)
+        axes.set_ylim(gains.shape[0], 0)
+        axes.spines[["left", "bottom"]].set_visible(False)
+        write_texts(figure, heading, lines)
+        save(figure, path)
+
+
+def draw_map_cell(axes: Axes, x: int, y: int, cell: MapCell) -> None:
+    """The number of one cell, or why there is none."""
+    centred: dict[str, Any] = {"ha": "center", "va": "center_baseline"}
+    if not math.isnan(cell["gain"]):
+        number = f"{cell['gain']:+.0f}" if abs(cell["gain"]) >= 9.95 else f"{cell['gain']:+.1f}"
+        weight = "bold" if cell["sure"] else "normal"
+        axes.text(x + 0.5, y + 0.5, number.replace("-", "−"), fontsize=12.5, fontweight=weight, **centred)
+        return
+    hatch: dict[str, Any] = {"hatch": "////", "edgecolor": "#c4c4c4"} if cell["refused"] else {}
+    axes.add_patch(Rectangle((x + 0.03, y + 0.03), 0.94, 0.94, facecolor="#f7f7f7", linewidth=0, **hatch))
+    if cell["refused"]:
+        box = {"facecolor": "#f7f7f7", "edgecolor": "none", "pad": 1.5}
+        axes.text(x + 0.5, y + 0.5, "–", bbox=box, **centred)
+
+
+def write_texts(figure: Figure, heading: Sequence[str], lines: Sequence[str]) -> None:
+    """Heading at the top and caption at the bottom."""
+    height = figure.get_figheight()
+    figure.text(0.02, 1 - 0.12 / height, "\n".join(heading), fontsize=14, fontweight="bold", va="top")
+    figure.text(0.02, 0.1 / height, "\n".join(lines), fontsize=10.5, va="bottom", linespacing=1.3, color="#4d4d4d")

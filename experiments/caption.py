@@ -100,7 +100,9 @@ def teachers(plan: Plan, records: Mapping[str, Record]) -> list[str]:
         record = records.get(key)
         values = record.metrics if record and record.status == "done" else {}
         main = next((metric for metric in (*plan.metrics, "top1") if metric in values), None)
-        texts.append(f"{labels.get(slug, slug)} " + (f"{values[main]:.2f}" if main else "not measured"))
+        model, _, data = slug.partition("@")
+        name = labels.get(model, model) + (f" on {plan.runs[key].spec.data.name}" if data else "")
+        texts.append(f"{name} " + (f"{values[main]:.2f}" if main else "not measured"))
     return [f"Teachers, re-measured here on the same test images: {', '.join(texts)}."] if texts else []
 
 

@@ -60,8 +60,10 @@ def tables() -> int:
 def plan(*table: str, profile: str | None = None, seeds: int | None = None) -> int:
     """Say what tables would cost and how much of it is done, without running anything.
 
+    Methods are asked which pairs of the named tables they will refuse, and why.
+
     Args:
-        table: names of tables; all of them when none is given.
+        table: names of tables; the costs of all of them when none is given.
         profile: scale; the default is in params.yaml.
         seeds: seeds per cell; the default is in params.yaml, then the profile's.
     """
@@ -85,6 +87,12 @@ def plan(*table: str, profile: str | None = None, seeds: int | None = None) -> i
             console.print(Text(f"{each.table}: about {clock(seconds)} here, going by the runs that are done"))
         for reason in dict.fromkeys(cell.refused for cell in each.cells if cell.refused):
             console.print(Text(f"{each.table}: not at profile '{each.profile}': {reason}"))
+    for each in plans if table else []:
+        from experiments.refusals import refused_cells  # imports torch, which takes seconds
+
+        for reason, pairs in refused_cells(each).items():
+            names = "; ".join(f"{row}, {label}" for row, label in pairs)
+            console.print(Text(f"{each.table}: refused: {names}: {reason}"))
     for sentence in dict.fromkeys(run.missing for run in everything.values() if run.missing):
         console.print(Text(f"missing: {sentence}"))
     for sentence in ASSUMPTIONS:
@@ -229,6 +237,7 @@ def fetch(name: str) -> int:
     Args:
         name: of a model in hkd/models/zoo.py, such as swin_s.
     """
+    from experiments.teachers import record_sha256
     from hkd.models.zoo import ZOO
 
     card = lookup("model", name, ZOO)
@@ -239,7 +248,29 @@ def fetch(name: str) -> int:
     if path.exists():
         raise UserError(f"{path} is there already; delete it to get it again.")
     digest = fetch_weights(card.pretrained, path)
-    out().print(Text(f"{card.pretrained} -> {path}\nSHA-256 {digest}"))
+    known = "as in" if record_sha256(name, digest) else "not in"
+    out().print(Text(f"{card.pretrained} -> {path}\nSHA-256 {digest}, {known} experiments/manifests/teachers.yaml"))
+    return 0
+
+
+@weights_app.command
+def convert(card: str, source: Path, *, classes: int = 1000) -> int:
+    """Make a checkpoint of an older timm, or of a model's authors, a weights file of this suite.
+
+    Args:
+        card: name of its model in hkd/models/zoo.py, such as swin_t.
+        source: .pth, .pt or .safetensors with tensors by name; code in it is never run.
+        classes: of its classifier; other than 1000, the file's name says so.
+    """
+    from hkd.models.legacy import convert as convert_weights
+    from hkd.models.zoo import ZOO
+
+    model = lookup("model", card, ZOO)
+    if classes < 1:
+        raise UserError(f"--classes is {classes}; it must be at least 1.")
+    path = places.weights() / (f"{card}.safetensors" if classes == 1000 else f"{card}_{classes}classes.safetensors")
+    digest = convert_weights(source, model, classes, path)
+    out().print(Text(f"{source} -> {path}\nSHA-256 {digest}"))
     return 0
 
 
@@ -264,6 +295,32 @@ def fetch_weights(pretrained: str, path: Path) -> str:
             f"The weights '{pretrained}' could not be put at {path}: {type(error).__name__}: {first}"
         ) from error
     return sha256(path)
+
+
+@app.command
+def teachers(*, profile: str | None = None) -> int:
+    """List the teachers: architecture, source, licence, SHA-256, and accuracy as published and as measured here.
+
+    The published accuracy is of the paper's teacher on the paper's data, whatever stands for them at the profile.
+
+    Args:
+        profile: scale; the default is in params.yaml.
+    """
+    from experiments.params import load_params
+    from experiments.teachers import teachers as listed
+
+    shown = new_table(
+        "teacher", "architecture", "made here by", "published weights", "licence", "SHA-256", "published", "source"
+    )
+    shown.add_column("measured", justify="right")
+    for facts in listed(profile or load_params().profile, Store(places.runs())):
+        entry, arch = facts.entry, facts.card.arch.rpartition(":")[2]
+        texts = [facts.name, f"{facts.card.name} ({arch})", facts.made, entry.weights or "", entry.licence or ""]
+        texts += [(facts.sha256 or "")[:12], "" if entry.published is None else f"{entry.published:.2f}"]
+        texts += [entry.source or "", f"{facts.measured[1]:.2f}" if facts.measured else "not yet"]
+        shown.add_row(*map(Text, texts))
+    out().print(shown)
+    return 0
 
 
 @app.command

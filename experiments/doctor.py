@@ -91,7 +91,8 @@ def weights() -> Iterator[Finding]:
     used: dict[str, tuple[str, list[str]]] = {}
     for name in schema.names("profiles"):
         profile = schema.load_profile(name)
-        for slug, mapping in profile.teachers.items():
+        for entry, mapping in profile.teachers.items():
+            slug = entry.partition("@")[0]
             if mapping.weights:
                 model = profile.models.get(slug, slug)
                 used.setdefault(mapping.weights, (model, []))[1].append(name)

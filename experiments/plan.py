@@ -1,6 +1,7 @@
 """From a table and a profile to runs: which cells the paper prints, and which runs each cell is measured by."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -139,9 +140,8 @@ class _Planner:
         self.table, self.profile, self.seeds, self.select = table, profile, seeds, select
         self.split: Literal["test", "val"] = "val" if select else "test"
         self.overrides = {key: value for key, value in recipe.items() if value is not None}
-        self.published = schema.load_published(table.paper)
         self.runs: dict[str, PlannedRun] = {}
-        self.teacher_runs: dict[str, str] = {}  # teacher slug -> key of the run that measures its accuracy
+        self.teacher_runs: dict[tuple[str, str], str] = {}  # (teacher, data) -> run that measures its accuracy
 
     def plan(self) -> Plan:
         cells = tuple(
@@ -161,14 +161,21 @@ class _Planner:
             cells=cells,
             runs=self.runs,
             captions=self.table.captions + self.profile.captions + self.data_notes(),
-            extra={"teachers": dict(sorted(self.teacher_runs.items()))},
+            extra={"teachers": self.teachers_by_name()},
         )
 
     def data_notes(self) -> tuple[str, ...]:
         """What stands for each of the paper's data sets, as sentences."""
-        slugs = sorted({self.table.data, *(row.data for row in self.table.rows if row.data)})
+        stages = [(row, stage) for row in self.table.rows for stage in (row.columns or self.table.columns)]
+        slugs = list(dict.fromkeys(self.data_of(row, stage) for row, stage in stages))
         mapped = [self.profile.data[slug] for slug in slugs if slug in self.profile.data]
         return tuple(data.note for data in mapped if data.note)
+
+    def teachers_by_name(self) -> dict[str, str]:
+        """Runs that measure teachers, by slug; a teacher of several data sets is named `slug@data`, as in profiles."""
+        several = {slug for slug, count in Counter(slug for slug, _ in self.teacher_runs).items() if count > 1}
+        named = {f"{slug}@{data}" if slug in several else slug: key for (slug, data), key in self.teacher_runs.items()}
+        return dict(sorted(named.items()))
 
     def cells(self, row: Row, column: Column) -> list[Cell]:
         """One cell per metric; all share the runs."""
@@ -212,19 +219,14 @@ class _Planner:
 
     def printed(self, row: Row, column: Column, metric: str) -> Published | None:
         """The published value of a cell, if the paper's file has it."""
-        if row.published is None or column.published is None or self.table.published is None:
+        found = schema.published_row(self.table, row, column)
+        if found is None or column.published is None:
             return None
         key = column.published if isinstance(column.published, str) else column.published.get(metric)
-        found = [r for r in self.published.table(self.table.published).rows if r.matches(row.published)]
-        if len(found) != 1:
-            raise UserError(
-                f"experiments/tables/{self.table.id}.yaml: row '{row.row}' selects {len(found)} rows of "
-                f"{self.table.paper}/{self.table.published} by {row.published}; it must select one."
-            )
-        value = found[0].values.get(key) if key else None
+        value = found.values.get(key) if key else None
         if value is None:
             return None
-        return Published(value=value, source=found[0].source, confidence=found[0].confidence, note=found[0].note)
+        return Published(value=value, source=found.source, confidence=found.confidence, note=found.note)
 
     # -- runs ---------------------------------------------------------------------------------------------
 
@@ -234,7 +236,7 @@ class _Planner:
 
     def stage(self, row: Row, stage: Stage, variant: str, seed: int) -> str:
         """Plan the run of a column, or of a stage before it, with its teachers and what it starts from."""
-        data = stage.data or row.data or self.table.data
+        data = self.data_of(row, stage)
         facts = _Facts()
         init = None
         if stage.after is not None:
@@ -262,9 +264,13 @@ class _Planner:
             spec, f"{stage.method}{'/' + variant if variant else ''}-{row.student}{source} seed {seed}", facts
         )
 
+    def data_of(self, row: Row, stage: Stage) -> str:
+        """Which entry of the profile's data a stage is trained and measured on."""
+        return self.profile.stand_in(stage.data or row.data or self.table.data, (row.student, *row.teachers.values()))
+
     def teacher(self, slug: str, data: str, facts: "_Facts") -> TeacherSpec:
         """A teacher; the run that trains it or measures its accuracy is planned and added to what is needed first."""
-        card, mapping = self.model(slug), self.profile.teachers.get(slug)
+        card, mapping = self.model(slug), self.profile.teacher(slug, data)
         if mapping is None:
             raise _NoMapping(f"profile '{self.profile.name}' says nothing of teacher '{slug}'")
         own = _Facts()
@@ -294,7 +300,7 @@ class _Planner:
             )
             key = self.add(spec, f"evaluate {slug}", own)
         if key is not None:
-            self.teacher_runs[slug] = key
+            self.teacher_runs[slug, data] = key
             facts.needs.append(key)
         facts.files += own.files
         facts.missing = facts.missing or own.missing

@@ -1,4 +1,5 @@
 """Writes results/<table>/: the table as CSV and Markdown, costs, metrics, the comparison figure, curves and run facts.
+Tables of many methods on several pairs also have their ranking and the map of gains.
 
 The folder is built aside and moved in last, so that a reader sees the old table or the new one, never a part.
 Equal inputs give equal bytes.
@@ -14,9 +15,10 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.caption import caption, heading, metric_name, pooled_texts, with_interval
+from experiments.caption import caption, heading, listed, metric_name, pooled_texts, with_interval
 from experiments.compare import UNVERIFIED, CellResult, Comparison
 from experiments.plan import Cell, Plan
+from experiments.stats import MeanRanks, mean_ranks
 from experiments.store import Record, Store
 from hkd.errors import UserError
 
@@ -24,6 +26,7 @@ Curves = Mapping[str, Sequence[Mapping[str, Any]]]  # by run key: one dict per e
 
 WIDE = 4  # table.md: up to this many methods stand side by side, as papers print them; more stand below one another
 FIGURE_METHODS = 4  # more would not be told apart in comparison.png
+MANY = 4  # methods (not variants of one) from which their costs are printed, and on several pairs their ranks
 DIGITS = 4  # of measured values in CSV and JSON; printed tables have two
 COST = ("step_ms", "step_ratio", "extra_params_m", "peak_memory_mib", "cpu_s", "gpu_s", "wall_s")
 
@@ -76,6 +79,11 @@ def fill(plan: Plan, records: Mapping[str, Record], comparison: Comparison, fold
     write_json(metrics(plan, comparison), folder / "metrics.json")
     write_json(run_facts(plan, records), folder / "runs.json")
     draw(plan, comparison, folder / "comparison.png")
+    if is_ranked(plan):
+        ranked = ranking(plan, comparison)
+        write_csv(ranks(plan, ranked), folder / "ranks.csv")
+        draw_ranking(plan, ranked, folder / "ranking.png")
+        draw_map(plan, comparison, folder / "gains.png")
 
 
 def write_csv(frame: pd.DataFrame, path: Path, separator: str = ",") -> None:
@@ -99,6 +107,11 @@ def markdown(plan: Plan, records: Mapping[str, Record], comparison: Comparison) 
         if len(plan.metrics) > 1:
             parts.append(f"## {metric_name(metric)}")
         parts.append(side_by_side(results) if is_wide(results) else one_below_another(results))
+    if len(methods_of(plan)) >= MANY:
+        parts += [
+            "Cost of each method (medians over seeds and then pairs; a step is one update of the optimiser):",
+            cost_summary(plan, costs(plan, records, comparison)),
+        ]
     pooled = pooled_table(plan, comparison)
     if pooled:
         parts += ["Gains pooled over pairs (mean over pairs for each seed, then over seeds):", pooled]
@@ -131,6 +144,11 @@ def without_empty(frame: pd.DataFrame) -> pd.DataFrame:
 
 COLUMNS_KEPT = ("Teacher", "Student")
 TEXT_COLUMNS = ("Teacher", "Student", "Method", "verdict", "Gain of", "over")
+
+
+def methods_of(plan: Plan) -> list[str]:
+    """The methods of a table; variants of one are one."""
+    return list(dict.fromkeys(cell.method for cell in plan.cells))
 
 
 def one_below_another(results: Sequence[CellResult]) -> str:
@@ -190,6 +208,20 @@ def measured(result: CellResult) -> str:
     notes = [f"{result.measured.n} of {len(result.cell.runs)} seeds"] if result.status == "partial" else []
     notes += ["mixed"] if result.marks else []
     return with_interval(result.measured) + (f" ({', '.join(notes)})" if notes else "")
+
+
+def cost_summary(plan: Plan, frame: pd.DataFrame) -> str:
+    """What each method costs beside supervised training, as Markdown."""
+    labels = {(cell.method, cell.variant): heading(cell) for cell in plan.cells}
+    names = {"step_ratio": "step, × supervised", "extra_params_m": "extra parameters, M", "peak_memory_mib": "peak MiB"}
+    digits = {"step_ratio": 2, "extra_params_m": 3, "peak_memory_mib": 0}
+    lines = []
+    for which, label in labels.items():
+        rows = frame[(frame["method"] == which[0]) & (frame["variant"] == which[1])]
+        values = {name: rows[name].median() for name in names}
+        texts = {names[name]: "" if math.isnan(v) else f"{v:.{digits[name]}f}" for name, v in values.items()}
+        lines.append({"Method": label, **texts, "pairs": str(int((rows["n_seeds"] > 0).sum()))})
+    return to_markdown(pd.DataFrame(lines))
 
 
 # -- csv and json --------------------------------------------------------------------------------------------------
@@ -354,6 +386,11 @@ def draw(plan: Plan, comparison: Comparison, path: Path) -> None:
     metric = plan.metrics[0]
     results = [r for r in comparison.cells if r.cell.metric == metric and r.cell.baseline and not r.cell.quoted]
     methods = list(dict.fromkeys((r.cell.method, r.cell.variant) for r in results))
+    shown = {(name, "") for name in ("kd", plan.paper)} & {*methods}
+    others = is_ranked(plan) and len(methods) > FIGURE_METHODS and len(shown) > 0
+    if others:  # a line for every method and pair would be a page long
+        results = [r for r in results if (r.cell.method, r.cell.variant) in shown]
+        methods = [method for method in methods if method in shown]
     rows_are_variants = len({r.cell.row_label for r in results}) == 1 or len(methods) > FIGURE_METHODS
     labels = {(cell.method, cell.variant): cell.label for cell in plan.cells}
     rows: list[GainRow] = []
@@ -373,7 +410,9 @@ def draw(plan: Plan, comparison: Comparison, path: Path) -> None:
             )
         )
     for gain in comparison.pooled:
-        if gain.metric == metric and not gain.over and len(gain.pooled.rows) > 1 and not rows_are_variants:
+        if (gain.method, gain.variant) not in methods or rows_are_variants:
+            continue
+        if gain.metric == metric and not gain.over and len(gain.pooled.rows) > 1:
             rows.append(
                 GainRow(
                     pair=f"mean of {len(gain.pooled.rows)} pairs",
@@ -387,12 +426,96 @@ def draw(plan: Plan, comparison: Comparison, path: Path) -> None:
             )
     signs = "Whiskers: 95 % t-intervals over seeds"
     if any(not math.isnan(row["published"]) for row in rows):
-        signs += "; hollow: the paper's gain."
+        signs += "; hollow: published." if others else "; hollow: the paper's gain."
         signs += "" if plan.by_value else " Measured gains are compared with published ones by direction only."
+    signs += " All methods: gains.png and ranking.png." if others else ""
     comparison_figure(
         rows,
         path,
         title=plan.title,
-        caption=f"Profile {plan.profile}, {len(plan.seeds)} seed{'s' if len(plan.seeds) > 1 else ''}; "
-        f"{metric_name(metric)}. {signs}",
+        caption=f"{scale(plan)} {signs}",
     )
+
+
+# -- ranks and the map of gains --------------------------------------------------------------------------------------
+
+
+def is_ranked(plan: Plan) -> bool:
+    """Whether there are methods enough, on pairs enough, for their ranking to say something."""
+    return len(methods_of(plan)) >= MANY and len({cell.row for cell in plan.cells}) > 1
+
+
+def ranking(plan: Plan, comparison: Comparison) -> MeanRanks:
+    """Mean ranks of the methods, by printed label, over the rows and in the first metric of a table."""
+    values: dict[str, dict[str, dict[int, float]]] = {}
+    for result in comparison.cells:
+        if result.cell.metric == plan.metrics[0] and not result.cell.quoted:
+            values.setdefault(result.cell.row, {})[result.cell.label] = result.values
+    return mean_ranks(values)
+
+
+def ranks(plan: Plan, ranked: MeanRanks) -> pd.DataFrame:
+    """Mean ranks as ranks.csv has them, the best first; methods that lack a pair are not in it."""
+    lines = [
+        {
+            "table": plan.table,
+            "method": label,
+            "mean_rank": rank.mean,
+            "ci_low": rank.low,
+            "ci_high": rank.high,
+            "n_seeds": rank.n,
+            "n_pairs": len(ranked.pairs),
+        }
+        for label, rank in sorted(ranked.ranks.items(), key=lambda item: item[1].mean)
+    ]
+    return pd.DataFrame(lines, columns=["table", "method", "mean_rank", "ci_low", "ci_high", "n_seeds", "n_pairs"])
+
+
+def draw_ranking(plan: Plan, ranked: MeanRanks, path: Path) -> None:
+    """ranking.png: mean ranks with their intervals."""
+    from analysis.figures import RankRow, ranking_figure
+
+    own = {cell.label for cell in plan.cells if (cell.method, cell.variant) == (plan.paper, "")}
+    rows = [
+        RankRow(method=label, rank=rank.mean, low=rank.low, high=rank.high, own=label in own)
+        for label, rank in ranked.ranks.items()
+    ]
+    without = f" Without {listed(ranked.left_out)}: not measured on every pair." if ranked.left_out else ""
+    ranking_figure(
+        rows,
+        path,
+        title=plan.title,
+        caption=f"{scale(plan)} Methods are ranked within each pair and seed, over {len(ranked.pairs)} pairs. "
+        f"Whiskers: 95 % t-intervals over seeds.{without}",
+    )
+
+
+def draw_map(plan: Plan, comparison: Comparison, path: Path) -> None:
+    """gains.png: the gain of every method on every pair."""
+    from analysis.figures import MapCell, gain_map
+
+    cells = [
+        MapCell(
+            pair=pair(result.cell),
+            method=result.cell.label,
+            gain=result.gain.mean,
+            sure=result.gain.sign != 0,
+            refused=result.status == "refused",
+        )
+        for result in comparison.cells
+        if result.cell.metric == plan.metrics[0] and result.cell.baseline and not result.cell.quoted
+    ]
+    hatched = " Hatched: refused (the reasons are under the table)." if any(cell["refused"] for cell in cells) else ""
+    gain_map(
+        cells,
+        path,
+        title=plan.title,
+        caption=f"{scale(plan)} Gain over the baseline in points; bold where its 95 % interval excludes 0. "
+        f"Blue gains, red loses.{hatched}",
+    )
+
+
+def scale(plan: Plan) -> str:
+    """Profile, seeds and metric as a figure's caption begins."""
+    seeds = f"{len(plan.seeds)} seed{'s' if len(plan.seeds) > 1 else ''}"
+    return f"Profile {plan.profile}, {seeds}; {metric_name(plan.metrics[0])}."

@@ -1,5 +1,6 @@
 """Papers, tables and profiles as YAML, read strictly: a mistake is one sentence with its place and the nearest name."""
 
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -15,7 +16,9 @@ from hkd.training import TASKS
 
 HERE = Path(__file__).parent
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]  # no dots: DVC reads them as nesting
+TeacherName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*(@[a-z0-9][a-z0-9_-]*)?$")]  # slug or slug@data
 Options = dict[str, Any]
+CONFIDENCE = ("high", "medium", "low")  # in a published value, best first
 
 
 class Document(BaseModel):
@@ -44,12 +47,19 @@ class Stage(Document):
 
 
 class Column(Stage):
-    """One printed column: a method, possibly a variant of it."""
+    """One printed column: a method, possibly a variant of it.
+
+    Its published value stands in the table's own published table, or in that of `source`, which may be another paper's
+    (a method is printed by every paper that compares with it). The row's `published` and the column's `select` together
+    say which row of it; `select` wins. A field that is null there selects rows without it.
+    """
 
     label: str
     variant: Slug | Literal[""] = ""
     metrics: tuple[str, ...] | None = None  # those of this column; None: the table's
     published: str | dict[str, str] | None = None  # key into the published row's values, or one per metric
+    source: str | None = None  # `<paper>/<table>` of the published value; None: the table's
+    select: Options = {}  # fields that select its published row, beside the row's
     added: bool = False  # not in the paper
     quoted: bool = False  # printed from the paper, nothing to run
     gain_over: str | None = None  # method (or variant's `method/variant`) of the same row, or `row:<slug>`
@@ -97,6 +107,7 @@ class DataMapping(Document):
     name: str
     options: Options = {}
     teacher_options: Options = {}  # on top of options, for the training of teachers
+    instead: dict[Slug, Slug] = {}  # student or teacher -> another data set of `data`, for rows that have it
     note: str = ""  # for captions
 
 
@@ -126,7 +137,10 @@ class Machine(Document):
 
 
 class Profile(Document):
-    """The scale at which tables are reproduced: maps the paper's data, models and recipes to concrete ones."""
+    """The scale at which tables are reproduced: maps the paper's data, models and recipes to concrete ones.
+
+    A teacher that is another one on another data set has an entry for it, `swin_t@cifar100`; elsewhere it is `swin_t`.
+    """
 
     name: Slug
     extends: str | None = None  # another profile; keys given here replace its keys
@@ -135,13 +149,38 @@ class Profile(Document):
     seeds: int
     data: dict[Slug, DataMapping]
     models: dict[Slug, str]  # the paper's model -> name in hkd.models.zoo
-    teachers: dict[Slug, TeacherMapping]
+    teachers: dict[TeacherName, TeacherMapping]
     students: dict[Slug, str | dict[Slug, str]]  # the paper's student -> recipe, or one per strategy
     recipes: dict[str, Recipe]
     override: Options = {}  # recipe fields that replace those of every recipe
     methods: dict[str, Options] = {}  # settings of methods at this scale
     machine: Machine = Machine()
     captions: tuple[str, ...] = ()
+
+    def stand_in(self, data: str, models: Iterable[str]) -> str:
+        """The entry of `data` for a row of these models: `data` itself, unless that names another for one of them."""
+        instead = self.data[data].instead if data in self.data else {}
+        return next((instead[model] for model in models if model in instead), data)
+
+    def teacher(self, slug: str, data: str) -> TeacherMapping | None:
+        """The teacher of students of a data set (the paper's slug), if this profile has it."""
+        return self.teachers.get(f"{slug}@{data}", self.teachers.get(slug))
+
+
+class TeacherEntry(Document):
+    """A teacher as it is published. Weights are timm's `name.tag`; None: made here from those of the slug alone."""
+
+    weights: str | None = None
+    licence: str | None = None
+    sha256: str | None = None  # of the file that `hkd weights fetch` writes; None: never fetched
+    published: float | None = None  # top-1 in percent
+    source: str | None = None  # of the published accuracy
+
+
+class Manifest(Document):
+    """All teachers, by slug or `slug@data`."""
+
+    teachers: dict[TeacherName, TeacherEntry]
 
 
 class PublishedRow(BaseModel):
@@ -159,7 +198,7 @@ class PublishedRow(BaseModel):
 
 
 class PublishedTable(BaseModel):
-    """A published table; `complete: false` where only some of its cells were found."""
+    """A published table; `complete: false` where only some of its cells were found, so that cells may have no row."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     id: str
@@ -230,17 +269,74 @@ def check_references(table: Table) -> None:
             loc = ("columns", j) if row.columns is None else ("rows", i, "columns", j)
             if column.gain_over and not column.gain_over.startswith("row:"):
                 checked("tables", table.id, (*loc, "gain_over"), "baseline", column.gain_over, cells)
-            check_published(table, row, column, loc)
+            check_published(table, row, column, ("rows", i, "published"), loc)
+        papers = {source_of(table, column)[0] for column in columns if column.published}
+        known = [r for paper in sorted(papers) for each in load_published(paper).tables for r in each.rows]
+        check_selected(table, ("rows", i, "published"), (row.published or {}) if papers else {}, known)
 
 
-def check_published(table: Table, row: Row, column: Column, loc: tuple[str | int, ...]) -> None:
-    """Refuse a key that the published row does not have."""
-    if table.published is None or row.published is None or column.published is None:
+def check_published(
+    table: Table, row: Row, column: Column, row_loc: tuple[str | int, ...], loc: tuple[str | int, ...]
+) -> None:
+    """Refuse sources, selections and keys of published values that lead nowhere."""
+    try:
+        printed = published_table(table, column)
+        found = published_row(table, row, column)
+    except UserError as error:
+        raise complaint("tables", table.id, (*loc, "source") if column.source else row_loc, str(error)) from None
+    if printed is None or row.published is None or column.published is None:
         return
-    found = [r for r in load_published(table.paper).table(table.published).rows if r.matches(row.published)]
-    keys = {key for r in found for key in r.values}
+    check_selected(table, (*loc, "select"), column.select, list(printed.rows))
+    keys = {key for r in ([found] if found else printed.rows) for key in r.values}
     for key in [column.published] if isinstance(column.published, str) else column.published.values():
         checked("tables", table.id, (*loc, "published"), "published value", key, keys)
+
+
+def check_selected(table: Table, loc: tuple[str | int, ...], fields: Options, rows: "list[PublishedRow]") -> None:
+    """Refuse what no published row has: an incomplete table may lack a cell, but a name that it never has is a typo."""
+    for name, value in fields.items():
+        if not any(row.matches({name: value}) for row in rows):
+            known = [str(row.model_extra[name]) for row in rows if row.model_extra and name in row.model_extra]
+            raise complaint(
+                "tables", table.id, (*loc, name), f"no published row has {name} '{value}'.{nearest(str(value), known)}"
+            )
+
+
+def source_of(table: Table, column: Column) -> tuple[str, str | None]:
+    """(paper, id of its published table) that a column's values stand in; no id where nothing is published."""
+    if column.source is None:
+        return table.paper, table.published
+    paper, _, name = column.source.partition("/")
+    return paper, name
+
+
+def published_table(table: Table, column: Column) -> "PublishedTable | None":
+    """The published table of a column, if there is one; UserError for a paper or table that does not exist."""
+    paper, name = source_of(table, column)
+    return None if name is None else load_published(paper).table(name)
+
+
+def published_row(table: Table, row: Row, column: Column) -> "PublishedRow | None":
+    """The published row that a cell's value stands in; None if nothing is published for the cell.
+
+    Of several rows the one of highest confidence counts: papers that copy from one another disagree.
+
+    Raises:
+        UserError: a complete table has no such row, or several are equally good.
+    """
+    printed = published_table(table, column)
+    if printed is None or row.published is None or column.published is None:
+        return None
+    fields = {**row.published, **column.select}
+    found = [r for r in printed.rows if r.matches(fields)]
+    best = min((CONFIDENCE.index(r.confidence) for r in found), default=0)
+    found = [r for r in found if CONFIDENCE.index(r.confidence) == best]
+    if len(found) > 1 or (printed.complete and not found):
+        raise UserError(
+            f"row '{row.row}' selects {len(found) or 'no'} rows of published table '{printed.id}' by {fields}; "
+            f"it must select one."
+        )
+    return found[0] if found else None
 
 
 def stages(table: Table) -> list[tuple[tuple[str | int, ...], Stage]]:
@@ -272,10 +368,15 @@ def load_profile(name: str) -> Profile:
         checked("profiles", name, ("models", slug), "model", model, ZOO)
     for slug, data in profile.data.items():
         checked("profiles", name, ("data", slug, "name"), "data set", data.name, DATASETS)
+        for model, other in data.instead.items():
+            checked("profiles", name, ("data", slug, "instead", model), "model", model, profile.models)
+            checked("profiles", name, ("data", slug, "instead", model), "data set", other, profile.data)
     for slug, recipes in profile.students.items():
         for recipe in [recipes] if isinstance(recipes, str) else recipes.values():
             checked("profiles", name, ("students", slug), "recipe", recipe, profile.recipes)
     for slug, teacher in profile.teachers.items():
+        if "@" in slug:
+            checked("profiles", name, ("teachers", slug), "data set", slug.partition("@")[2], profile.data)
         if not (teacher.recipe or teacher.weights or teacher.random) or (teacher.random and teacher.weights):
             raise complaint("profiles", name, ("teachers", slug), "give a recipe, a weights file, or random: true.")
         check_options("profiles", name, ("teachers", slug, "options"), teacher.method, teacher.options)
@@ -287,6 +388,11 @@ def load_profile(name: str) -> Profile:
 def load_published(paper: str) -> Published:
     """experiments/published/<paper>.yaml."""
     return read("paper", "published", paper, Published)
+
+
+def load_manifest() -> Manifest:
+    """experiments/manifests/teachers.yaml."""
+    return read("manifest", "manifests", "teachers", Manifest)
 
 
 @cache
@@ -352,7 +458,7 @@ def complaint(folder: str, name: str, loc: tuple[str | int, ...], message: str) 
 
 def valid_keys(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
     """Keys that would have been right at a location: all field names of the models (nearest-name search only)."""
-    kinds: list[type[BaseModel]] = [model, Stage, Column, Row, DataMapping, TeacherMapping, Machine]
+    kinds: list[type[BaseModel]] = [model, Stage, Column, Row, DataMapping, TeacherMapping, TeacherEntry, Machine]
     return sorted({field for kind in kinds for field in kind.model_fields} | set(Recipe.__dataclass_fields__))
 
 

@@ -115,6 +115,45 @@ def pooled_gain(gains: Mapping[str, Mapping[int, float]]) -> Pooled:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class MeanRanks:
+    """Mean rank of every method over pairs; 1 is the best.
+
+    ranks: per method, with an interval over seeds. pairs: those that entered. left_out: methods that lack a pair, and
+    would be judged on others than the rest.
+    """
+
+    ranks: dict[str, Estimate]
+    pairs: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
+
+
+def mean_ranks(values: Mapping[str, Mapping[str, Mapping[int, float]]]) -> MeanRanks:
+    """Rank methods within each pair and seed (equal values share the mean of their ranks), average over pairs for each
+    seed, then a t-interval over seeds.
+
+    Only methods measured on every pair are ranked, at the seeds that all of them have on every pair: a rank says
+    nothing without the same company.
+
+    Args:
+        values: per pair and method, value by seed; higher is better.
+    """
+    pairs = tuple(pair for pair, methods in values.items() if any(methods.values()))
+    names = list(dict.fromkeys(name for pair in pairs for name in values[pair]))
+    full = [name for name in names if all(values[pair].get(name) for pair in pairs)]
+    cells = [values[pair][name] for pair in pairs for name in full]
+    seeds = sorted(set.intersection(*(set(cell) for cell in cells))) if cells else []
+    per_seed = [
+        np.mean([stats.rankdata([-values[pair][name][seed] for name in full]) for pair in pairs], axis=0)
+        for seed in seeds
+    ]
+    return MeanRanks(
+        ranks={name: mean([float(ranks[i]) for ranks in per_seed]) for i, name in enumerate(full)} if seeds else {},
+        pairs=pairs,
+        left_out=tuple(name for name in names if name not in full),
+    )
+
+
 def over_images(gain: np.ndarray, resamples: int = 5000) -> Estimate:
     """Mean gain with a bootstrap interval over test images (BCa; percentile from 10,000 images on).
 

@@ -3,10 +3,23 @@
 import math
 
 import matplotlib as mpl
+import numpy as np
 import pytest
 from PIL import Image
 
-from analysis.figures import COLOURS, MARKERS, GainRow, comparison_figure
+from analysis.figures import (
+    COLOURS,
+    INK,
+    MAP,
+    MAP_RANGE,
+    MARKERS,
+    GainRow,
+    MapCell,
+    RankRow,
+    comparison_figure,
+    gain_map,
+    ranking_figure,
+)
 
 
 def gain(pair, method, *, published=math.nan, measured=1.0, pooled=False):
@@ -65,3 +78,64 @@ def test_settings_of_the_caller_stay_as_they_were(tmp_path):
 
 def test_each_colour_comes_with_its_own_marker():
     assert len(set(COLOURS)) == len(set(MARKERS)) == len(COLOURS)
+
+
+def rank(method, mean, *, own=False, half=0.5):
+    return RankRow(method=method, rank=mean, low=mean - half, high=mean + half, own=own)
+
+
+def cell(pair, method, gain=1.0, *, sure=False, refused=False):
+    return MapCell(pair=pair, method=method, gain=gain, sure=sure, refused=refused)
+
+
+def test_the_best_rank_stands_on_top_whatever_the_order(tmp_path):
+    rows = [rank("KD", 2.0), rank("HCD", 1.0, own=True), rank("From scratch", 3.0)]
+    ranking_figure(rows, tmp_path / "a.png", title="A table", caption="Five seeds.")
+    ranking_figure(rows[::-1], tmp_path / "b.png", title="A table", caption="Five seeds.")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "rows", [[], [rank("KD", 1.0, half=math.nan)], [rank(f"method {i}", float(i)) for i in range(1, 15)]]
+)
+def test_rankings_of_any_size_draw_without_complaint(tmp_path, rows):
+    ranking_figure(rows, tmp_path / "figure.png", title="A title " * 20, caption="Words " * 60)
+    with Image.open(tmp_path / "figure.png") as image:
+        assert image.width == 1440
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        [],
+        [cell("a → b", "KD", math.nan)],
+        [cell("a → b", "KD", math.nan, refused=True), cell("a → b", "HCD", -0.04)],
+        [cell(f"ConvNeXt-T → model {i}", f"method {j}", (i - 3) * 5.0) for i in range(12) for j in range(10)],
+    ],
+)
+def test_maps_of_any_size_draw_without_complaint_and_equal_bytes(tmp_path, cells):
+    for name in ("a.png", "b.png"):
+        gain_map(cells, tmp_path / name, title="A table", caption="Five seeds.")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_a_refused_cell_looks_other_than_one_that_was_not_run(tmp_path):
+    for name, refused in (("refused.png", True), ("empty.png", False)):
+        gain_map([cell("a → b", "KD"), cell("a → b", "X", math.nan, refused=refused)], tmp_path / name, title="A table")
+    assert (tmp_path / "refused.png").read_bytes() != (tmp_path / "empty.png").read_bytes()
+
+
+def test_every_number_of_a_map_can_be_read_on_its_colour():
+    colours = mpl.colormaps[MAP]((np.array([-1.0, 0.0, 1.0]) / MAP_RANGE + 1) / 2)[:, :3]
+    assert min(contrast(colour, mpl.colors.to_rgb(INK)) for colour in colours) > 4.5  # WCAG 2.1, level AA
+
+
+def contrast(a, b):
+    """Ratio of relative luminances, as WCAG defines it."""
+    light, dark = sorted((luminance(a), luminance(b)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(rgb):
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
+    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))

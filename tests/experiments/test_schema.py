@@ -83,6 +83,24 @@ def test_the_paper_profile_maps_every_model_of_every_table():
         ("profiles", "laptop", "resnet50: resnet50_mini", "resnet50: resnet50_miny", r"Did you mean 'resnet50_mini'\?"),
         ("profiles", "laptop", "name: digits", "name: digit", r"data.imagenet1k.name: unknown data set 'digit'"),
         ("profiles", "laptop", "resnet50: cnn", "resnet50: cnnn", r"unknown recipe 'cnnn'. Did you mean 'cnn'\?"),
+        ("profiles", "laptop", "swin_t_ofa@cifar100:", "swin_t_ofa@cifar10:",
+         r"laptop.yaml:\d+: teachers.swin_t_ofa@cifar10: unknown data set 'cifar10'. Did you mean 'cifar100'\?"),
+        ("tables", "hcd_ablations", "source: ofakd/", "source: ofakt/",
+         r"hcd_ablations.yaml:12: columns.0.source: Unknown paper 'ofakt'. Did you mean 'ofakd'\?"),
+        ("tables", "hcd_ablations", "source: ofakd/cifar100_students", "source: ofakd/cifar_students",
+         r"hcd_ablations.yaml:12: columns.0.source: Unknown published table 'cifar_students'. Did you mean 'cifar100"),
+        ("tables", "hcd_ablations", "published: top1", "published: top2",
+         r"hcd_ablations.yaml:12: columns.0.published: unknown published value 'top2'. Did you mean 'top1'\?"),
+        ("tables", "hcd_ablations", "select: {threshold: 0.25}", "select: {theshold: 0.25}",
+         r"hcd_ablations.yaml:\d+: columns.14.select.theshold: no published row has theshold '0.25'"),
+        ("tables", "hcd_imagenet1k", "select: {method: KD}", "select: {method: KDD}",
+         r"hcd_imagenet1k.yaml:\d+: columns.1.select.method: no published row has method 'KDD'. Did you mean 'KD'\?"),
+        ("tables", "hcd_imagenet1k", "student: ResNet18}", "student: ResNet19}",
+         r"hcd_imagenet1k.yaml:\d+: rows.0.published.student: .* 'ResNet19'. Did you mean 'ResNet18'\?"),
+        ("tables", "scalekd_table3", "{teacher: Swin-L, student: MobileNet-V1}", "{teacher: Swin-L}",
+         r"scalekd_table3.yaml:\d+: rows.0.published: row 'swin_l-mobilenet_v1' selects 8 rows .*must select one"),
+        ("tables", "scalekd_table3", "student: MobileNet-V1}", "student: MobileNet-V3}",
+         r"scalekd_table3.yaml:\d+: rows.0.published: row 'swin_l-mobilenet_v1' selects no rows .*must select one"),
     ],
 )  # fmt: skip
 def test_a_mistake_names_file_line_key_and_nearest_name(files, folder, name, old, new, sentence):
@@ -91,6 +109,19 @@ def test_a_mistake_names_file_line_key_and_nearest_name(files, folder, name, old
     with pytest.raises(UserError, match=sentence) as error:
         load(name)
     assert "\n" not in str(error.value)
+
+
+def test_two_values_of_equal_confidence_must_be_decided_by_the_table(files):
+    files("published", "hcd", "stages: [1, 2]\n", "stages: [1]\n")
+    with pytest.raises(UserError, match=r"columns.3.source: row 'swin_t-resnet18' selects 2 rows .*must select one"):
+        schema.load_table("hcd_ablations")
+
+
+def test_a_teacher_of_one_data_set_goes_before_the_one_of_all():
+    profile = schema.load_profile("laptop")
+    assert profile.teacher("swin_t_ofa", "cifar100") == profile.teachers["swin_t_ofa@cifar100"]
+    assert profile.teacher("swin_t_ofa", "imagenet1k") == profile.teachers["swin_t_ofa"]
+    assert profile.teacher("vit_s16_ofa", "imagenet1k") is None
 
 
 def test_broken_yaml_names_file_and_line(files):
@@ -109,3 +140,16 @@ def test_broken_yaml_names_file_and_line(files):
 def test_an_unknown_file_gets_the_nearest_name(load, name, sentence):
     with pytest.raises(UserError, match=sentence):
         load(name)
+
+
+def test_a_model_may_stand_on_other_data_and_takes_its_row_with_it():
+    profile = schema.load_profile("laptop")
+    other = profile.data["cifar100"].instead["deit_t"]
+    assert profile.stand_in("cifar100", ("deit_t", "convnext_t_ofa")) == other
+    assert profile.stand_in("cifar100", ("resnet18", "convnext_t_ofa")) == "cifar100"
+
+
+def test_a_stand_in_for_data_that_does_not_exist_is_refused(files):
+    files("profiles", "laptop", "instead: {deit_t: ", "instead: {deit_t: x")
+    with pytest.raises(UserError, match=r"laptop.yaml:\d+: data.cifar100.instead.deit_t: unknown data set 'x"):
+        schema.load_profile("laptop")

@@ -157,3 +157,39 @@ def test_many_rows_take_the_usual_p_value():
 @pytest.mark.parametrize(("x", "y"), [([1, 2, 3], [1, 2, 3]), ([1, 1, 1, 1], [1, 2, 3, 4])])
 def test_ranks_need_four_rows_that_differ(x, y):
     assert stats.rank_correlation(x, y) is None
+
+
+def test_ranks_are_averaged_over_pairs_for_each_seed_and_then_over_seeds():
+    found = stats.mean_ranks(
+        {
+            "a": {"x": {0: 3.0, 1: 1.0}, "y": {0: 2.0, 1: 2.0}, "z": {0: 1.0, 1: 1.0}},
+            "b": {"x": {0: 9.0, 1: 9.0}, "y": {0: 7.0, 1: 8.0}, "z": {0: 8.0, 1: 7.0}},
+        }
+    )
+    # seed 0: x 1 and 1, y 2 and 3, z 3 and 2; seed 1: x 2.5 (with z) and 1, y 1 and 2, z 2.5 and 3
+    assert {name: rank.mean for name, rank in found.ranks.items()} == {"x": 1.375, "y": 2.0, "z": 2.625}
+    assert found.ranks["x"].half_width == pytest.approx(12.7062047 * 0.375, abs=1e-6)
+    assert (found.pairs, found.left_out) == (("a", "b"), ())
+
+
+def test_a_method_without_a_pair_is_not_ranked_and_a_missing_seed_is_left_out_for_all():
+    found = stats.mean_ranks(
+        {
+            "a": {"x": {0: 3.0, 1: 1.0}, "y": {0: 2.0}, "z": {0: 9.0, 1: 9.0}},
+            "b": {"x": {0: 9.0, 1: 9.0}, "y": {0: 7.0, 1: 10.0}, "z": {}},
+            "not run": {"x": {}, "y": {}, "z": {}},
+        }
+    )
+    assert {name: (rank.mean, rank.n) for name, rank in found.ranks.items()} == {"x": (1.0, 1), "y": (2.0, 1)}
+    assert (found.pairs, found.left_out) == (("a", "b"), ("z",))
+
+
+@pytest.mark.parametrize("values", [{}, {"a": {"x": {}}}, {"a": {"x": {0: 1.0}, "y": {1: 1.0}}}])
+def test_nothing_in_common_gives_no_ranks(values):
+    assert stats.mean_ranks(values).ranks == {}
+
+
+@given(st.lists(st.lists(st.integers(0, 5), min_size=4, max_size=4), min_size=1, max_size=5))
+def test_ranks_of_all_methods_sum_to_the_same_whatever_is_measured(table):
+    values = {f"pair {i}": {f"m{j}": {0: float(v)} for j, v in enumerate(row)} for i, row in enumerate(table)}
+    assert sum(rank.mean for rank in stats.mean_ranks(values).ranks.values()) == pytest.approx(10)

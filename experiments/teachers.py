@@ -1,0 +1,106 @@
+"""Teachers with their identities: what they are, where from, under which licence, and how good, published and measured.
+
+The manifest (experiments/manifests/teachers.yaml) holds what is known of the papers' teachers; measured accuracies come
+from the runs of a profile.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ruamel.yaml import YAML
+
+from experiments import places, schema
+from experiments.plan import cached_sha256, plan
+from experiments.schema import TeacherEntry, TeacherMapping
+from experiments.store import Store
+from hkd.models.zoo import ZOO
+from hkd.registry import lookup
+from hkd.spec import ModelCard
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherFacts:
+    """One teacher of a profile. measured: (metric, value in percent) of its run, None if there is none yet."""
+
+    name: str  # slug or slug@data
+    card: ModelCard
+    made: str  # how this profile gets it
+    entry: TeacherEntry
+    sha256: str | None  # of the file on this machine, else of the manifest
+    measured: tuple[str, float] | None
+
+
+def teachers(profile: str, store: Store) -> Iterator[TeacherFacts]:
+    """Every teacher of a profile, in its order, with what its runs have measured.
+
+    Args:
+        profile: name of a profile.
+        store: of the runs.
+    """
+    chosen, known = schema.load_profile(profile), schema.load_manifest().teachers
+    keys = run_keys(profile)
+    for name, mapping in chosen.teachers.items():
+        slug = name.partition("@")[0]
+        if slug not in chosen.models:
+            continue
+        record = store.load(keys[name]) if name in keys else None
+        values = record.metrics if record is not None and record.status == "done" else {}
+        file = places.weights() / mapping.weights if mapping.weights else None
+        entry, origin = known.get(name, TeacherEntry()), known.get(slug, TeacherEntry())
+        fields = {"weights": entry.weights or origin.weights, "licence": entry.licence or origin.licence}
+        yield TeacherFacts(
+            name=name,
+            card=lookup("model", chosen.models[slug], ZOO),
+            made=how_made(mapping),
+            entry=entry.model_copy(update=fields),
+            sha256=cached_sha256(file) if file and file.is_file() else entry.sha256 or origin.sha256,
+            measured=next(((metric, values[metric]) for metric in ("top1", *values) if metric in values), None),
+        )
+
+
+def how_made(mapping: TeacherMapping) -> str:
+    """How a profile gets a teacher, in a few words."""
+    if mapping.random:
+        return "random weights"
+    if mapping.recipe is None:
+        return f"{mapping.weights}"
+    return f"recipe {mapping.recipe}" + (f" from {mapping.weights}" if mapping.weights else "")
+
+
+def run_keys(profile: str) -> dict[str, str]:
+    """The runs that measure a profile's teachers, by slug or slug@data, as far as tables use them."""
+    found: dict[str, str] = {}
+    chosen = schema.load_profile(profile)
+    for name in schema.table_ids():
+        measured, table = plan(name, profile, 1).extra["teachers"], schema.load_table(name)
+        for row in table.rows:
+            data = chosen.stand_in(row.data or table.data, (row.student, *row.teachers.values()))
+            for slug in row.teachers.values():
+                key = measured.get(f"{slug}@{data}", measured.get(slug))
+                if key is not None:
+                    found[f"{slug}@{data}" if f"{slug}@{data}" in chosen.teachers else slug] = key
+    return found
+
+
+def record_sha256(model: str, digest: str) -> bool:
+    """Write the SHA-256 of fetched weights into the manifest, if it names these and has none yet.
+
+    Args:
+        model: name of the model in hkd/models/zoo.py.
+        digest: SHA-256 in hex.
+
+    Returns:
+        Whether the manifest now holds this digest: False if it does not name the weights or holds another one.
+    """
+    yaml = YAML(typ="rt")
+    yaml.width, yaml.preserve_quotes = 4096, True
+    path = schema.HERE / "manifests" / "teachers.yaml"
+    content = yaml.load(path.read_text())
+    entry = next((e for e in content["teachers"].values() if e.get("weights") == ZOO[model].pretrained), None)
+    if entry is None or entry["sha256"] not in (None, digest):
+        return False
+    if entry["sha256"] is None:
+        entry["sha256"] = digest
+        with path.open("w") as stream:
+            yaml.dump(content, stream)
+    return True

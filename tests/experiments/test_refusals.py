@@ -1,0 +1,107 @@
+"""Refusals before anything runs: a method's own word, the shapes of the taps, and only pairs that have them."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments import cli, refusals
+from experiments.plan import Cell, PlannedRun, plan
+from hkd.models.zoo import ZOO
+from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
+from tests.experiments.fake_tasks import fake_plan
+
+ROOT = Path(__file__).parents[2]
+RECIPE = Recipe(epochs=1, batch_size=4)
+SMALL = replace(ZOO["resnet18_mini"], image_size=16)  # its last map is 1x1
+
+
+def run(key="a", method="scalekd", student=SMALL, teacher="swin_t_mini", classes=None, seed=0, **changes):
+    taught = TeacherSpec(model=ZOO[teacher], weights=Weights(kind="run", id="t"), classes=classes)
+    facts = {"task": "train", "data": DataSpec(name="digits"), "student": student, "recipe": RECIPE} | changes
+    return PlannedRun(
+        key=key, spec=RunSpec(method=MethodSpec(name=method), teachers={"teacher": taught}, seed=seed, **facts)
+    )
+
+
+def cell(row, label, *keys):
+    return Cell(
+        row=row,
+        teacher="t",
+        student="s",
+        method=label,
+        variant="",
+        metric="top1",
+        label=label,
+        row_label=("t", "s"),
+        runs=keys,
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        (run(teacher="mixer_s16_mini"), "a mixer teacher has none that takes tokens"),
+        (run(), "The student's s4 map is 1x1"),
+        (run(method="scalekd", student=ZOO["resnet18_mini"]), None),
+        (run(method="fd"), None),
+        (run(method="kd", recipe=None), None),
+        (replace(run(), spec=replace(run(method="kd").spec, teachers={})), "needs a teacher with the role 'teacher'"),
+        (run(method="dkd", classes=7), "the teacher has 7 classes and the data 10"),
+        (run(method="hcd", classes=7), "the teacher has 7 classes and the data 10"),
+        (run(method="crd", recipe=replace(RECIPE, mixup=0.2)), "cannot have mixup"),
+    ],
+)
+def test_a_run_is_refused_with_the_sentence_that_it_would_end_with(found, reason):
+    reasons = refusals.refusals([found])
+    assert reasons.keys() == ({"a"} if reason else set())
+    assert reason is None or reason in reasons["a"]
+
+
+def test_looking_leaves_torchs_generator_alone():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    refusals.refusals([run()])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_runs_that_differ_by_seed_are_asked_about_once(monkeypatch):
+    asked = []
+    monkeypatch.setattr(refusals, "refusal", lambda run, models: asked.append(run.key) or "no.")
+    assert refusals.refusals([run(key=str(seed), seed=seed) for seed in range(5)]) == dict.fromkeys("01234", "no.")
+    assert asked == ["0"]
+
+
+def test_pairs_with_one_reason_stand_together(monkeypatch):
+    monkeypatch.setattr(refusals, "refusals", lambda runs: {"a": "too small.", "b": "too small.", "c": "no tail."})
+    table = fake_plan(*(run(key=key) for key in "abcd"))
+    cells = cell("one", "X", "a"), cell("one", "Y", "c", "d"), cell("two", "X", "b"), cell("two", "Y", "d")
+    found = refusals.refused_cells(replace(table, cells=(*cells, replace(cells[0], metric="top5"))))
+    assert found == {"too small.": [("one", "X"), ("two", "X")], "no tail.": [("one", "Y")]}
+
+
+def test_no_pair_of_scalekds_table_is_refused():
+    assert refusals.refused_cells(plan("scalekd_table3", "laptop", 1)) == {}
+
+
+def test_the_plan_command_shows_refused_pairs_and_why(monkeypatch, capsys):
+    table = replace(fake_plan(run()), cells=(cell("swin_t-resnet18", "ScaleKD", "a"),))
+    monkeypatch.setattr(cli, "planned", lambda table, profile=None, seeds=None: table_of)
+    table_of = table
+    with pytest.raises(SystemExit):
+        cli.main(["plan", "fake_table"])
+    output = " ".join(capsys.readouterr().out.split())
+    assert "fake_table: refused: swin_t-resnet18, ScaleKD: The student's s4 map is 1x1" in output
+
+
+def test_the_overview_of_all_tables_asks_no_method():
+    script = (
+        "import sys; from experiments import cli\n"
+        "try: cli.main(['plan', '--profile', 'smoke'])\n"
+        "except SystemExit: print([name for name in ('torch', 'experiments.refusals') if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert ran.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,127 @@
+"""Tables of many methods on several pairs: costs per method, ranks, the map of gains. Records are made up."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments import render
+from experiments.compare import compare
+from experiments.plan import plan
+from experiments.store import Record
+
+STEP = {"supervised": 4.0, "kd": 4.4, "hcd": 8.0}
+
+
+def records_of(chosen, skip=lambda label: False):
+    """A record for every run; HCD is the best and KD the second everywhere."""
+    rng = np.random.default_rng(0)
+    level = {"supervised": 70.0, "kd": 75.0, "hcd": 80.0, "scalekd": 74.0}
+    found = {}
+    for key, run in chosen.runs.items():
+        name = run.spec.method.name
+        refused = name == "scalekd" and run.spec.teachers["teacher"].model.family not in ("swin", "vit")
+        found[key] = Record(
+            key=key,
+            label=run.label,
+            status="refused" if refused else "done",
+            reason="no tail" if refused else None,
+            spec={},
+            metrics={} if refused else {"top1": float(level.get(name, 72.0) + rng.normal(0, 0.2))},
+            cost={
+                "wall_s": 1.0,
+                "cpu_s": 1.0,
+                "gpu_s": 0.0,
+                "step_ms": STEP.get(name, 5.0),
+                "extra_params_m": 0.25 if name == "hcd" else 0.0,
+                "peak_memory_mib": 512.0,
+            },
+            environment={},
+            started=0.0,
+            finished=1.0,
+        )
+    return found
+
+
+@pytest.fixture(scope="module")
+def core():
+    return plan("hcd_cifar100_core", "laptop")
+
+
+@pytest.fixture(scope="module")
+def written(core, tmp_path_factory):
+    records = records_of(core)
+    folder = tmp_path_factory.mktemp("results") / core.table
+    render.write_table(core, records, compare(core, records), folder)
+    return folder
+
+
+def test_ranks_and_the_map_stand_beside_the_table(written):
+    assert {"ranks.csv", "ranking.png", "gains.png", "comparison.png"} <= {path.name for path in written.iterdir()}
+
+
+def test_ranks_csv_has_the_best_first_and_leaves_out_what_lacks_a_pair(written):
+    ranks = pd.read_csv(written / "ranks.csv")
+    assert ranks["method"].tolist()[:2] == ["HCD", "KD"]
+    assert ranks["method"].tolist()[-1] == "From scratch"
+    assert ranks["mean_rank"].tolist()[:2] == [1.0, 2.0]
+    assert set(ranks["n_pairs"]) == {4}
+    assert set(ranks["n_seeds"]) == {5}
+    assert "ScaleKD" not in set(ranks["method"])
+    assert len(ranks) == 10
+
+
+def test_the_cost_of_each_method_stands_under_the_table(written):
+    text = (written / "table.md").read_text()
+    lines = [[part.strip() for part in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    cost = {line[0]: line[1:] for line in lines if len(line) == 5 and line[0] in ("From scratch", "KD", "HCD")}
+    assert cost == {
+        "From scratch": ["1.00", "0.000", "512", "4"],
+        "KD": ["1.10", "0.000", "512", "4"],
+        "HCD": ["2.00", "0.250", "512", "4"],
+    }
+    assert next(line for line in lines if line[0].startswith("ScaleKD") and len(line) == 5)[4] == "2"
+
+
+def test_every_method_of_every_pair_has_its_cost_in_the_csv(written):
+    frame = pd.read_csv(written / "cost.csv")
+    assert len(frame) == 4 * 11
+    assert frame.loc[frame["method"] == "hcd", "step_ratio"].tolist() == [2.0] * 4
+
+
+def test_the_comparison_figure_keeps_to_plain_kd_and_the_papers_method(core, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        "analysis.figures.comparison_figure", lambda rows, path, **texts: drawn.update(rows=rows, **texts)
+    )
+    render.draw(core, compare(core, records_of(core)), tmp_path / "comparison.png")
+    assert {row["method"] for row in drawn["rows"]} == {"KD", "HCD"}
+    assert sum(row["pooled"] for row in drawn["rows"]) == 2
+    assert "gains.png" in drawn["caption"]
+    assert all(math.isnan(row["published"]) for row in drawn["rows"] if row["method"] == "HCD")  # unverified
+
+
+def test_the_map_tells_what_was_refused_from_what_is_sure(core, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr("analysis.figures.gain_map", lambda cells, path, **texts: drawn.update(cells=cells, **texts))
+    render.draw_map(core, compare(core, records_of(core)), tmp_path / "gains.png")
+    cells = {(cell["pair"], cell["method"]): cell for cell in drawn["cells"]}
+    assert len(cells) == 4 * 10
+    assert cells["ConvNeXt-T → DeiT-T", "ScaleKD"]["refused"]
+    assert cells["Swin-T → ResNet-18", "HCD"]["sure"]
+    assert "Hatched" in drawn["caption"]
+
+
+def test_a_table_without_records_is_written_too(core, tmp_path):
+    render.write_table(core, {}, compare(core, {}), tmp_path / "table")
+    assert pd.read_csv(tmp_path / "table" / "ranks.csv").empty
+
+
+def test_variants_of_one_method_are_neither_ranked_nor_listed_by_cost(tmp_path):
+    chosen = plan("hcd_ablations", "laptop", 2)
+    assert not render.is_ranked(chosen)
+    records = records_of(chosen)
+    render.write_table(chosen, records, compare(chosen, records), tmp_path / "table")
+    assert not (tmp_path / "table" / "ranks.csv").exists()
+    assert "Cost of each method" not in (tmp_path / "table" / "table.md").read_text()
