@@ -1,8 +1,9 @@
 """Every model by name: the papers' models, their miniature twins, and sizes for real 32-px images.
 
 Slugs: `<model>` as the papers have it (224 px), `<model>_mini` its twin of the same family for composed digits
-(32 px; 35 px and a 5x5 grid for patch-14 models), `<model>_32px` the form for CIFAR-like images. A twin is built by
-timm's own class with smaller numbers; twins of two sizes of a family differ in width (B is 1.5 times S).
+(32 px; 35 px and a 5x5 grid for patch-14 models), `<model>_64px` a twin for larger photographs, `<model>_32px` the
+form for CIFAR-like images. A twin is built by timm's own class with smaller numbers; twins of two sizes of a family
+differ in width (B is 1.5 times S).
 
 `channels_last` is set where a training step on one CPU thread was faster with it (benchmarks/test_memory_format.py);
 paper-size cards keep torch's default, as they were not measured on the machines they are for.
@@ -409,6 +410,16 @@ def _small_images() -> list[ModelCard]:
     ]
 
 
+def _larger_images() -> list[ModelCard]:
+    """Miniature twins for photographs at 64 px (CUB-200 on a CPU): all maps are twice as wide."""
+    twins = {card.name.removesuffix("_mini"): card for card in _mini()}
+    sized = {"swin_t_ofa": {"img_size": 64}, "resnet18": {}, "mobilenet_v2": {}}
+    return [
+        replace(twins[name], name=f"{name}_64px", image_size=64, kwargs=twins[name].kwargs | kwargs)
+        for name, kwargs in sized.items()
+    ]
+
+
 # Millions of parameters at 1000 classes; GMACs of one image (convolutions and matrix products, attention included).
 SIZES = {
     "swin_t": (28.288, 4.491),
@@ -469,9 +480,12 @@ SIZES = {
     "vit_s16_32px": (21.723, 1.398),
     "swin_p_32px": (5.497, 0.06209),
     "swin_t_32px": (28.266, 0.3585),
+    "swin_t_ofa_64px": (0.299, 0.008501),
+    "resnet18_64px": (0.273, 0.01157),
+    "mobilenet_v2_64px": (0.326, 0.005506),
 }
 
 ZOO: dict[str, ModelCard] = {
     card.name: replace(card, params_m=SIZES[card.name][0], gmacs=SIZES[card.name][1])
-    for card in (*_paper(), *_mini(), *_small_images())
+    for card in (*_paper(), *_mini(), *_small_images(), *_larger_images())
 }
