@@ -113,7 +113,7 @@ def plan(
         UserError: unknown names or options (with file and line), or no seeds.
     """
     table, chosen = schema.load_table(table_id), schema.load_profile(profile)
-    count = chosen.seeds if seeds is None else seeds
+    count = chosen.table_seeds.get(table.id, chosen.seeds) if seeds is None else seeds
     if count < 1:
         raise UserError(f"seeds must be at least 1, got {count} (params.yaml or --seeds).")
     first = SELECTION_SEED if select else 0

@@ -146,7 +146,8 @@ class Profile(Document):
     extends: str | None = None  # another profile; keys given here replace its keys
     title: str
     by_value: bool  # compare values (the paper's setting) or only directions
-    seeds: int
+    seeds: int  # per cell
+    table_seeds: dict[Slug, int] = {}  # of these tables instead
     data: dict[Slug, DataMapping]
     models: dict[Slug, str]  # the paper's model -> name in hkd.models.zoo
     teachers: dict[TeacherName, TeacherMapping]
@@ -362,6 +363,8 @@ def load_profile(name: str) -> Profile:
     from hkd.models.zoo import ZOO
 
     profile: Profile = read("profile", "profiles", name, Profile)
+    for table in profile.table_seeds:
+        checked("profiles", name, ("table_seeds", table), "table", table, table_ids())
     for method, options in profile.methods.items():
         check_options("profiles", name, ("methods", method), method, options)
     for slug, model in profile.models.items():
