@@ -45,7 +45,7 @@ def cell(row, label, *keys):
     ("found", "reason"),
     [
         (run(teacher="mixer_s16_mini"), "a mixer teacher has none that takes tokens"),
-        (run(), "The student's s4 map is 1x1"),
+        (run(), "The student's s3 map is 1x1"),
         (run(method="scalekd", student=ZOO["resnet18_mini"]), None),
         (run(method="fd"), None),
         (run(method="kd", recipe=None), None),
@@ -94,7 +94,7 @@ def test_the_plan_command_shows_refused_pairs_and_why(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cli.main(["plan", "fake_table"])
     output = " ".join(capsys.readouterr().out.split())
-    assert "fake_table: refused: swin_t-resnet18, ScaleKD: The student's s4 map is 1x1" in output
+    assert "fake_table: refused: swin_t-resnet18, ScaleKD: The student's s3 map is 1x1" in output
 
 
 def test_the_overview_of_all_tables_asks_no_method():

@@ -14,12 +14,12 @@ BY_STUDENT = {
     "resmlp_s12": ("convnext_t_ofa", "swin_t_ofa"),
 }
 PAIRS = {(teacher, student) for student, teachers in BY_STUDENT.items() for teacher in teachers}
-METHODS = ["supervised", "kd", "fitnet", "cc", "rkd", "crd", "dkd", "dist", "ofa", "scalekd", "hcd"]
+METHODS = ["supervised", "kd", "fitnet", "cc", "rkd", "crd", "dkd", "dist", "ofa", "scalekd", "hcd", "hcd"]
 
 
 @pytest.fixture(scope="module")
 def plans():
-    return {name: plan(name, "laptop") for name in TABLES}
+    return {name: plan(name, "laptop", 5) for name in TABLES}
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +36,10 @@ def published(plans):
 def test_the_main_table_has_the_twelve_pairs_of_the_protocol_and_eleven_methods(plans):
     cells = plans["hcd_cifar100"].cells
     assert {(cell.teacher, cell.student) for cell in cells} == PAIRS
-    assert len(cells) == 12 * 11
-    assert [cell.method for cell in cells[:11]] == METHODS
-    assert [cell.method for cell in cells[:11] if cell.added] == ["scalekd"]
+    assert len(cells) == 12 * len(METHODS)
+    assert [cell.method for cell in cells[: len(METHODS)]] == METHODS
+    added = [(cell.method, cell.variant) for cell in cells[: len(METHODS)] if cell.added]
+    assert added == [("scalekd", ""), ("hcd", "detached")]
 
 
 def test_the_core_has_four_of_these_pairs_and_exactly_their_runs(plans):
@@ -51,7 +52,8 @@ def test_tables_on_the_same_data_share_what_they_have_in_common(plans):
     shared = {name: set(plans[name].runs) for name in ("hcd_cifar100", "hcd_ablations", "hcd_homogeneous")}
     main = {cell.id: cell.runs for cell in plans["hcd_cifar100"].cells}
     ablation = {cell.id: cell.runs for cell in plans["hcd_ablations"].cells}
-    for which in (("swin_t-resnet18", "supervised", ""), ("swin_t-resnet18", "hcd", "")):
+    for method in (("supervised", ""), ("hcd", ""), ("hcd", "detached")):
+        which = ("swin_t-resnet18", *method)
         assert main[which] == ablation[which]
     teachers = set(plans["hcd_homogeneous"].extra["teachers"].values()) & shared["hcd_cifar100"]
     assert len(teachers) == 1  # Swin-T; ResNet-50 teaches in one table only
@@ -134,3 +136,9 @@ def test_at_paper_scale_teachers_are_fine_tuned_from_the_weights_that_imagenet_u
 def test_the_smoke_profile_has_two_pairs_of_the_core():
     chosen = plan("hcd_cifar100_core", "smoke")
     assert {cell.row for cell in chosen.cells if cell.refused is None} == {"vit_s-mobilenet_v2", "convnext_t-deit_t"}
+
+
+def test_a_profile_may_give_a_table_its_own_number_of_seeds():
+    assert len(plan("hcd_cifar100", "laptop").seeds) == schema.load_profile("laptop").table_seeds["hcd_cifar100"] == 3
+    assert len(plan("hcd_cifar100_core", "laptop").seeds) == schema.load_profile("laptop").seeds == 5
+    assert len(plan("hcd_cifar100", "laptop", 2).seeds) == len(plan("hcd_cifar100", "smoke").seeds) == 2

@@ -1,6 +1,6 @@
 """What every method of the registry keeps, on a small model of every family: a new method is covered by its name.
 
-Every method meets every student and every teacher; `-m slow` has all triples.
+Every method meets every student and every teacher; `-m triples` has all triples.
 """
 
 import ast
@@ -114,7 +114,7 @@ def cases() -> list[pytest.param]:
         teachers = MODELS if kind.needs(kind.Config()).teachers else ["swin"]
         for student in MODELS:
             for model in teachers:
-                marks = [] if model == "swin" or student == "resnet" else [pytest.mark.slow]
+                marks = [] if model == "swin" or student == "resnet" else [pytest.mark.triples]
                 found.append(pytest.param(name, student, model, marks=marks))
     return found
 
