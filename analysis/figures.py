@@ -278,7 +278,10 @@ def gain_map(cells: Sequence[MapCell], path: Path, *, title: str, caption: str =
         height = plot_height + below + above
         figure = canvas(7.2, height)
         left = 0.03 + 0.0148 * max((len(line) for label in labels for line in label.split("\n")), default=4)
-        axes = figure.add_axes((left, below / height, 0.97 - left, plot_height / height))
+        names = [method.replace(", ", ",\n") for method in methods]
+        # The last tilted label leans out of the axes by most of its length.
+        right = 0.97 - (0.007 * max(map(len, names[-1].split("\n"))) if tilted else 0.0)
+        axes = figure.add_axes((left, below / height, right - left, plot_height / height))
         ends = MAP_RANGE * limit
         axes.pcolormesh(gains.clip(-limit, limit), cmap=MAP, vmin=-ends, vmax=ends, edgecolors="white", linewidth=1.5)
         for cell in cells:
@@ -286,7 +289,7 @@ def gain_map(cells: Sequence[MapCell], path: Path, *, title: str, caption: str =
         axes.xaxis.tick_top()
         axes.tick_params(length=0)
         angle: dict[str, Any] = {"rotation": 35, "ha": "left", "rotation_mode": "anchor"} if tilted else {}
-        axes.set_xticks([x + 0.5 for x in range(len(methods))], methods, **angle)
+        axes.set_xticks([x + 0.5 for x in range(len(names))], names, linespacing=1.0, **angle)
         axes.set_yticks([y + 0.5 for y in range(len(pairs))], labels, linespacing=1.05)
         axes.set_ylim(gains.shape[0], 0)
         axes.spines[["left", "bottom"]].set_visible(False)
@@ -300,7 +303,7 @@ def draw_map_cell(axes: Axes, x: int, y: int, cell: MapCell) -> None:
     if not math.isnan(cell["gain"]):
         number = f"{cell['gain']:+.0f}" if abs(cell["gain"]) >= 9.95 else f"{cell['gain']:+.1f}"
         weight = "bold" if cell["sure"] else "normal"
-        axes.text(x + 0.5, y + 0.5, number.replace("-", "−"), fontsize=12.5, fontweight=weight, **centred)
+        axes.text(x + 0.5, y + 0.5, number.replace("-", "−"), fontsize=11.5, fontweight=weight, **centred)
         return
     hatch: dict[str, Any] = {"hatch": "////", "edgecolor": "#c4c4c4"} if cell["refused"] else {}
     axes.add_patch(Rectangle((x + 0.03, y + 0.03), 0.94, 0.94, facecolor="#f7f7f7", linewidth=0, **hatch))

@@ -14,6 +14,7 @@ import queue
 import shutil
 import sys
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -504,6 +505,8 @@ def in_worker(
     """`execute_run` with progress sent through dask; what a worker process is asked to do."""
     from distributed import get_worker
 
+    # Runs of one worker share composed images, which are therefore read-only; torch warns, and nothing writes them.
+    warnings.filterwarnings("ignore", "The given NumPy array is not writable")
     worker = get_worker()
     if own:
         choose_gpus(worker.name, runtime.devices)
