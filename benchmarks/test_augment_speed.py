@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
@@ -46,15 +45,7 @@ def seconds(epoch: Callable[[], int], repeats: int) -> float:
     return float(np.median(times[1:]))
 
 
-@pytest.fixture
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def test_whole_batches_are_augmented_at_least_four_times_as_fast_as_single_images(benchmark, one_thread):
+def test_whole_batches_are_augmented_at_least_four_times_as_fast_as_single_images(benchmark):
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, 3, 32, 32), dtype=np.uint8)
     split = Split(images, None, np.arange(IMAGES) % 10, np.arange(IMAGES))
     recipe = Recipe(epochs=1, batch_size=BATCH, crop="pad", flip=True)

@@ -27,14 +27,6 @@ PAIRS = 5  # after one that is not counted
 FASTER, SMALLER = 10.0, 0.25  # required
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def step(loss: Callable[[Tensor], Tensor], leaf: Tensor) -> tuple[float, Tensor]:
     """Loss and gradient."""
     leaf.grad = None

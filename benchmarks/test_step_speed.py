@@ -36,14 +36,6 @@ RECIPE = Recipe(epochs=1000, batch_size=BATCH, lr=1e-3, shift=2)
 FIXED = replace(RECIPE, views=4)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @dataclass
 class Epochs:
     """A run that trains one epoch per call, as `train` does it."""

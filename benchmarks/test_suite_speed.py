@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from benchmarks.test_step_speed import RECIPE, epochs_of, seconds
 from experiments.compare import compare
@@ -26,14 +25,6 @@ from tests.experiments.conftest import Synthetic
 ROOT = Path(__file__).parent.parent
 TABLE = "scalekd_table3"
 CPU = Runtime(accelerator="cpu")
-
-
-@pytest.fixture
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def fresh(*arguments: str) -> str:
@@ -117,7 +108,6 @@ def test_a_worker_stays_below_two_gibibytes(benchmark, tmp_path):
     assert peaks[largest] < 2048, f"{largest}: {peaks[largest]:.0f} MiB"
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("student", ["resnet50_mini", "vit_s16_mini"])
 def test_bf16_mixed_against_fp32(benchmark, tmp_path, student):
     """Reported: CPU seconds of an epoch at bf16-mixed over those at 32-true; above 1 where 32-true is the default."""

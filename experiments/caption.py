@@ -96,12 +96,13 @@ def teachers(plan: Plan, records: Mapping[str, Record]) -> list[str]:
     """The teachers' accuracies, measured here before they taught."""
     labels = {cell.teacher: cell.row_label[0] for cell in plan.cells}
     texts = []
-    for slug, key in plan.extra.get("teachers", {}).items():
+    entries = [(*slug.split("@"), key) for slug, key in plan.teachers.items()]
+    several = {slug for slug, count in Counter(slug for slug, _, _ in entries).items() if count > 1}
+    for slug, _, key in entries:
         record = records.get(key)
         values = record.metrics if record and record.status == "done" else {}
         main = next((metric for metric in (*plan.metrics, "top1") if metric in values), None)
-        model, _, data = slug.partition("@")
-        name = labels.get(model, model) + (f" on {plan.runs[key].spec.data.name}" if data else "")
+        name = labels.get(slug, slug) + (f" on {plan.runs[key].spec.data.name}" if slug in several else "")
         texts.append(f"{name} " + (f"{values[main]:.2f}" if main else "not measured"))
     return [f"Teachers, re-measured here on the same test images: {', '.join(texts)}."] if texts else []
 

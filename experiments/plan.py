@@ -1,7 +1,6 @@
 """From a table and a profile to runs: which cells the paper prints, and which runs each cell is measured by."""
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -89,7 +88,7 @@ class Plan:
     cells: tuple[Cell, ...]
     runs: dict[str, PlannedRun]  # by key, dependencies before dependents
     captions: tuple[str, ...] = ()  # sentences that go under the table
-    extra: dict[str, Any] = field(default_factory=dict)
+    teachers: dict[str, str] = field(default_factory=dict)  # slug@data -> key of the run that measures its accuracy
 
 
 def plan(
@@ -141,7 +140,7 @@ class _Planner:
         self.split: Literal["test", "val"] = "val" if select else "test"
         self.overrides = {key: value for key, value in recipe.items() if value is not None}
         self.runs: dict[str, PlannedRun] = {}
-        self.teacher_runs: dict[tuple[str, str], str] = {}  # (teacher, data) -> run that measures its accuracy
+        self.teachers: dict[str, str] = {}  # as Plan.teachers
 
     def plan(self) -> Plan:
         cells = tuple(
@@ -161,7 +160,7 @@ class _Planner:
             cells=cells,
             runs=self.runs,
             captions=self.table.captions + self.profile.captions + self.data_notes(),
-            extra={"teachers": self.teachers_by_name()},
+            teachers=dict(sorted(self.teachers.items())),
         )
 
     def data_notes(self) -> tuple[str, ...]:
@@ -170,12 +169,6 @@ class _Planner:
         slugs = list(dict.fromkeys(self.data_of(row, stage) for row, stage in stages))
         mapped = [self.profile.data[slug] for slug in slugs if slug in self.profile.data]
         return tuple(data.note for data in mapped if data.note)
-
-    def teachers_by_name(self) -> dict[str, str]:
-        """Runs that measure teachers, by slug; a teacher of several data sets is named `slug@data`, as in profiles."""
-        several = {slug for slug, count in Counter(slug for slug, _ in self.teacher_runs).items() if count > 1}
-        named = {f"{slug}@{data}" if slug in several else slug: key for (slug, data), key in self.teacher_runs.items()}
-        return dict(sorted(named.items()))
 
     def cells(self, row: Row, column: Column) -> list[Cell]:
         """One cell per metric; all share the runs."""
@@ -300,7 +293,7 @@ class _Planner:
             )
             key = self.add(spec, f"evaluate {slug}", own)
         if key is not None:
-            self.teacher_runs[slug, data] = key
+            self.teachers[f"{slug}@{data}"] = key
             facts.needs.append(key)
         facts.files += own.files
         facts.missing = facts.missing or own.missing

@@ -139,7 +139,7 @@ class Machine(Document):
 class Profile(Document):
     """The scale at which tables are reproduced: maps the paper's data, models and recipes to concrete ones.
 
-    A teacher that is another one on another data set has an entry for it, `swin_t@cifar100`; elsewhere it is `swin_t`.
+    A teacher that is another one on another data set has an entry for it, `slug@data`; elsewhere it is `slug`.
     """
 
     name: Slug

@@ -13,6 +13,7 @@ from experiments import places, schema
 from experiments.plan import cached_sha256, plan
 from experiments.schema import TeacherEntry, TeacherMapping
 from experiments.store import Store
+from hkd.files import atomic_write
 from hkd.models.zoo import ZOO
 from hkd.registry import lookup
 from hkd.spec import ModelCard
@@ -72,13 +73,8 @@ def run_keys(profile: str) -> dict[str, str]:
     found: dict[str, str] = {}
     chosen = schema.load_profile(profile)
     for name in schema.table_ids():
-        measured, table = plan(name, profile, 1).extra["teachers"], schema.load_table(name)
-        for row in table.rows:
-            data = chosen.stand_in(row.data or table.data, (row.student, *row.teachers.values()))
-            for slug in row.teachers.values():
-                key = measured.get(f"{slug}@{data}", measured.get(slug))
-                if key is not None:
-                    found[f"{slug}@{data}" if f"{slug}@{data}" in chosen.teachers else slug] = key
+        for entry, key in plan(name, profile, 1).teachers.items():
+            found[entry if entry in chosen.teachers else entry.partition("@")[0]] = key
     return found
 
 
@@ -101,6 +97,6 @@ def record_sha256(model: str, digest: str) -> bool:
         return False
     if entry["sha256"] is None:
         entry["sha256"] = digest
-        with path.open("w") as stream:
+        with atomic_write(path) as temporary, temporary.open("w") as stream:
             yaml.dump(content, stream)
     return True

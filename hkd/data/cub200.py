@@ -39,7 +39,7 @@ class Listing(NamedTuple):
 
 
 class Cub200(ClassFolder):
-    """200 kinds of birds, 5,994 training and 5,788 test images by the official split; subsets of it are fine.
+    """200 kinds of birds, 5,994 training and 5,794 test images by the official split; subsets of it are fine.
 
     Options, beside those of `ClassFolder` (classes are numbered by their official ids; 30 or 29 training images each):
         memory: decode all images once, resized and cropped as in evaluation (short side to image_size / crop_pct, then

@@ -87,7 +87,7 @@ def make_plan(pairs: int = 11, seeds: int = 5, *, by_value: bool = False) -> Pla
         cells=tuple(cells),
         runs=runs,
         captions=("Digits stand for ImageNet-1K.",),
-        extra={"teachers": {key.partition("/")[2]: key for key in runs if key.startswith("teacher/")}},
+        teachers={f"{key.partition('/')[2]}@imagenet1k": key for key in runs if key.startswith("teacher/")},
     )
 
 

@@ -55,7 +55,7 @@ def test_tables_on_the_same_data_share_what_they_have_in_common(plans):
     for method in (("supervised", ""), ("hcd", ""), ("hcd", "detached")):
         which = ("swin_t-resnet18", *method)
         assert main[which] == ablation[which]
-    teachers = set(plans["hcd_homogeneous"].extra["teachers"].values()) & shared["hcd_cifar100"]
+    teachers = set(plans["hcd_homogeneous"].teachers.values()) & shared["hcd_cifar100"]
     assert len(teachers) == 1  # Swin-T; ResNet-50 teaches in one table only
 
 
@@ -119,15 +119,18 @@ def test_ablations_are_measured_against_the_default(plans):
 
 
 def test_teachers_of_one_name_differ_by_data_and_are_shared_by_tables(plans):
-    keys = {name: each.extra["teachers"].get("swin_t_ofa") for name, each in plans.items()}
+    keys = {
+        name: next(key for teacher, key in each.teachers.items() if teacher.startswith("swin_t_ofa@"))
+        for name, each in plans.items()
+    }
     assert keys["hcd_cifar100"] == keys["hcd_cifar100_core"] == keys["hcd_ablations"] == keys["hcd_homogeneous"]
     assert len({keys[name] for name in ("hcd_cifar100", "hcd_cub200", "hcd_imagenet1k")}) == 3
 
 
 def test_at_paper_scale_teachers_are_fine_tuned_from_the_weights_that_imagenet_uses():
     cifar, imagenet = plan("hcd_ablations", "paper"), plan("hcd_imagenet1k", "paper")
-    tuned = cifar.runs[cifar.extra["teachers"]["swin_t_ofa"]].spec
-    measured = imagenet.runs[imagenet.extra["teachers"]["swin_t_ofa"]].spec
+    tuned = cifar.runs[cifar.teachers["swin_t_ofa@cifar100"]].spec
+    measured = imagenet.runs[imagenet.teachers["swin_t_ofa@imagenet1k"]].spec
     assert (tuned.task, measured.task) == ("train", "evaluate")
     assert tuned.init == measured.init
     assert tuned.data.name == "cifar100"

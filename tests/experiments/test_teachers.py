@@ -35,7 +35,7 @@ def test_an_accuracy_has_a_source():
 
 def test_what_a_run_measured_stands_beside_what_was_published(tmp_path):
     store = Store(tmp_path)
-    key = plan("hcd_cifar100_core", "laptop", 1).extra["teachers"]["swin_t_ofa"]
+    key = plan("hcd_cifar100_core", "laptop", 1).teachers["swin_t_ofa@cifar100"]
     store.write(Record(key=key, label="", status="done", spec={}, metrics={"top1": 77.5}))
     found = {facts.name: facts for facts in teachers.teachers("laptop", store)}
     assert found["swin_t_ofa@cifar100"].measured == ("top1", 77.5)
