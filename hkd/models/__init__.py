@@ -10,4 +10,9 @@ FAMILIES = {
     "vit": "hkd.models.vit:ViTFamily",
     "eva": "hkd.models.eva:EvaFamily",
     "swin": "hkd.models.swin:SwinFamily",
+    "mim_vit": "hkd.models.mim_vit:MimViTFamily",
+    "beit": "hkd.models.beit:BeitFamily",
+    "sparse_resnet": "hkd.models.sparse_families:SparseResNetFamily",
+    "sparse_convnext": "hkd.models.sparse_families:SparseConvNeXtFamily",
+    "sparse_mobilenet_v2": "hkd.models.sparse_families:SparseMobileNetV2Family",
 }
