@@ -20,6 +20,7 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 CIFAR: dict[str, Any] = {"mean": (0.5071, 0.4865, 0.4409), "std": (0.2673, 0.2564, 0.2762), "image_size": 32}
 MINI: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "image_size": 32}
 
+BEIT = "timm.models.beit:Beit"
 CONVNEXT = "timm.models.convnext:ConvNeXt"
 EFFICIENTNET = "timm.models.efficientnet:EfficientNet"
 MIXER = "timm.models.mlp_mixer:MlpMixer"
@@ -421,6 +422,93 @@ def _larger_images() -> list[ModelCard]:
     ]
 
 
+def _masked() -> list[ModelCard]:
+    """H-GKD: sparse students and masked-image-modelling teachers, and their miniature twins.
+
+    Students' twins keep a stride of 8, so that 32 px are 4x4 cells of the mask as 224 px are 7x7, and their teachers'
+    patches are half a cell a side, as they are at 224 px.
+    """
+    patches: dict[str, Any] = {"img_size": 32, "patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 6}
+    quarters = MINI | {"stages": (0, 1, 2, 3)}
+    twins = {card.name: card for card in _mini()}
+    twin = {
+        **twins["resnet50_mini"].kwargs,
+        "output_stride": 16,
+    }  # timm counts the max-pooling in
+    mobilenet = twins["mobilenet_v2_mini"]
+    *blocks, last = mobilenet.kwargs["blocks"]
+    return [
+        ModelCard(name="sparse_resnet50", family="sparse_resnet", arch="resnet50"),
+        ModelCard(name="sparse_resnet18", family="sparse_resnet", arch="resnet18"),
+        ModelCard(
+            name="sparse_mobilenet_v2", family="sparse_mobilenet_v2", arch="mobilenetv2_100", stages=(1, 2, 3, 5)
+        ),
+        ModelCard(
+            name="mae_b16",
+            family="mim_vit",
+            arch="vit_base_patch16_224",
+            stages=QUARTERS,
+            pretrained="vit_base_patch16_224.mae",
+        ),
+        # Pre-trained BEiTs have one norm, over all tokens; timm's own default is another after pooling.
+        ModelCard(
+            name="beit_b16",
+            family="beit",
+            arch="beit_base_patch16_224",
+            kwargs={"use_fc_norm": False},
+            stages=QUARTERS,
+            mean=HALF,
+            std=HALF,
+        ),
+        # CAE's encoder is a BEiT without relative positions, with fixed sine-cosine ones instead.
+        ModelCard(
+            name="cae_b16",
+            family="beit",
+            arch="beit_base_patch16_224",
+            kwargs={"use_abs_pos_emb": True, "use_rel_pos_bias": False, "use_fc_norm": False},
+            stages=QUARTERS,
+        ),
+        ModelCard(
+            name="sparse_resnet50_mini",
+            family="sparse_resnet",
+            arch="resnet18",
+            kwargs=twin,
+            channels_last=True,
+            **MINI,
+        ),
+        ModelCard(
+            name="sparse_resnet18_mini",
+            family="sparse_resnet",
+            arch="resnet18",
+            kwargs={**twin, "channels": (12, 24, 48, 96)},
+            channels_last=True,
+            **MINI,
+        ),
+        ModelCard(
+            name="sparse_mobilenet_v2_mini",
+            family="sparse_mobilenet_v2",
+            arch=EFFICIENTNET,
+            kwargs={**mobilenet.kwargs, "blocks": (*blocks, (last[0].replace("_s2", "_s1"),))},
+            channels_last=True,
+            **MINI | {"stages": (0, 1, 2, 5)},
+        ),
+        ModelCard(name="mae_b16_mini", family="mim_vit", arch=VIT, kwargs=patches | AVERAGE, **quarters),
+        ModelCard(
+            name="beit_b16_mini",
+            family="beit",
+            arch=BEIT,
+            kwargs={
+                **patches,
+                "use_abs_pos_emb": False,
+                "use_rel_pos_bias": True,
+                "init_values": 0.1,
+                "use_fc_norm": False,
+            },
+            **quarters,
+        ),
+    ]
+
+
 # Millions of parameters at 1000 classes; GMACs of one image (convolutions and matrix products, attention included).
 SIZES = {
     "swin_t": (28.288, 4.491),
@@ -484,9 +572,20 @@ SIZES = {
     "mobilenet_v2_64px": (0.314, 0.003315),
     "resnet18_mini": (0.273, 0.001574),
     "resnet18_64px": (0.273, 0.006007),
+    "sparse_resnet50": (25.557, 4.089),
+    "sparse_resnet18": (11.690, 1.814),
+    "sparse_mobilenet_v2": (3.505, 0.3008),
+    "mae_b16": (86.568, 17.56),
+    "beit_b16": (86.531, 17.56),
+    "cae_b16": (86.577, 17.56),
+    "sparse_resnet50_mini": (0.438, 0.00731),
+    "sparse_resnet18_mini": (0.273, 0.004514),
+    "sparse_mobilenet_v2_mini": (0.314, 0.00142),
+    "mae_b16_mini": (0.555, 0.03185),
+    "beit_b16_mini": (0.555, 0.03239),
 }
 
 ZOO: dict[str, ModelCard] = {
     card.name: replace(card, params_m=SIZES[card.name][0], gmacs=SIZES[card.name][1])
-    for card in (*_paper(), *_mini(), *_small_images(), *_larger_images())
+    for card in (*_paper(), *_mini(), *_small_images(), *_larger_images(), *_masked())
 }

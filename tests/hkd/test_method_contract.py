@@ -25,6 +25,7 @@ from hkd.models.tap_model import TapModel, Teacher
 from hkd.models.zoo import ZOO
 from hkd.registry import load
 from hkd.spec import DataSpec, MethodSpec, ModelCard, Recipe, RunSpec, TeacherSpec, Weights
+from hkd.training.pretrain import pretrain
 from hkd.training.runtime import Runtime
 from hkd.training.step import Step
 from hkd.training.train import train
@@ -40,7 +41,17 @@ DISTILLED = ModelCard(
     image_size=32,
     stages=(0, 1, 2, 3),
 )
+SPARSE_CONVNEXT = replace(ZOO["convnext_t_mini"], name="sparse_convnext", family="sparse_convnext")
 DIGITS = DataSpec(name="digits", options={"n_train": 20})
+UNLABELLED = DataSpec(name="digits_unlabelled", options={"n_train": 20})
+# Methods that pre-train without labels: options for images of 32 px and 20 samples, and a family that they serve.
+SMALL = {"image_size": 32}
+LABEL_FREE = {
+    "beit": ({**SMALL, "codes": 8}, "mim_vit"),
+    "hgkd": ({"queue_size": 20, "width": 32}, "sparse_resnet"),
+    "mae": ({**SMALL, "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}, "mim_vit"),
+    "masked_pixels": ({**SMALL, "width": 32}, "sparse_resnet"),
+}
 LOAD, RENDERED = Digits.load, {}
 
 
@@ -50,8 +61,9 @@ class KilledError(Exception):
 
 def card(family: str) -> ModelCard:
     """The first miniature of a family."""
-    if family == DISTILLED.name:
-        return DISTILLED
+    for own in (DISTILLED, SPARSE_CONVNEXT):
+        if family == own.name:
+            return own
     return next(card for card in ZOO.values() if card.family == family and card.name.endswith("_mini"))
 
 
@@ -63,10 +75,15 @@ def batch_of(x: torch.Tensor) -> Batch:
     return Batch(x=x, y=torch.arange(len(x)) % CLASSES, index=torch.arange(len(x)))
 
 
+def config_of(name: str):
+    """A configuration that fits the small data here: the defaults, except for methods without labels."""
+    return load(METHODS[name]).Config(**LABEL_FREE.get(name, ({}, ""))[0])
+
+
 @cache
-def fresh_student(family: str) -> TapModel:
+def fresh_student(family: str, classes: int = CLASSES) -> TapModel:
     torch.manual_seed(1)
-    student = TapModel(card(family), CLASSES)
+    student = TapModel(card(family), classes)
     with (
         torch.no_grad()
     ):  # timm starts some layers (a Mixer's head, a ResNet's last norms) at zero, which blocks gradients
@@ -82,9 +99,9 @@ def teacher(family: str) -> Teacher:
 
 
 @cache
-def plain(family: str) -> torch.nn.Module:
+def plain(family: str, classes: int) -> torch.nn.Module:
     """The timm model of a card, as anybody builds it."""
-    return load(FAMILIES[card(family).family])().build(card(family), CLASSES)
+    return load(FAMILIES[card(family).family])().build(card(family), classes)
 
 
 def build(kind: type[Method], config, student: TapModel, teachers: dict[str, Teacher]) -> Method:
@@ -121,11 +138,11 @@ def cases() -> list[pytest.param]:
 
 @pytest.mark.parametrize(("name", "student_family", "teacher_family"), cases())
 def test_one_step_trains_every_tensor_and_leaves_a_plain_timm_model(name, student_family, teacher_family):
-    kind = load(METHODS[name])
-    config = kind.Config()
+    kind, config = load(METHODS[name]), config_of(name)
     needs = kind.needs(config)
     teachers = {role: teacher(teacher_family) for role in needs.teachers}
-    student = copy.deepcopy(fresh_student(student_family)).train()
+    classes = 0 if name in LABEL_FREE else CLASSES
+    student = copy.deepcopy(fresh_student(student_family, classes)).train()
     reason = kind.refuse(config, student.card, {role: model.card for role, model in teachers.items()}, RECIPE)
     method = None
     if reason is None:
@@ -158,7 +175,7 @@ def test_one_step_trains_every_tensor_and_leaves_a_plain_timm_model(name, studen
         assert all(torch.equal(value, frozen[role][name]) for name, value in model.state_dict().items())
     if teacher_family != "swin":
         return
-    exported = plain(student_family)
+    exported = plain(student_family, classes)
     assert list(student.net.state_dict()) == list(exported.state_dict())
     exported.load_state_dict(student.net.state_dict(), strict=True)
     x = torch.addcmul(student.shift, F.interpolate(images(), student.card.image_size, mode="bilinear"), student.scale)
@@ -182,15 +199,16 @@ def _few_digits(monkeypatch):
 @pytest.mark.usefixtures("_few_digits")
 @pytest.mark.parametrize("name", METHODS)
 def test_equal_seeds_give_equal_bytes_also_after_a_kill_in_the_middle(tmp_path, name):
-    kind = load(METHODS[name])
+    config, family = LABEL_FREE.get(name, ({}, "resnet"))
+    task, data = (pretrain, UNLABELLED) if name in LABEL_FREE else (train, DIGITS)
     taught = TeacherSpec(model=ZOO["swin_t_mini"], weights=Weights(kind="random", id="7"))
     spec = RunSpec(
-        task="train",
-        data=DIGITS,
-        student=ZOO["resnet18_mini"],
-        method=MethodSpec(name=name),
+        task=task.__name__,
+        data=data,
+        student=card(family),
+        method=MethodSpec(name=name, options=config),
         recipe=Recipe(epochs=2, batch_size=10, lr=1e-3, shift=2),
-        teachers=dict.fromkeys(kind.needs(kind.Config()).teachers, taught),
+        teachers=dict.fromkeys(load(METHODS[name]).needs(config_of(name)).teachers, taught),
     )
 
     def kill(news):
@@ -199,11 +217,11 @@ def test_equal_seeds_give_equal_bytes_also_after_a_kill_in_the_middle(tmp_path, 
 
     runtime = Runtime(accelerator="cpu", report_every_s=0.0)
     often = replace(runtime, checkpoint_every_s=0.0)
-    whole = train(spec, {}, tmp_path / "whole", runtime, lambda news: None)
+    whole = task(spec, {}, tmp_path / "whole", runtime, lambda news: None)
     with pytest.raises(KilledError):
-        train(spec, {}, tmp_path / "parts", often, kill)
+        task(spec, {}, tmp_path / "parts", often, kill)
     assert (tmp_path / "parts" / "checkpoint.pt").exists()
-    resumed = train(spec, {}, tmp_path / "parts", often, lambda news: None)
+    resumed = task(spec, {}, tmp_path / "parts", often, lambda news: None)
     assert resumed.metrics == whole.metrics
     assert [line["loss"] for line in resumed.curves] == [line["loss"] for line in whole.curves]
     for path in (tmp_path / "whole").glob("*.safetensors"):
@@ -212,16 +230,17 @@ def test_equal_seeds_give_equal_bytes_also_after_a_kill_in_the_middle(tmp_path, 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_is_drawn_from_the_seed_and_stores_no_teacher(name):
-    kind, student, model = load(METHODS[name]), fresh_student("resnet"), teacher("swin")
-    teachers = dict.fromkeys(kind.needs(kind.Config()).teachers, model)
-    first, second = (build(kind, kind.Config(), student, teachers) for _ in range(2))
+    kind, config, model = load(METHODS[name]), config_of(name), teacher("swin")
+    student = fresh_student(LABEL_FREE.get(name, ({}, "resnet"))[1])
+    teachers = dict.fromkeys(kind.needs(config).teachers, model)
+    first, second = (build(kind, config, student, teachers) for _ in range(2))
     assert all(torch.equal(value, second.state_dict()[key]) for key, value in first.state_dict().items())
     held = {tensor.data_ptr() for tensor in first.state_dict().values() if tensor.numel()}
     assert held.isdisjoint(tensor.data_ptr() for tensor in model.state_dict().values() if tensor.numel())
     second.load_state_dict(first.state_dict(), strict=True)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in LABEL_FREE])
 def test_a_method_takes_soft_targets_or_says_that_it_needs_labels(name):
     kind, student, model = load(METHODS[name]), copy.deepcopy(fresh_student("vit")), teacher("swin")
     needs = kind.needs(kind.Config())

@@ -40,7 +40,15 @@ EXTRA = [
 ]
 # Named by hand, so that a card for large images cannot slow the suite down.
 CARDS = {card.name: card for card in EXTRA} | {name: card for name, card in ZOO.items() if card.params_m < 1}
-PREFIX = {"class_token": 1, "eva_class": 1, "eva_02": 1, "registers": 4, "distilled": 2, "eva_l14_mini": 1}
+PREFIX = {
+    "class_token": 1,
+    "eva_class": 1,
+    "eva_02": 1,
+    "registers": 4,
+    "distilled": 2,
+    "eva_l14_mini": 1,
+    "beit_b16_mini": 1,
+}
 STAGES = Want(stages=(1, 2, 3, 4))
 ATTENTION = sorted(name for name, card in CARDS.items() if card.family in ("vit", "eva", "swin"))
 

@@ -1,0 +1,198 @@
+r"""Masked autoencoder (MAE): the student is an encoder that sees a few patches; a decoder paints the hidden ones.
+
+Source: He et al. 2022, arXiv:2111.06377, and the official code. A random subset of the patches goes through the
+encoder; a narrow transformer gets its tokens back in place, a learned mask token everywhere else and fixed sin-cos
+positions, and predicts the pixels of every patch. With y the pixels of a patch, normalised per patch, and M the hidden
+patches of a batch,
+
+.. math:: L = \frac{1}{|M|} \sum_{i \in M} \frac{1}{3 p^2} \lVert \hat y_i - y_i \rVert^2
+
+Deviations: the decoder gets no class token, because taps hold none after the final norm (the encoder's still attends
+and is attended to); pixels are RGB in [0, 1] instead of standardised by the mean and deviation of a data set, which
+only matters without `norm_pix` and through eps; `round(N (1 - mask_ratio))` patches are visible instead of the whole
+part; the encoder is initialised, and learns its positions, as its card says. No teacher, no labels.
+Shapes: B batch, D encoder width, E decoder width, g patches a side, N = g * g, p patch side in px, V = 3 * p * p,
+S = g * p.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from timm.layers import LayerNorm, build_sincos2d_pos_embed
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from hkd.data.batch import Batch
+from hkd.methods.base import Criterion, Method, Needs
+from hkd.methods.patches import (
+    masked_student,
+    patch_tokens,
+    patchify,
+    random_visible,
+    split_patches,
+    square_patches,
+    unpatchify,
+)
+from hkd.models.tap_model import Teacher
+from hkd.models.taps import TapInfo, Taps
+from hkd.spec import FORBID, ModelCard, Recipe
+
+EPS = 1e-6  # added to the variance of a patch
+
+
+@dataclass(frozen=True, kw_only=True)
+class MAEConfig:
+    """Raises ValueError unless mask_ratio is in (0, 1), sizes are at least 1 and decoder_width is a multiple of 4 and
+    of decoder_heads."""
+
+    __pydantic_config__ = FORBID
+    mask_ratio: float = 0.75  # share of hidden patches
+    image_size: int = 224  # px a side: of the images as the student sees them, which its card must say too
+    decoder_width: int = 512
+    decoder_depth: int = 8
+    decoder_heads: int = 16
+    norm_pix: bool = True  # predict pixels normalised by the mean and deviation of their patch
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(f"mask_ratio must be above 0 and below 1, got {self.mask_ratio}")
+        if min(self.image_size, self.decoder_width, self.decoder_depth, self.decoder_heads) < 1:
+            raise ValueError("image_size, decoder_width, decoder_depth and decoder_heads must be at least 1")
+        if self.decoder_width % 4 or self.decoder_width % self.decoder_heads:
+            raise ValueError(
+                f"decoder_width must be a multiple of 4 and of decoder_heads, got {self.decoder_width} and "
+                f"{self.decoder_heads}"
+            )
+
+
+def patch_statistics(patches: Float[Tensor, "B N V"]) -> tuple[Float[Tensor, "B N 1"], Float[Tensor, "B N 1"]]:
+    """Mean and deviation of each patch: the root of its variance (with V - 1 in the denominator, as the official code
+    has it) plus 1e-6."""
+    variance, mean = torch.var_mean(patches, dim=2, keepdim=True)
+    return mean, (variance + EPS).sqrt()
+
+
+def mae_loss(
+    predicted: Float[Tensor, "B N V"],
+    patches: Float[Tensor, "B N V"],
+    visible: Bool[Tensor, "B 1 g g"],
+    *,
+    norm_pix: bool,
+) -> Float[Tensor, ""]:
+    """Mean squared error of the hidden patches.
+
+    Args:
+        predicted: prediction for every patch; visible ones are not looked at.
+        patches: pixels in [0, 1].
+        visible: mask of the patches.
+        norm_pix: compare with pixels normalised per patch.
+
+    Returns:
+        Scalar, averaged over values and over the hidden patches of the batch.
+    """
+    if norm_pix:
+        mean, std = patch_statistics(patches)
+        patches = (patches - mean) / std
+    distance = (predicted - patches).square().mean(dim=2)
+    hidden = ~visible.flatten(1)
+    return (distance * hidden).sum() / hidden.sum()
+
+
+class MAE(Method):
+    """`pixels`. Own parameters: the decoder. The student is the encoder, of the family `mim_vit` or `beit`."""
+
+    Config = MAEConfig
+    positions: Tensor
+
+    def __init__(
+        self, config: MAEConfig, student: TapInfo, teachers: Mapping[str, Teacher], criterion: Criterion
+    ) -> None:
+        """Build the decoder.
+
+        Raises:
+            Refused: patches that are not square or not whole pixels, or a ratio that hides none or all of them.
+        """
+        super().__init__(config, student, teachers, criterion)
+        self.grid, self.patch = square_patches("mae", student, config.image_size)
+        count, width = self.grid**2, config.decoder_width
+        self.shown = split_patches("mae", self.grid, count - round(count * (1 - config.mask_ratio)))
+        self.embed = nn.Linear(student.final[0], width)
+        self.mask_token = nn.Parameter(torch.empty(width))
+        self.blocks = nn.Sequential(
+            *(
+                Block(width, config.decoder_heads, qkv_bias=True, norm_layer=LayerNorm)
+                for _ in range(config.decoder_depth)
+            )
+        )
+        self.norm = LayerNorm(width)  # timm's, with eps 1e-6 as MAE has it
+        self.predict = nn.Linear(width, 3 * self.patch**2)
+        self.register_buffer("positions", build_sincos2d_pos_embed([self.grid] * 2, width), persistent=False)
+        self.apply(_initialise)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    @classmethod
+    def needs(cls, config: MAEConfig) -> Needs:
+        """No teacher; the encoder's last map."""
+        return Needs()
+
+    @classmethod
+    def refuse(
+        cls, config: MAEConfig, student: ModelCard, teachers: Mapping[str, ModelCard], recipe: Recipe
+    ) -> str | None:
+        """Students that take no mask, or see images of another size."""
+        return masked_student("mae", student, config.image_size)
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters exempt from weight decay."""
+        return {"mask_token"}
+
+    def student_inputs(self, batch: Batch, taps_t: Mapping[str, Taps]) -> dict[str, Any]:
+        """A new mask for every image."""
+        batch.extra["visible"] = random_visible(len(batch.x), self.grid, self.shown, batch.x.device)
+        return {"visible": batch.extra["visible"]}
+
+    def decode(self, final: Float[Tensor, "B D g g"], visible: Bool[Tensor, "B 1 g g"]) -> Float[Tensor, "B N V"]:
+        """Predicted (normalised) pixels of every patch, from the encoder's last map, which is read where visible."""
+        # Embedding the zeros at hidden places too costs little, and spares gathering and scattering.
+        embedded = self.embed(patch_tokens(final))
+        tokens = torch.where(visible.flatten(1)[:, :, None], embedded, self.mask_token.to(embedded.dtype))
+        return self.predict(self.norm(self.blocks(tokens + self.positions)))
+
+    def patches(self, batch: Batch) -> Float[Tensor, "B N V"]:
+        """Pixels of the images in [0, 1], as the student has them."""
+        return patchify(batch.x, self.grid, self.patch).float()
+
+    def forward(self, batch: Batch, taps_s: Taps, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:
+        """One term."""
+        visible = batch.extra["visible"]
+        predicted = self.decode(taps_s.final, visible).float()
+        return {"pixels": mae_loss(predicted, self.patches(batch), visible, norm_pix=self.config.norm_pix)}
+
+    @torch.no_grad()
+    def picture(self, batch: Batch, taps_s: Taps) -> Float[Tensor, "B 3 S S"]:
+        """The images with their hidden patches painted, in [0, 1], for looking at.
+
+        With `norm_pix` the prediction is brought back by the true mean and deviation of each patch, as MAE's own
+        demonstration does: brightness and contrast of a hidden patch are then not the model's merit.
+
+        Args:
+            batch: images, and in `extra` the mask that `student_inputs` drew for them.
+            taps_s: of the student under that mask.
+        """
+        patches, visible = self.patches(batch), batch.extra["visible"]
+        predicted = self.decode(taps_s.final, visible).float()
+        if self.config.norm_pix:
+            mean, std = patch_statistics(patches)
+            predicted = predicted * std + mean
+        painted = torch.where(visible.flatten(1)[:, :, None], patches, predicted.clamp(0, 1))
+        return unpatchify(painted, self.grid, self.patch)
+
+
+def _initialise(module: nn.Module) -> None:
+    """Linear maps as the official code has them: Xavier uniform, biases zero."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
