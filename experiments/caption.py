@@ -96,14 +96,17 @@ def teachers(plan: Plan, records: Mapping[str, Record]) -> list[str]:
     """The teachers' accuracies, measured here before they taught."""
     labels = {cell.teacher: cell.row_label[0] for cell in plan.cells}
     texts = []
-    entries = [(*slug.split("@"), key) for slug, key in plan.teachers.items()]
-    several = {slug for slug, count in Counter(slug for slug, _, _ in entries).items() if count > 1}
-    for slug, _, key in entries:
+    # One teacher may be named on several data sets (labelled and not) and be the same run.
+    slugs = {key: slug.partition("@")[0] for slug, key in plan.teachers.items()}
+    several = {slug for slug, count in Counter(slugs.values()).items() if count > 1}
+    for key, slug in slugs.items():
         record = records.get(key)
         values = record.metrics if record and record.status == "done" else {}
         main = next((metric for metric in (*plan.metrics, "top1") if metric in values), None)
-        name = labels.get(slug, slug) + (f" on {plan.runs[key].spec.data.name}" if slug in several else "")
-        texts.append(f"{name} " + (f"{values[main]:.2f}" if main else "not measured"))
+        spec = plan.runs[key].spec
+        name = labels.get(slug, slug) + (f" on {spec.data.name}" if slug in several else "")
+        how = " (linear probe)" if spec.task == "probe" else ""
+        texts.append(f"{name} {values[main]:.2f}{how}" if main else f"{name} not measured")
     return [f"Teachers, re-measured here on the same test images: {', '.join(texts)}."] if texts else []
 
 

@@ -260,15 +260,22 @@ def convert(card: str, source: Path, *, classes: int = 1000) -> int:
     Args:
         card: name of its model in hkd/models/zoo.py, such as swin_t.
         source: .pth, .pt or .safetensors with tensors by name; code in it is never run.
-        classes: of its classifier; other than 1000, the file's name says so.
+        classes: of its classifier; other than 1000, the file's name says so. Encoders of masked image modelling (MAE,
+            BEiT, CAE) have none, and this is not read.
     """
-    from hkd.models.legacy import convert as convert_weights
     from hkd.models.zoo import ZOO
 
     model = lookup("model", card, ZOO)
-    if classes < 1:
-        raise UserError(f"--classes is {classes}; it must be at least 1.")
-    path = places.weights() / (f"{card}.safetensors" if classes == 1000 else f"{card}_{classes}classes.safetensors")
+    if model.family in ("mim_vit", "beit"):
+        from hkd.models.mim_checkpoints import convert_file as convert_weights
+
+        classes, path = 0, places.weights() / f"{card}.safetensors"
+    else:
+        from hkd.models.legacy import convert as convert_weights
+
+        if classes < 1:
+            raise UserError(f"--classes is {classes}; it must be at least 1.")
+        path = places.weights() / (f"{card}.safetensors" if classes == 1000 else f"{card}_{classes}classes.safetensors")
     digest = convert_weights(source, model, classes, path)
     out().print(Text(f"{source} -> {path}\nSHA-256 {digest}"))
     return 0

@@ -40,6 +40,9 @@ TOPIC = "hkd-progress"
 STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 READING_TOO = {errno.EACCES, errno.EPERM, errno.ENOTDIR}  # those that reading a data file may also end with
 CACHE_LIMIT = 2 * 2**30  # bytes of teacher outputs kept between plans
+# Large pages for torch's buffers, also in the worker's thread: small pages made steps up to twice as slow in a virtual
+# machine (benchmarks/test_page_speed.py). Other C libraries than glibc ignore it.
+LARGE_PAGES = "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1"
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -595,9 +598,7 @@ def local_cluster(workers: int) -> Iterator[Any]:
 def dask_settings() -> dict[str, Any]:
     """Few threads, little idle work, no pause or kill by memory use."""
     single = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    # Large pages for torch's buffers, also in the worker's thread: small pages made steps up to twice as slow in a
-    # virtual machine. Other C libraries than glibc ignore it.
-    single["GLIBC_TUNABLES"] = os.environ.get("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1")
+    single["GLIBC_TUNABLES"] = os.environ.get("GLIBC_TUNABLES", LARGE_PAGES)
     if gpus():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(len(gpus()))))
         single["HKD_VISIBLE_GPUS"] = visible

@@ -271,7 +271,7 @@ class _Planner:
         key = None
         if mapping.recipe:
             spec = RunSpec(
-                task="train",
+                task=mapping.task,
                 data=self.data(mapping.data or data, own, teacher=True),
                 student=card,
                 method=MethodSpec(name=mapping.method, options=typed(mapping.method, mapping.options)),
@@ -282,19 +282,22 @@ class _Planner:
             )
             key = self.add(spec, f"teacher {slug}", own)
             weights = Weights(kind="run", id=key)
-        elif mapping.classes != 0:
+            facts.needs.append(key)
+            own.needs.append(key)
+        if mapping.probe is not None or (not mapping.recipe and mapping.classes != 0):
+            task = "evaluate" if mapping.probe is None else "probe"
             spec = RunSpec(
-                task="evaluate",
-                data=self.data(data, own, teacher=False),
+                task=task,
+                data=self.data(mapping.probe or data, own, teacher=mapping.probe is not None),
                 student=card,
                 method=MethodSpec(name="supervised"),
                 init=weights,
                 evaluate_on=self.split,
             )
-            key = self.add(spec, f"evaluate {slug}", own)
+            key = self.add(spec, f"{task} {slug}", own)
+            facts.needs.append(key)
         if key is not None:
             self.teachers[f"{slug}@{data}"] = key
-            facts.needs.append(key)
         facts.files += own.files
         facts.missing = facts.missing or own.missing
         assert weights is not None

@@ -30,11 +30,17 @@ def refused_cells(plan: Plan) -> dict[str, list[tuple[str, str]]]:
     found: dict[str, list[tuple[str, str]]] = {}
     reasons = refusals(plan.runs.values())
     for cell in plan.cells:
-        for reason in dict.fromkeys(reasons[key] for key in cell.runs if key in reasons):
+        behind = [key for run in cell.runs for key in with_needs(plan, run)]
+        for reason in dict.fromkeys(reasons[key] for key in behind if key in reasons):
             pair = (cell.row, cell.label)
             if pair not in found.setdefault(reason, []):
                 found[reason].append(pair)
     return found
+
+
+def with_needs(plan: Plan, key: str) -> list[str]:
+    """A run, and all that must be done before it."""
+    return [key, *(other for need in plan.runs[key].needs for other in with_needs(plan, need))]
 
 
 def refusals(runs: Iterable[PlannedRun]) -> dict[str, str]:

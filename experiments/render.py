@@ -8,7 +8,7 @@ Equal inputs give equal bytes.
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -38,6 +38,7 @@ def write_table(
     folder: Path,
     *,
     curves: Curves | None = None,
+    draw: Callable[[Path], None] | None = None,
 ) -> None:
     """Write all files of a table's folder, replacing what was there as the last step.
 
@@ -47,6 +48,7 @@ def write_table(
         comparison: of this plan and these records.
         folder: results/<table>.
         curves: by run key, one dict per epoch with `loss` and, where measured, `train_top1`.
+        draw: writes further pictures into the folder it is given.
 
     Raises:
         UserError: the folder cannot be written.
@@ -58,6 +60,8 @@ def write_table(
                 shutil.rmtree(left_over)
         aside.mkdir(parents=True)
         fill(plan, records, comparison, aside, curves or {})
+        if draw is not None:
+            draw(aside)
         if folder.exists():
             folder.rename(old)
         aside.rename(folder)

@@ -94,9 +94,17 @@ def reproduce(
         )
         done = compared(plan, store)
         folder = places.results() / plan.table
+        from experiments.figures import drawing
         from experiments.render import read_curves, write_table
 
-        write_table(plan, done.records, done.comparison, folder, curves=read_curves(plan, store))
+        write_table(
+            plan,
+            done.records,
+            done.comparison,
+            folder,
+            curves=read_curves(plan, store),
+            draw=drawing(plan, done.records, store, runtime or runtime_for(plan.profile)),
+        )
     return replace(done, folder=folder, report=report)
 
 

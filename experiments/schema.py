@@ -115,16 +115,20 @@ class TeacherMapping(Document):
     """Where a teacher comes from: trained by a run (recipe), a weights file, or random (asked for by name).
 
     A recipe and a weights file together: fine-tuned from the file. The training is supervised unless a method is given.
+    A teacher without a classifier has no accuracy of its own; `probe` names labelled data on which a linear classifier
+    on its frozen features is measured before it teaches.
     """
 
     recipe: str | None = None
     seed: int = 0
+    task: str = "train"
     method: str = "supervised"
     options: Options = {}
     weights: str | None = None  # file name in the weights folder
     random: bool = False
     data: Slug | None = None  # the paper's data set it is trained on; None: the student's
     classes: int | None = None  # of its classifier; None: the data's; 0: none, and then it has no accuracy to measure
+    probe: Slug | None = None  # the paper's data set of a linear probe
 
 
 class Machine(Document):
@@ -383,6 +387,10 @@ def load_profile(name: str) -> Profile:
         if not (teacher.recipe or teacher.weights or teacher.random) or (teacher.random and teacher.weights):
             raise complaint("profiles", name, ("teachers", slug), "give a recipe, a weights file, or random: true.")
         check_options("profiles", name, ("teachers", slug, "options"), teacher.method, teacher.options)
+        checked("profiles", name, ("teachers", slug, "task"), "task", teacher.task, TASKS)
+        for key in ("data", "probe"):
+            if (other := getattr(teacher, key)) is not None:
+                checked("profiles", name, ("teachers", slug, key), "data set", other, profile.data)
         if teacher.recipe:
             checked("profiles", name, ("teachers", slug, "recipe"), "recipe", teacher.recipe, profile.recipes)
     return profile

@@ -6,4 +6,6 @@ A task is `task(spec, weights, folder, runtime, report) -> Outcome`; see hkd/tra
 TASKS = {
     "train": "hkd.training.train:train",
     "evaluate": "hkd.training.evaluate:evaluate",
+    "pretrain": "hkd.training.pretrain:pretrain",
+    "probe": "hkd.training.probe:probe",
 }

@@ -1,0 +1,209 @@
+"""ADE20K's scene parsing benchmark: photographs and a semantic map of each, of 150 classes.
+
+`ADEChallengeData2016/images/{training,validation}/*.jpg` and `annotations/{training,validation}/*.png`; where there
+are no such sub-folders, the names ADE_train_* and ADE_val_* tell the parts apart.
+"""
+
+import csv
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import UInt8
+
+from hkd.data.base import PathList, SplitName, digest
+from hkd.data.coco import image_sizes
+from hkd.data.dense import IGNORE, DenseSet, DenseSplit, draw_subset, take_first
+from hkd.data.folder import HELD_OUT, file_names, source_of
+from hkd.errors import UserError
+
+PARTS = {"train": ("training", "ADE_train_"), "test": ("validation", "ADE_val_")}  # sub-folder; else prefix of names
+TABLE = "objectInfo150.txt"
+
+
+class Ade20k(DenseSet):
+    """150 classes; the official validation images are the test split.
+
+    Options:
+        folder: its name below the data root.
+        image_size, max_size: px; images are shown with this short side unless the long one would exceed max_size.
+        classes: C; a map's value 0 is ignored, 1 to C are the classes 0 to C - 1, and others are refused.
+        n_train: annotated training images in all, drawn by the run's seed; null takes all.
+        n_test: of the test images the first ones; null takes all.
+
+    Validation (`select=True`) is the last tenth of the training images by name. A map that cannot be is told when it
+    is read. The fingerprint covers names and sizes of the files.
+    """
+
+    name: ClassVar[str] = "ade20k"
+    licence: ClassVar[str] = "images for non-commercial research and education; annotations BSD-3"
+    source: ClassVar[str] = "http://sceneparsing.csail.mit.edu (ADEChallengeData2016.zip)"
+    expected: ClassVar[dict[str, int]] = {"classes": 150, "train": 20_210, "test": 2_000}
+    checksum: ClassVar[dict[str, str]] = {}
+    defaults: ClassVar[dict[str, Any]] = {
+        "folder": "ADEChallengeData2016",
+        "image_size": 512,
+        "max_size": 2048,
+        "classes": 150,
+        "n_train": None,
+        "n_test": None,
+    }
+
+    def check(self) -> None:
+        folder = self.options["folder"]
+        if not isinstance(folder, str) or Path(folder).is_absolute() or ".." in Path(folder).parts:
+            what = f"Option 'folder' of data set '{self.name}' is {folder!r}"
+            raise UserError(f"{what}; give a name below the data root.")
+        self.whole("image_size", none=False)
+        self.whole("max_size", least=self.options["image_size"], none=False)
+        self.whole("classes", none=False)
+        self.number("classes", 1.0, IGNORE - 1.0)
+        self.whole("n_train")
+        self.whole("n_test")
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.options["folder"]
+
+    @property
+    def image_size(self) -> int:
+        return self.options["image_size"]
+
+    @property
+    def num_classes(self) -> int:
+        return self.options["classes"]
+
+    @cached_property
+    def map_names(self) -> tuple[str, ...]:
+        """Names of the classes from the table beside the images; their numbers where there is none."""
+        path = self.folder / TABLE
+        if not path.is_file():
+            return tuple(f"class {number}" for number in range(1, self.num_classes + 1))
+        with open(path, newline="", encoding="utf-8") as file:
+            names = [line.get("Name") for line in csv.DictReader(file, delimiter="\t")]
+        if len(names) < self.num_classes or None in names:
+            raise UserError(f"{path} must have a column 'Name' with {self.num_classes} classes: unpack it again.")
+        return tuple(str(name).strip() for name in names[: self.num_classes])
+
+    def missing(self) -> str | None:
+        for kind in ("images", "annotations"):
+            if not (self.folder / kind).is_dir():
+                return f"ADE20K is not complete: {self.folder / kind} is absent; get it from {self.source}."
+        return None
+
+    def parts(self, kind: str) -> dict[str, Path]:
+        """Folder of the files of each part, for "images" or "annotations"."""
+        top = self.folder / kind
+        return {part: top / sub if (top / sub).is_dir() else top for part, (sub, _) in PARTS.items()}
+
+    def fingerprint(self) -> str:
+        self.present()
+        # The same folder twice where the names tell the parts apart; so be it.
+        files = [image_sizes(path) for kind in ("images", "annotations") for path in self.parts(kind).values()]
+        return digest(self.name, files, self.map_names, self.options)
+
+    def counts(self) -> dict[str, int]:
+        return {part: self.options[f"n_{part}"] or self.expected[part] for part in PARTS}
+
+    def names(self, part: str) -> list[str]:
+        """Names without suffix of the images of "train" or "test", sorted.
+
+        Raises:
+            UserError: there are none, or an image has no map or a map no image.
+        """
+        self.present()
+        images, maps = self.files(part, "images"), self.files(part, "annotations")
+        odd = sorted(images.keys() ^ maps.keys())
+        if odd:
+            kind, other = ("image", "map") if odd[0] in images else ("map", "image")
+            path = images.get(odd[0]) or maps[odd[0]]
+            what = f"{path} is an {kind}" if kind == "image" else f"{path} is a {kind}"
+            raise UserError(f"{what} without {other} ({len(odd)} such files): every image needs a map of its name.")
+        if not images:
+            raise UserError(f"There are no {part} images in {self.parts('images')[part]}: get them from {self.source}.")
+        return sorted(images)
+
+    def files(self, part: str, kind: str) -> dict[str, Path]:
+        """Files of a part by their names without suffix."""
+        folder = self.parts(kind)[part]
+        sub, prefix = PARTS[part]
+        prefix = "" if folder.name == sub else prefix
+        return {Path(name).stem: folder / name for name in file_names(folder) if name.startswith(prefix)}
+
+    def load_dense(self, split: SplitName, *, seed: int, select: bool) -> DenseSplit:
+        part = source_of(self, split, select)
+        names = self.names(part)
+        chosen = np.arange(len(names))
+        cut = len(chosen) - max(1, len(chosen) // HELD_OUT) if select and part == "train" else len(chosen)
+        if split == "test":
+            chosen = chosen[take_first(len(chosen), self.options["n_test"], self.name)]
+        elif split == "val":
+            chosen = chosen[cut:]
+        else:
+            chosen = chosen[:cut][draw_subset(cut, self.options["n_train"], seed, self.name)]
+        images, maps = self.files(part, "images"), self.files(part, "annotations")
+        taken = [names[index] for index in chosen.tolist()]
+        paths = PathList(self.parts("images")[part], [images[name].name for name in taken])
+        return DenseSplit(
+            images=None,
+            paths=paths,
+            rows=chosen,
+            maps=FileMaps(
+                PathList(self.parts("annotations")[part], [maps[name].name for name in taken]), paths, self.num_classes
+            ),
+            map_names=self.map_names,
+            image_size=self.image_size,
+            max_size=self.options["max_size"],
+        )
+
+
+class FileMaps(Sequence[Any]):
+    """Semantic maps (bytes [H, W]) of N images, read and checked when asked for.
+
+    Args:
+        paths: of the maps. images: of the images, which must have the same sizes.
+        classes: C.
+    """
+
+    def __init__(self, paths: Sequence[Path], images: Sequence[Path], classes: int):
+        self.paths, self.images, self.classes = paths, images, classes
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            raise TypeError("maps are read one at a time")
+        from PIL import Image  # late, because planning imports this file
+
+        path = self.paths[index]
+        raw = read_map(path)
+        with Image.open(self.images[index]) as image:  # the head of the file only
+            width, height = image.size
+        if raw.shape != (height, width):
+            what = f"{path} has {raw.shape[1]} x {raw.shape[0]} px, its image {width} x {height}"
+            raise UserError(f"{what}: they must be of one size.")
+        if raw.max() > self.classes:
+            what = f"{path} holds the value {int(raw.max())}"
+            raise UserError(f"{what}; with {self.classes} classes it may hold 0 (ignored) to {self.classes}.")
+        return np.where(raw == 0, np.uint8(IGNORE), raw - np.uint8(1))
+
+
+def read_map(path: Path) -> UInt8[np.ndarray, "H W"]:
+    """A grey PNG's values, as they are.
+
+    Raises:
+        UserError: not readable, or not of one byte per pixel.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            raw = np.asarray(file)
+    except OSError as error:
+        raise UserError(f"Cannot read map {path} ({error}): replace it.") from error
+    if raw.ndim != 2 or raw.dtype != np.uint8:
+        raise UserError(f"{path} is no map: it must have one channel of one byte, as the mode L of PNG.")
+    return raw

@@ -1,0 +1,326 @@
+"""COCO 2017: `coco/train2017/*.jpg`, `coco/val2017/*.jpg`, `coco/annotations/instances_{train,val}2017.json`.
+
+Any data in that layout is read, such as exported `scenes`. Images stay files; masks are decoded when asked for.
+"""
+
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float32
+
+from hkd.data.base import PathList, SplitName, digest
+from hkd.data.dense import DenseSet, DenseSplit, Objects, draw_subset, take_first
+from hkd.data.folder import HELD_OUT, source_of
+from hkd.errors import UserError
+from hkd.files import sha256
+
+log = logging.getLogger(__name__)
+
+PARTS = {"train": "train2017", "test": "val2017"}
+FIELDS = ("image_id", "category_id", "bbox", "area", "segmentation")  # that every annotation must have
+CLIPPED, DROPPED, CROWDS, EMPTY = (
+    "boxes clipped to their images",
+    "boxes without area left out",
+    "crowd regions not trained on",
+    "images without objects not trained on",
+)
+
+
+class Listing(NamedTuple):
+    """One annotation file: images in the order of their ids, the entries of each image's annotations, class names."""
+
+    images: list[dict[str, Any]]
+    entries: list[list[dict[str, Any]]]
+    names: tuple[str, ...]
+    categories: dict[int, int]  # category id -> label
+    repairs: Counter[str]
+
+
+class Coco(DenseSet):
+    """80 classes; the official validation images are the test split.
+
+    Options:
+        folder: its name below the data root.
+        image_size, max_size: px; images are shown with this short side unless the long one would exceed max_size.
+        n_train: annotated training images in all, drawn by the run's seed; null takes all.
+        n_test: of the test images the first ones; null takes all.
+        empty: train on images without any object as well.
+
+    Category ids may have gaps: labels number the categories in the order of their ids. Boxes are clipped to their
+    images; those without area then are left out, and so are crowd regions in training. The evaluator's truth keeps
+    crowds and the file's own boxes. Validation (`select=True`) is the last tenth of the training images by id.
+    The fingerprint covers the annotation files' contents, and names and sizes of the images.
+    """
+
+    name: ClassVar[str] = "coco"
+    licence: ClassVar[str] = "annotations CC BY 4.0; the photographs belong to their makers"
+    source: ClassVar[str] = "https://cocodataset.org (2017 train and val images, train/val annotations)"
+    expected: ClassVar[dict[str, int]] = {"classes": 80, "train": 118_287, "test": 5_000}
+    checksum: ClassVar[dict[str, str]] = {}
+    defaults: ClassVar[dict[str, Any]] = {
+        "folder": "coco",
+        "image_size": 800,
+        "max_size": 1333,
+        "n_train": None,
+        "n_test": None,
+        "empty": True,
+    }
+
+    def check(self) -> None:
+        folder = self.options["folder"]
+        if not isinstance(folder, str) or Path(folder).is_absolute() or ".." in Path(folder).parts:
+            what = f"Option 'folder' of data set '{self.name}' is {folder!r}"
+            raise UserError(f"{what}; give a name below the data root.")
+        self.whole("image_size", none=False)
+        self.whole("max_size", least=self.options["image_size"], none=False)
+        self.whole("n_train")
+        self.whole("n_test")
+        if type(self.options["empty"]) is not bool:
+            what = f"Option 'empty' of data set '{self.name}' is {self.options['empty']!r}"
+            raise UserError(f"{what}; it must be true or false.")
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.options["folder"]
+
+    @property
+    def image_size(self) -> int:
+        return self.options["image_size"]
+
+    @property
+    def num_classes(self) -> int:
+        return self.expected["classes"] if self.missing() else len(self.object_names)
+
+    @property
+    def object_names(self) -> tuple[str, ...]:
+        return self.test.names
+
+    def annotation_file(self, part: str) -> Path:
+        return self.folder / "annotations" / f"instances_{PARTS[part]}.json"
+
+    def missing(self) -> str | None:
+        for part, name in PARTS.items():
+            for path, there in (
+                (self.folder / name, (self.folder / name).is_dir()),
+                (self.annotation_file(part), self.annotation_file(part).is_file()),
+            ):
+                if not there:
+                    return f"COCO is not complete: {path} is absent; get it from {self.source} and unpack it there."
+        return None
+
+    def fingerprint(self) -> str:
+        self.present()
+        files = [sha256(self.annotation_file(part)) for part in PARTS]
+        images = [image_sizes(self.folder / name) for name in PARTS.values()]
+        return digest(self.name, files, images, self.options)
+
+    def counts(self) -> dict[str, int]:
+        return {part: self.options[f"n_{part}"] or self.expected[part] for part in PARTS}
+
+    @cached_property
+    def train(self) -> Listing:
+        return self.read("train")
+
+    @cached_property
+    def test(self) -> Listing:
+        return self.read("test")
+
+    def read(self, part: str) -> Listing:
+        """The annotations of "train" or "test", checked against each other and the images that are there."""
+        self.present()
+        path = self.annotation_file(part)
+        found = read_annotations(path)
+        held = set(os.listdir(self.folder / PARTS[part]))
+        absent = [image["file_name"] for image in found.images if image["file_name"] not in held]
+        if absent:
+            what = f"{self.folder / PARTS[part] / absent[0]} is annotated in {path.name} but not there"
+            raise UserError(f"{what} ({len(absent)} of {len(found.images)} images are absent): unpack them again.")
+        for what, count in found.repairs.items():
+            log.warning("%s: %d %s", path, count, what)
+        return found
+
+    def load_dense(self, split: SplitName, *, seed: int, select: bool) -> DenseSplit:
+        part = source_of(self, split, select)
+        found = self.test if part == "test" else self.train
+        if found.categories != self.test.categories or found.names != self.test.names:
+            first, second = (self.annotation_file(part).name for part in PARTS)
+            raise UserError(f"{first} and {second} in {self.folder} have different categories: they must be the same.")
+        chosen = np.arange(len(found.images))
+        cut = len(chosen) - max(1, len(chosen) // HELD_OUT) if select and part == "train" else len(chosen)
+        repairs = Counter(found.repairs)
+        entries = found.entries
+        if split == "test":
+            chosen = chosen[take_first(len(chosen), self.options["n_test"], self.name)]
+        elif split == "val":
+            chosen = chosen[cut:]
+        else:
+            entries = [[entry for entry in group if not entry["iscrowd"]] for group in found.entries]
+            repairs[CROWDS] = sum(map(len, found.entries)) - sum(map(len, entries))
+            pool = [index for index in range(cut) if entries[index] or self.options["empty"]]
+            repairs[EMPTY] = cut - len(pool)
+            chosen = np.array(pool, dtype=np.int64)[draw_subset(len(pool), self.options["n_train"], seed, self.name)]
+        images = [found.images[index] for index in chosen.tolist()]
+        taken = [entries[index] for index in chosen.tolist()]
+        sizes = np.array([(image["height"], image["width"]) for image in images], dtype=np.int64).reshape(-1, 2)
+        return DenseSplit(
+            images=None,
+            paths=PathList(self.folder / PARTS[part], [image["file_name"] for image in images]),
+            rows=np.array([image["id"] for image in images], dtype=np.int64),
+            sizes=sizes,
+            objects=FileObjects(taken, sizes, found.categories, self.annotation_file(part)),
+            object_names=found.names,
+            truth=None if split == "train" else official(taken, found.categories),
+            image_size=self.image_size,
+            max_size=self.options["max_size"],
+            repairs={what: count for what, count in repairs.items() if count},
+        )
+
+
+class FileObjects(Sequence[Objects]):
+    """Objects of N images; masks are decoded when an image is asked for.
+
+    Args:
+        entries: checked annotations of each image.
+        sizes: height and width of the images [N, 2].
+        categories: category id -> label.
+        path: of the annotation file, for messages.
+    """
+
+    def __init__(
+        self, entries: list[list[dict[str, Any]]], sizes: np.ndarray, categories: Mapping[int, int], path: Path
+    ):
+        self.entries, self.sizes, self.categories, self.path = entries, sizes, categories, path
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            raise TypeError("objects are read one image at a time")
+        group = self.entries[index]
+        height, width = self.sizes[index].tolist()
+        masks = np.zeros((len(group), height, width), dtype=bool)
+        for mask, entry in zip(masks, group, strict=True):
+            try:
+                mask[:] = decode_mask(entry["segmentation"], height, width)
+            except (ValueError, TypeError, KeyError, RuntimeError) as error:
+                what = f"{self.path}: the mask of annotation {entry.get('id')} of image {entry['image_id']}"
+                raise UserError(f"{what} cannot be decoded ({error}): correct it.") from error
+        return Objects(
+            clip([entry["bbox"] for entry in group], height, width),
+            np.array([self.categories[entry["category_id"]] for entry in group], dtype=np.int64),
+            masks,
+            np.array([bool(entry["iscrowd"]) for entry in group], dtype=bool),
+        )
+
+
+def read_annotations(path: Path) -> Listing:
+    """A file of instances, checked.
+
+    Raises:
+        UserError: not JSON, a part or field is absent, an id is given twice or not known, a box is no box.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}): unpack it again.") from error
+    parts = ("images", "annotations", "categories")
+    absent = [part for part in parts if not (isinstance(content, dict) and isinstance(content.get(part), list))]
+    if absent:
+        raise UserError(f"{path} has no list '{absent[0]}': it must be a COCO file of instances.")
+    images = by_id(content["images"], ("file_name", "height", "width"), "image", path)
+    kinds = by_id(content["categories"], ("name",), "category", path)
+    categories = {identity: label for label, identity in enumerate(kinds)}
+    repairs: Counter[str] = Counter()
+    entries: dict[int, list[dict[str, Any]]] = {identity: [] for identity in images}
+    for number, entry in enumerate(content["annotations"], 1):
+        where = f"{path}: annotation {entry.get('id', f'number {number}')}"
+        if gone := [name for name in FIELDS if name not in entry]:
+            raise UserError(f"{where} has no '{gone[0]}': complete it.")
+        if entry["image_id"] not in images:
+            raise UserError(f"{where} is of image {entry['image_id']}, which is not listed: add it or take this out.")
+        if entry["category_id"] not in categories:
+            known = f"{len(categories)} categories, ids {min(categories, default=0)} to {max(categories, default=0)}"
+            raise UserError(f"{where} has category {entry['category_id']}, which is not among the {known}.")
+        image = images[entry["image_id"]]
+        box = entry["bbox"]
+        if not (isinstance(box, list) and len(box) == 4 and all(is_number(value) for value in box)):
+            raise UserError(f"{where} has the box {box!r}; it must be x, y, width, height in px.")
+        x1, y1, x2, y2 = clip([box], image["height"], image["width"])[0].tolist()
+        if x2 <= x1 or y2 <= y1:
+            repairs[DROPPED] += 1
+            continue
+        # Less than one px is the rounding of the files.
+        x, y, w, h = box
+        repairs[CLIPPED] += x < -1 or y < -1 or x + w > image["width"] + 1 or y + h > image["height"] + 1
+        entries[entry["image_id"]].append({**entry, "iscrowd": int(entry.get("iscrowd", 0))})
+    names = tuple(str(kind["name"]) for kind in kinds.values())
+    return Listing(list(images.values()), list(entries.values()), names, categories, +repairs)
+
+
+def by_id(items: list[dict[str, Any]], fields: tuple[str, ...], what: str, path: Path) -> dict[int, dict[str, Any]]:
+    """Items of a COCO file by their ids, ascending; UserError where a field is absent or an id is given twice."""
+    found: dict[int, dict[str, Any]] = {}
+    for number, item in enumerate(items, 1):
+        if gone := [name for name in ("id", *fields) if name not in item]:
+            raise UserError(f"{path}: {what} number {number} has no '{gone[0]}': complete it.")
+        if type(item["id"]) is not int or item["id"] in found:
+            raise UserError(f"{path}: {what} number {number} has the id {item['id']!r}; ids must be different numbers.")
+        found[item["id"]] = item
+    return dict(sorted(found.items()))
+
+
+def is_number(value: Any) -> bool:
+    """Whether JSON gave a finite number."""
+    return type(value) in (int, float) and bool(np.isfinite(value))
+
+
+def clip(boxes: Sequence[Any], height: int, width: int) -> Float32[np.ndarray, "K 4"]:
+    """Boxes x, y, width, height (K lists of four numbers, px) as x1, y1, x2, y2 within an image."""
+    xywh = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+    return corners.clip(0.0, [width, height, width, height]).astype(np.float32)
+
+
+def official(entries: list[list[dict[str, Any]]], categories: Mapping[int, int]) -> list[dict[str, Any]]:
+    """Annotations for an evaluator: as the file has them, but for category ids without gaps."""
+    return [{**entry, "category_id": categories[entry["category_id"]] + 1} for group in entries for entry in group]
+
+
+def decode_mask(segmentation: Any, height: int, width: int) -> Bool[np.ndarray, "H W"]:
+    """A mask from polygons, run lengths, or compressed run lengths.
+
+    Raises:
+        ValueError: it is none of these, or of another size.
+    """
+    # Late: planning imports this file. The package's `init_as_pycocotools` is not called, as it would replace
+    # pycocotools for the whole process.
+    from faster_coco_eval import mask as masks
+
+    if isinstance(segmentation, list):
+        if not segmentation or any(len(ring) < 6 or len(ring) % 2 for ring in segmentation):
+            raise ValueError("each polygon needs at least three points x, y")
+        rings = [[float(value) for value in ring] for ring in segmentation]
+        return masks.decode(masks.merge(masks.frPyObjects(rings, height, width))).astype(bool)
+    size, counts = list(segmentation["size"]), segmentation["counts"]
+    if size != [height, width]:
+        raise ValueError(f"it is {size[1]} x {size[0]} px, the image {width} x {height}")
+    if isinstance(counts, list):
+        if sum(counts) != height * width or min(counts) < 0:
+            raise ValueError(f"its runs sum to {sum(counts)} px, the image has {height * width}")
+        runs = np.arange(len(counts)) % 2 == 1
+        return np.repeat(runs, counts).reshape(width, height).T
+    return masks.decode({"size": size, "counts": counts}).astype(bool)
+
+
+def image_sizes(folder: Path) -> list[tuple[str, int]]:
+    """Names and sizes in bytes of all files in a folder, sorted."""
+    with os.scandir(folder) as found:
+        return sorted((entry.name, entry.stat().st_size) for entry in found if entry.is_file())

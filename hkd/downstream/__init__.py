@@ -1,0 +1,1 @@
+"""Detection and semantic segmentation on top of a distilled backbone."""
