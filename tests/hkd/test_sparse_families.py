@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from importlib.util import find_spec
 
 import pytest
 import timm
@@ -279,3 +280,17 @@ def test_gradient_checkpointing_is_refused():
     net.net.set_grad_checkpointing(True)
     with pytest.raises(UserError, match="without their mask"):
         net(images("resnet_twin"), visible=random_mask(8, 4, 0.6))
+
+
+@pytest.mark.parametrize(
+    ("name", "ratio", "expected"),
+    [("resnet_twin", 0.6, "spconv"), ("resnet_twin", 0.4, "rows"), ("convnext", 0.6, "rows")],
+)
+def test_auto_takes_what_was_measured_to_be_the_fastest(name, ratio, expected):
+    net = model(name).eval()
+    visible = random_mask(8, 4, ratio) if name == "resnet_twin" else random_mask(8, 2, ratio)
+    assert net.family.fastest(visible) == (expected if find_spec("spconv") else "rows")
+    with torch.no_grad():
+        one, other = (net(images(name), visible=visible, backend=backend) for backend in ("auto", "masked"))
+    agree(maps(one), maps(other), 1e-5)
+    assert net.family.fastest(visible.to("meta")) == "masked"
