@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from analysis.figures import COLOURS, MARKERS, canvas, house_style, save, write_texts
@@ -75,13 +76,16 @@ def grid_of_pictures(
         rows: labels of the lines.
     """
     count = len(next(iter(columns.values())))
-    lines, heading = textwrap.wrap(caption, 15 * len(columns)), textwrap.wrap(title, 9 * len(columns) + 10)
     left = 0.1 + 0.09 * max(map(len, rows), default=0)
-    above, below = 0.62 + 0.26 * len(heading), 0.25 + 0.2 * len(lines)
-    width, height = left + TILE * len(columns) + 0.1, above + TILE * count + below
+    width = left + TILE * len(columns) + 0.1
+    # Letters of 10.5 and 14 points are about .085 and .135 inches wide.
+    lines, heading = textwrap.wrap(caption, int(width / 0.085)), textwrap.wrap(title, int(width / 0.135))
+    names = ["\n".join(textwrap.wrap(name, int(TILE / 0.085))) for name in columns]
+    above = 0.3 + 0.26 * len(heading) + 0.17 * max(name.count("\n") + 1 for name in names)
+    height = above + TILE * count + 0.25 + 0.2 * len(lines)
     with house_style():
         figure = canvas(width, height)
-        for x, (name, pictures) in enumerate(columns.items()):
+        for x, (name, pictures) in enumerate(zip(names, columns.values(), strict=True)):
             for y, picture in enumerate(pictures):
                 axes = figure.add_axes(
                     (
@@ -125,7 +129,7 @@ def draw_active_sets(step: Step, images: Float[Tensor, "N 3 S S"], path: Path) -
     active = {stage: map_.abs().amax(dim=1) > 0 for stage, map_ in taps.stages.items()}
     columns = {"image": pictures_of(images), "masked": pictures_of(hide(images, visible))}
     for stage, where in active.items():
-        columns[f"stage {stage}\n{where.shape[1]}x{where.shape[2]}"] = list(where.double().numpy())
+        columns[f"stage {stage}, {where.shape[1]}x{where.shape[2]}"] = list(where.double().numpy())
     grid_of_pictures(
         columns,
         path,
@@ -158,7 +162,7 @@ def draw_features(steps: Mapping[str, Step], images: Float[Tensor, "N 3 S S"], p
         true, guess = as_colours(target, predicted[0])
         if not columns:
             columns |= {"image": pictures_of(images), "masked": pictures_of(hide(images, visible))}
-        columns |= {f"{name}:\nteacher": list(true), f"{name}:\npredicted": list(guess)}
+        columns |= {f"{name}: teacher": list(true), f"{name}: predicted": list(guess)}
         agreement[name] = float(torch.cosine_similarity(predicted[0], target, dim=1).mean())
     grid_of_pictures(
         columns,
@@ -182,9 +186,9 @@ def draw_paintings(steps: Mapping[str, Step], images: Float[Tensor, "N 3 S S"], 
     for name, step in steps.items():
         method: Any = step.method
         batch, taps = masked_pass(step, images)
-        columns[f"{name}:\nmasked"] = pictures_of(hide(images, batch.extra["visible"]))
+        columns[f"{name}: masked"] = pictures_of(hide(images, batch.extra["visible"]))
         with torch.no_grad():
-            columns[f"{name}:\npainted"] = pictures_of(method.picture(batch, taps))
+            columns[f"{name}: painted"] = pictures_of(method.picture(batch, taps))
     grid_of_pictures(
         columns,
         path,
@@ -211,6 +215,7 @@ def draw_queue(curves: Mapping[str, Sequence[Mapping[str, float]]], path: Path, 
         axes.axhline(size, color="#8c8c8c", linewidth=0.8)
         axes.set_ylim(0, size * 1.08)
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel("effective entries")
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
         axes.legend(loc="best")

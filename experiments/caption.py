@@ -16,6 +16,7 @@ METRIC_NAMES = {
     "ap_mask": "mask AP",
     "miou": "mean IoU",
 }
+LOSSES = {"heldout_loss": "loss on held-out images"}  # metrics that are not percent
 
 
 def caption(plan: Plan, records: Mapping[str, Record], comparison: Comparison) -> list[str]:
@@ -40,9 +41,10 @@ def setting(plan: Plan) -> str:
     data = ", ".join(sorted({spec.data.name for spec in specs})) or "none"
     epochs = sorted({spec.recipe.epochs for spec in specs if spec.recipe})
     length = f"{epochs[0]} to {epochs[-1]} epochs" if len(epochs) > 1 else f"{(epochs or [0])[0]} epochs"
-    metric = ", ".join(map(metric_name, plan.metrics))
+    unit = "" if set(plan.metrics) <= set(LOSSES) else " in percent, gains in points"
+    metric = ", ".join(map(metric_name, plan.metrics)) + unit
     return (
-        f"Profile {plan.profile}; data: {data}; {metric} in percent, gains in points; "
+        f"Profile {plan.profile}; data: {data}; {metric}; "
         f"{len(plan.seeds)} seed{'s' if len(plan.seeds) > 1 else ''} ({spans(plan.seeds)}); {length} per student."
     )
 
@@ -223,4 +225,4 @@ def with_interval(estimate: Estimate, *, signed: bool = False) -> str:
 
 def metric_name(metric: str) -> str:
     """A metric as a caption says it."""
-    return METRIC_NAMES.get(metric, metric)
+    return (METRIC_NAMES | LOSSES).get(metric, metric)

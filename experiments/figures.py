@@ -17,6 +17,7 @@ from hkd.training.runtime import Runtime
 
 DRAWINGS = {"hgkd_pictures": "experiments.figures:hgkd_pictures"}
 SHOWN = 6  # images in a picture
+PAINTERS = {"masked_pixels": "student", "mae": "MAE teacher"}  # methods that predict pixels, as columns name them
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,12 @@ def hgkd_pictures(finished: Finished, folder: Path) -> None:
     else:
         images = torch.from_numpy(split.images[:SHOWN]) / 255
     distilled = {label: finished.step(run) for label, run in runs.items() if run.spec.method.name == "hgkd"}
-    painting = {label: run for label, run in runs.items() if run.spec.method.name == "masked_pixels"}
-    painting |= {run.label: run for run in finished.plan.runs.values() if run.spec.method.name == "mae"}
-    painters = {label: finished.step(run) for label, run in painting.items()}
+    done = {run.key for run in runs.values()} | {need for run in runs.values() for need in run.needs}
+    painters = {
+        PAINTERS[run.spec.method.name]: finished.step(run)
+        for run in finished.plan.runs.values()
+        if run.key in done and run.spec.method.name in PAINTERS
+    }
     facts: dict[str, Any] = {"images": f"first {SHOWN} of the test split"}
     if distilled:
         facts["active"] = draw.draw_active_sets(next(iter(distilled.values())), images, folder / "active_sets.png")

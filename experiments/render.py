@@ -82,7 +82,8 @@ def fill(plan: Plan, records: Mapping[str, Record], comparison: Comparison, fold
     (folder / "table.md").write_text(markdown(plan, records, comparison))
     write_json(metrics(plan, comparison), folder / "metrics.json")
     write_json(run_facts(plan, records), folder / "runs.json")
-    draw(plan, comparison, folder / "comparison.png")
+    if any(cell.baseline for cell in plan.cells):
+        draw(plan, comparison, folder / "comparison.png")
     if is_ranked(plan):
         ranked = ranking(plan, comparison)
         write_csv(ranks(plan, ranked), folder / "ranks.csv")

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 TABLE = "scalekd_table3"
 METRICS = f"results/{TABLE}/metrics.json"
 LIMIT = 300.0  # seconds for one command
+PICTURES = ("active_sets", "features", "paintings", "queue_entries")
 RUNS = 13  # smoke: one teacher, and two pairs x three methods x two seeds
 CRASH = """
 import os as _os
@@ -290,3 +291,15 @@ def test_kill_9_in_mid_run_keeps_finished_runs_and_the_next_repro_does_the_rest_
     assert {path: path.read_bytes() for path in finished} == finished
     assert other.files()["table.csv"] == clone.first["table.csv"]
     assert set(other.records()) <= set(clone.records())  # a run is named the same everywhere
+
+
+def test_a_figure_trains_its_chain_draws_its_pictures_and_then_nothing_more(clone):
+    output = clone.dvc("repro", "hgkd_pictures")
+    count = 2 + 2 * len(clone.seeds())  # the teacher and its probe; H-GKD and the pixel control
+    assert f"{count} of {count} runs executed" in output, output
+    drawn = clone.folder / "results" / "hgkd_pictures"
+    pictures = {name: (drawn / f"{name}.png").read_bytes() for name in PICTURES}
+    assert json.loads((drawn / "pictures.json").read_text())["active"]["stage_4"] == 6 / 16
+    clone.edit("hkd/methods/hgkd.py", lambda text: text + "# a comment\n")
+    assert f"0 of {count} runs executed" in clone.dvc("repro", "hgkd_pictures")
+    assert {name: (drawn / f"{name}.png").read_bytes() for name in PICTURES} == pictures
