@@ -11,7 +11,9 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +30,9 @@ from hkd.training.state import Training
 from hkd.training.train import prepare
 
 STUDENTS = ["resnet50_mini", "mobilenet_v1_mini", "convnext_t_mini", "mixer_s16_mini", "vit_s16_mini", "swin_t_mini"]
+HCD_STUDENTS = ["resnet18_mini", "mobilenet_v2_mini", "deit_t_mini", "swin_p_mini", "resmlp_s12_mini"]
+# Steps of HCD's tables, over a supervised one.
+LIMITS = {"kd": 1.1, "dkd": 1.1, "dist": 1.1, "fitnet": 1.3, "cc": 1.3, "rkd": 1.3, "hcd": 2.0, "crd": inf, "ofa": inf}
 BUILDS = 6  # of both sides
 PAIRS = 5  # of epochs per build, after one that is not counted
 STEPS = 10  # of an epoch
@@ -49,15 +54,22 @@ class Epochs:
         fit(self.run, self.journal, self.checkpoints)
 
 
-def epochs_of(method: str, student: str, folder: Path, recipe: Recipe = RECIPE, teacher: str = "swin_l_mini") -> Epochs:
+def epochs_of(
+    method: str,
+    student: str,
+    folder: Path,
+    recipe: Recipe = RECIPE,
+    teacher: str = "swin_l_mini",
+    data: str = "digits",
+    options: dict[str, Any] | None = None,
+) -> Epochs:
     """A run that stands at its beginning; gradient norms, measured in five epochs of a run, are left out."""
-    data = DataSpec(name="digits", options={"n_train": STEPS * BATCH})
     teachers = {"teacher": TeacherSpec(model=ZOO[teacher], weights=Weights(kind="random", id="0"))}
     spec = RunSpec(
         task="train",
-        data=data,
+        data=DataSpec(name=data, options={"n_train": STEPS * BATCH}),
         student=ZOO[student],
-        method=MethodSpec(name=method),
+        method=MethodSpec(name=method, options=options or {}),
         recipe=recipe,
         teachers={} if method == "supervised" else teachers,
     )
@@ -93,10 +105,15 @@ def seconds(epoch: Callable[[], None]) -> float:
     return time.process_time() - start
 
 
-def compare(benchmark, build: Callable[[], tuple[Callable[[], None], Callable[[], None]]], limit: float) -> None:
+def compare(
+    benchmark,
+    build: Callable[[], tuple[Callable[[], None], Callable[[], None]]],
+    limit: float,
+    builds: int = BUILDS,
+) -> None:
     """Record the ratio of the two loops that `build` makes, the second being the reference; fail beyond the limit."""
     ratios = []
-    for _ in range(BUILDS):
+    for _ in range(builds):
         epoch, reference = build()
         epoch(), reference()
         ratios += [seconds(epoch) / seconds(reference) for _ in range(PAIRS)]
@@ -131,6 +148,23 @@ def test_a_scalekd_step_costs_at_most_three_supervised_ones(benchmark, tmp_path,
         return epochs_of("scalekd", student, tmp_path, FIXED), epochs_of("supervised", student, tmp_path, FIXED)
 
     compare(benchmark, build, limit=3.0)
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # images shared by the data set's cache
+@pytest.mark.parametrize("student", HCD_STUDENTS)
+@pytest.mark.parametrize("method", LIMITS)
+def test_a_step_of_each_method_beside_a_supervised_one(benchmark, tmp_path, method, student):
+    """Two-digit numbers, 100 classes, Swin-T's twin as cached teacher; methods without a limit are reported."""
+    options: dict[str, Any] = {"negatives": STEPS * BATCH // 3} if method == "crd" else {}
+    if student.startswith("swin") and method in ("hcd", "ofa"):
+        options = {"projector": "tokens"}
+    shared = {"recipe": FIXED, "teacher": "swin_t_ofa_mini", "data": "numbers100"}
+
+    def build():
+        loop = epochs_of(method, student, tmp_path, options=options, **shared)
+        return loop, epochs_of("supervised", student, tmp_path, **shared)
+
+    compare(benchmark, build, limit=LIMITS[method], builds=2)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "momentum"])
