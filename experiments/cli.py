@@ -281,6 +281,14 @@ def convert(card: str, source: Path, *, classes: int = 1000) -> int:
     return 0
 
 
+def measured_text(measured: tuple[str, float] | None) -> str:
+    """A teacher's measured value; what it is unless it is plain accuracy."""
+    if measured is None:
+        return "not yet"
+    metric, value = measured
+    return f"{value:.2f}" + ("" if metric == "top1" else f" ({metric})")
+
+
 def fetch_weights(pretrained: str, path: Path) -> str:
     """Download timm's `name.tag` to a file and return its SHA-256.
 
@@ -324,7 +332,7 @@ def teachers(*, profile: str | None = None) -> int:
         entry, arch = facts.entry, facts.card.arch.rpartition(":")[2]
         texts = [facts.name, f"{facts.card.name} ({arch})", facts.made, entry.weights or "", entry.licence or ""]
         texts += [(facts.sha256 or "")[:12], "" if entry.published is None else f"{entry.published:.2f}"]
-        texts += [entry.source or "", f"{facts.measured[1]:.2f}" if facts.measured else "not yet"]
+        texts += [entry.source or "", measured_text(facts.measured)]
         shown.add_row(*map(Text, texts))
     out().print(shown)
     return 0

@@ -55,7 +55,14 @@ def teachers(profile: str, store: Store) -> Iterator[TeacherFacts]:
             made=how_made(mapping),
             entry=entry.model_copy(update=fields),
             sha256=cached_sha256(file) if file and file.is_file() else entry.sha256 or origin.sha256,
-            measured=next(((metric, values[metric]) for metric in ("top1", *values) if metric in values), None),
+            measured=next(
+                (
+                    (f"{metric} of a linear probe" if mapping.probe else metric, values[metric])
+                    for metric in ("top1", *values)
+                    if metric in values
+                ),
+                None,
+            ),
         )
 
 

@@ -12,6 +12,7 @@ FAMILIES = {
     "swin": "hkd.models.swin:SwinFamily",
     "mim_vit": "hkd.models.mim_vit:MimViTFamily",
     "beit": "hkd.models.beit:BeitFamily",
+    "hybrid_vit": "hkd.models.hybrid_vit:HybridViTFamily",
     "sparse_resnet": "hkd.models.sparse_families:SparseResNetFamily",
     "sparse_convnext": "hkd.models.sparse_families:SparseConvNeXtFamily",
     "sparse_mobilenet_v2": "hkd.models.sparse_families:SparseMobileNetV2Family",

@@ -423,7 +423,7 @@ def _larger_images() -> list[ModelCard]:
 
 
 def _masked() -> list[ModelCard]:
-    """H-GKD: sparse students and masked-image-modelling teachers, and their miniature twins.
+    """H-GKD and Hybrid Distill: sparse and ViT students, masked-image-modelling teachers, and their miniature twins.
 
     Students' twins keep a stride of 8, so that 32 px are 4x4 cells of the mask as 224 px are 7x7, and their teachers'
     patches are half a cell a side, as they are at 224 px.
@@ -468,6 +468,7 @@ def _masked() -> list[ModelCard]:
             kwargs={"use_abs_pos_emb": True, "use_rel_pos_bias": False, "use_fc_norm": False},
             stages=QUARTERS,
         ),
+        ModelCard(name="hybrid_b16", family="hybrid_vit", arch="vit_base_patch16_224", stages=QUARTERS),
         ModelCard(
             name="sparse_resnet50_mini",
             family="sparse_resnet",
@@ -493,6 +494,7 @@ def _masked() -> list[ModelCard]:
             **MINI | {"stages": (0, 1, 2, 5)},
         ),
         ModelCard(name="mae_b16_mini", family="mim_vit", arch=VIT, kwargs=patches | AVERAGE, **quarters),
+        ModelCard(name="hybrid_b16_mini", family="hybrid_vit", arch=VIT, kwargs=patches | AVERAGE, **quarters),
         ModelCard(
             name="beit_b16_mini",
             family="beit",
@@ -582,6 +584,8 @@ SIZES = {
     "sparse_resnet18_mini": (0.273, 0.004514),
     "sparse_mobilenet_v2_mini": (0.314, 0.00142),
     "mae_b16_mini": (0.555, 0.03185),
+    "hybrid_b16": (86.416, 17.56),
+    "hybrid_b16_mini": (0.549, 0.03185),
     "beit_b16_mini": (0.555, 0.03239),
 }
 

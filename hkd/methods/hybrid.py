@@ -1,0 +1,559 @@
+r"""Hybrid Distill: a fresh plain ViT learns, without labels, the final features of one teacher and the token relations
+of another's late layers.
+
+Source: arXiv:2306.15876; its code was announced, not released. Tc, supervised or contrastive, gives discrimination by
+its features F_c; Tm, pre-trained by masked image modelling, gives diversity by R_m^i, the products of queries and keys
+of late layers i. The teachers see the whole image and the student the patches that a mask keeps:
+
+.. math::
+    L = L_f + \alpha L_r, \quad L_f = mean\; \ell(F_s - norm(F_c[keep]))
+
+    L_r = mean_{i \in \{L-1, L-2\}} mean\; \ell(R_s^i - R_m^i[keep, keep]), \quad R = Q K^T
+
+with l the smooth L1 distance. The progressive mask drops, before some blocks of Tm, the tokens most like the mean of
+those still kept (`hkd.methods.token_mask`).
+
+Layers are counted from 1 in options, as the paper counts them; layer i is block i - 1.
+
+Decided here where the paper is silent: cosine similarity; the class token is compared and never masked; F_s is after
+the student's final norm and F_c before the teacher's, normalised per token; the direct mask looks at the output of Tm's
+last layer; block outputs and attention outputs of the student are compared as they are; `relation_heads` and
+`relation_scale` are independent. Deviation: the asymmetric encoder of its Figure 7 is not built.
+Shapes: B batch, P prefix tokens, N = g * g patches, n kept ones, M = P + n, D width, h heads, d width of a head.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from hkd.data.batch import Batch
+from hkd.errors import Refused
+from hkd.methods.base import Criterion, Method, Needs
+from hkd.methods.logits import exact
+from hkd.methods.patches import patch_tokens, random_visible, split_patches
+from hkd.methods.relations import (
+    PLAIN,
+    SCALED,
+    Shape,
+    attended,
+    before_affine,
+    first_tokens,
+    plain_shape,
+    projected,
+    refuse_relations,
+    relations,
+)
+from hkd.methods.token_decoder import TokenDecoder, xavier
+from hkd.methods.token_mask import gather_tokens, kept_after, redundant_mask, share_kept, with_prefix
+from hkd.models.hybrid_vit import TokenTaps
+from hkd.models.tap_model import Teacher
+from hkd.models.taps import TapInfo, Taps, Want
+from hkd.registry import lookup
+from hkd.spec import FORBID, ModelCard, Recipe
+
+EPS = 1e-6  # added to the variance of a target token
+ASYMMETRIC = (
+    "encoder=asymmetric adds attention parameters and relative positions to the student that no timm model has, and is "
+    "not built: use encoder=plain."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HybridConfig:
+    """Every switch of the paper's tables; the defaults are its method without the mask, as most tables have it.
+
+    targets: what is learned from whom, the final features or (primed in the paper) what `late_target` says of late
+        layers: `c` Tc's features, `m` Tm's features, `c+c` both of Tc, `m+m` both of Tm, `c+m` features of Tc and late
+        layers of Tm. Tc has the role `features`, Tm the role `relations`; a teacher that is not read is not needed.
+    late_target: `relation`; `msa`, softmax(R / sqrt d) V before the output projection, over all of the teacher's tokens
+        and all that the student has; `feature`, block outputs; `both_last`, the final features of that teacher too.
+    late_layers: layers of the late target, from 1; None: the last two before the last, 10 and 11 of 12.
+    depth: layers of student and teachers, which their cards must have too.
+    alpha, beta: weight of the late term (0: not computed); where the smooth L1 distance turns linear.
+    target_norm: normalise features (final ones and block outputs, not `msa`) per token.
+    student_norm: the student's features are those after its final norm.
+    class_token: class (and other prefix) tokens are compared too.
+    relation_scale, relation_heads: raw products or attention logits; heads into which queries and keys of all heads are
+        split anew on both sides (1: the full width), None: the models' own.
+    mask: `none`; `random`; `direct`, one step by the tokens after Tm's last layer; `progressive`, a step before the
+        blocks 0, depth // 3 and 2 depth // 3 of Tm.
+    drop: K, the share of kept tokens that each progressive step drops, rounded down.
+    keep: share of tokens that `random` and `direct` keep.
+    mask_tokens: what `progressive` compares: a block's input (`block`), for which Tm's card must have the ends of the
+        first two thirds as stages 1 and 2, or that after the block's layer norm (`normed`), which any card gives.
+    decoder: between student and features: `none`, unless widths differ, when a linear map is; `linear`; or attention.
+    decoder_width, decoder_heads: of the attention decoders.
+    encoder: `asymmetric` is refused.
+    task: `direct`; `masked`, mask tokens enter the encoder, and `dbot`, they enter the decoder: features of one teacher
+        are learned at hidden patches.
+    mask_ratio: share of hidden patches in `masked` and `dbot`.
+
+    Raises ValueError for unknown choices, numbers out of range, a mask that leaves no token, and options that
+    contradict each other.
+    """
+
+    __pydantic_config__ = FORBID
+    targets: Literal["c", "m", "c+c", "m+m", "c+m"] = "c+m"
+    late_target: Literal["relation", "msa", "feature", "both_last"] = "relation"
+    late_layers: tuple[int, ...] | None = None
+    depth: int = 12
+    alpha: float = 1.0
+    beta: float = 2.0
+    target_norm: bool = True
+    student_norm: bool = True
+    class_token: bool = True
+    relation_scale: Literal["raw", "1/sqrt(d)"] = "raw"
+    relation_heads: int | None = None
+    mask: Literal["none", "random", "direct", "progressive"] = "none"
+    drop: float = 0.3
+    keep: float = 0.35
+    mask_tokens: Literal["block", "normed"] = "block"
+    decoder: Literal["none", "linear", "attn1", "attn2", "attn4", "attn8"] = "none"
+    decoder_width: int = 512
+    decoder_heads: int = 16
+    encoder: Literal["plain", "asymmetric"] = "plain"
+    task: Literal["direct", "masked", "dbot"] = "direct"
+    mask_ratio: float = 0.75
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal:
+                lookup(name, getattr(self, name), dict.fromkeys(get_args(hint)))
+        if not 0 <= self.alpha < math.inf or not 0 < self.beta < math.inf:
+            raise ValueError(
+                f"alpha must not be negative, beta must be positive, both finite, got {self.alpha} and {self.beta}"
+            )
+        if not 0 <= self.drop < 1:
+            raise ValueError(f"drop must be at least 0 and below 1, which would leave no token, got {self.drop}")
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"keep must be above 0, which would leave no token, and at most 1, got {self.keep}")
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(f"mask_ratio must be above 0 and below 1, got {self.mask_ratio}")
+        for name in ("depth", "relation_heads", "decoder_width", "decoder_heads"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.decoder_width % 4 or self.decoder_width % self.decoder_heads:
+            raise ValueError(
+                f"decoder_width must be a multiple of 4 and of decoder_heads, got {self.decoder_width} and "
+                f"{self.decoder_heads}"
+            )
+        self._check_late()
+        self._check_mask()
+
+    def _check_late(self) -> None:
+        if self.late_layers is not None:
+            inside = all(1 <= layer <= self.depth for layer in self.late_layers)
+            if not self.late_layers or not inside or len(set(self.late_layers)) < len(self.late_layers):
+                raise ValueError(
+                    f"late_layers must be different layers from 1 to depth ({self.depth}), got {self.late_layers}"
+                )
+            if self.late_target == "both_last":
+                raise ValueError("late_target=both_last is about the last layer: leave late_layers out")
+        elif self.depth < 3 and late_role(self) and self.late_target != "both_last":
+            raise ValueError(f"the two layers before the last need a depth of at least 3, got {self.depth}")
+        if self.late_target == "feature" and not self.target_norm and late_role(self):
+            raise ValueError("late_target=feature is known up to each token's mean and scale: leave target_norm on")
+
+    def _check_mask(self) -> None:
+        if self.mask in ("direct", "progressive") and self.targets in ("c", "c+c"):
+            raise ValueError(
+                f"mask={self.mask} looks at the tokens of the teacher 'relations', which targets={self.targets} has "
+                f"not: set targets to c+m (with alpha 0.0 to learn Tc's features alone) or mask to random"
+            )
+        if self.mask == "progressive" and self.depth < 3:
+            raise ValueError(f"mask=progressive needs three thirds of a depth of at least 3, got {self.depth}")
+        if self.task == "direct":
+            return
+        if self.targets not in ("c", "m") or self.mask != "none":
+            raise ValueError(
+                f"task={self.task} learns the features of one teacher at patches it hides itself: set targets to c or "
+                f"m, and mask to none"
+            )
+        if self.decoder == "none" or (self.task == "dbot" and self.decoder == "linear"):
+            wanted = "linear" if self.task == "masked" else "attn2 or another with attention"
+            raise ValueError(f"task={self.task} needs a decoder: set it to {wanted}, got {self.decoder}")
+
+
+def final_role(config: HybridConfig) -> str:
+    """Role of the teacher whose final features are learned."""
+    return "relations" if config.targets in ("m", "m+m") else "features"
+
+
+def late_role(config: HybridConfig) -> str:
+    """Role of the teacher whose late layers are learned; empty if none are."""
+    if config.targets in ("c", "m") or not config.alpha:
+        return ""
+    return "features" if config.targets == "c+c" else "relations"
+
+
+def late_blocks(config: HybridConfig) -> tuple[int, ...]:
+    """0-based blocks of the late target."""
+    layers = (config.depth - 2, config.depth - 1) if config.late_layers is None else config.late_layers
+    return tuple(layer - 1 for layer in layers)
+
+
+def mask_blocks(config: HybridConfig) -> tuple[int, int, int]:
+    """0-based blocks before which the progressive mask drops tokens."""
+    return 0, config.depth // 3, 2 * config.depth // 3
+
+
+def kept_counts(config: HybridConfig, count: int) -> list[int]:
+    """Of `count` patches, how many the student sees after each step of the mask."""
+    if config.mask == "progressive":
+        return kept_after(count, config.drop, len(mask_blocks(config)))
+    return [count if config.mask == "none" else share_kept(count, config.keep)]
+
+
+def normalise_tokens(tokens: Float[Tensor, "B n D"]) -> Float[Tensor, "B n D"]:
+    """Each token minus its mean, divided by the root of its variance (with D - 1) plus 1e-6."""
+    variance, mean = torch.var_mean(tokens, dim=2, keepdim=True)
+    return (tokens - mean) / (variance + EPS).sqrt()
+
+
+def distance(predicted: Float[Tensor, "*S"], target: Float[Tensor, "*S"], *, beta: float) -> Float[Tensor, ""]:
+    r"""Smooth L1 distance, in single precision or better.
+
+    .. math:: \ell(e) = e^2 / (2 \beta) \;\text{if}\; |e| < \beta, \;\text{else}\; |e| - \beta / 2
+
+    Args:
+        predicted: gradients flow.
+        target: detached here.
+        beta: > 0.
+
+    Returns:
+        Scalar, the mean over all elements.
+    """
+    return F.smooth_l1_loss(exact(predicted), exact(target.detach()), beta=beta)
+
+
+class Hybrid(Method):
+    """`feat` (+ `late`, weighted by alpha); no task loss, and labels are not looked at.
+
+    The student is of the family `hybrid_vit`; teachers are plain ViTs with as many patches.
+    Own parameters: none where widths agree, else linear maps; a decoder; a mask token. Buffer, kept in checkpoints: the
+    running sums of `diagnostics`. Memory of a step: relations of n x n kept tokens, per head and late layer.
+    """
+
+    Config = HybridConfig
+    teachers: dict[str, Teacher]
+    sums: Tensor
+
+    def __init__(
+        self, config: HybridConfig, student: TapInfo, teachers: Mapping[str, Teacher], criterion: Criterion
+    ) -> None:
+        """Build heads.
+
+        Raises:
+            Refused: the asymmetric encoder; hidden patches that are none or all.
+        """
+        super().__init__(config, student, teachers, criterion)
+        if config.encoder == "asymmetric":
+            raise Refused(ASYMMETRIC)
+        self.grid, width = student.final[1], student.final[0]
+        self.final_role, self.late_role = final_role(config), late_role(config)
+        self.blocks = late_blocks(config) if self.late_role and config.late_target != "both_last" else ()
+        count = self.grid**2
+        self.counts = kept_counts(config, count)
+        if config.task != "direct":
+            self.counts = [split_patches("hybrid", self.grid, count - round(count * (1 - config.mask_ratio)))]
+        self.head = self._decoder(width, teachers[self.final_role].info.final[0])
+        self.late_heads = nn.ModuleList()
+        if self.late_role and config.late_target != "relation":
+            width_t = teachers[self.late_role].info.final[0]
+            if config.late_target == "both_last":
+                self.late_heads.append(self._decoder(width, width_t))
+            else:
+                self.late_heads.extend(linear(width, width_t) for _ in self.blocks)
+        self.mask_token = nn.Parameter(torch.empty(width)) if config.task == "masked" else None
+        if self.mask_token is not None:
+            nn.init.normal_(self.mask_token, std=0.02)
+        # batches, feature term, late term, the late term with relations scaled, share of kept patches
+        self.register_buffer("sums", torch.zeros(5, dtype=torch.float64))
+
+    def _decoder(self, width: int, width_t: int) -> nn.Module:
+        config = self.config
+        if config.decoder == "none":
+            return linear(width, width_t)
+        if config.decoder == "linear":
+            return nn.Linear(width, width_t).apply(xavier)
+        return TokenDecoder(
+            width,
+            width_t,
+            self.grid,
+            self.student.prefix,
+            depth=int(config.decoder.removeprefix("attn")),
+            width=config.decoder_width,
+            heads=config.decoder_heads,
+            fills=config.task == "dbot",
+        )
+
+    @classmethod
+    def needs(cls, config: HybridConfig) -> Needs:
+        """Final features, inputs of late attentions, and what the mask looks at."""
+        teachers = {final_role(config): Want(stages=(4,))}
+
+        def add(role: str, want: Want) -> None:
+            teachers[role] = teachers.get(role, Want()) | want
+
+        if role := late_role(config):
+            blocks = late_blocks(config)
+            if config.late_target == "feature":
+                # The output of a block is the input of the next one's layer norm.
+                add(role, Want(stages=(4,), attention=tuple(i + 1 for i in sorted(blocks) if i + 1 < config.depth)))
+            else:
+                add(role, Want(stages=(4,)) if config.late_target == "both_last" else Want(attention=blocks))
+        if config.mask == "direct":
+            add("relations", Want(stages=(4,)))
+        if config.mask == "progressive":
+            normed = config.mask_tokens == "normed"
+            add("relations", Want(attention=mask_blocks(config)) if normed else Want(stages=(1, 2)))
+        return Needs(teachers=teachers)
+
+    @classmethod
+    def refuse(
+        cls, config: HybridConfig, student: ModelCard, teachers: Mapping[str, ModelCard], recipe: Recipe
+    ) -> str | None:
+        """Students and teachers that cannot be compared token by token, each with the option that resolves it."""
+        if config.encoder == "asymmetric":
+            return ASYMMETRIC
+        if student.family != "hybrid_vit":
+            return (
+                f"hybrid runs its student on kept tokens and reads its queries and keys, so that must be of the family "
+                f"'hybrid_vit', not '{student.family}'."
+            )
+        shape_s = plain_shape(student)
+        if shape_s is None:
+            return (
+                f"hybrid needs a student with timm's ordinary attention in every block, which {student.name} has not."
+            )
+        if shape_s.grid[0] != shape_s.grid[1]:
+            return f"hybrid masks a square grid of patches, and that of {student.name} is {_text(shape_s.grid)}."
+        if shape_s.depth != config.depth:
+            return f"hybrid was told of {config.depth} layers, and {student.name} has {shape_s.depth}: set depth to it."
+        for role in cls.needs(config).teachers:
+            if role not in teachers:
+                return f"hybrid with targets={config.targets} needs a teacher with the role '{role}'."
+            if reason := refuse_teacher(config, role, teachers[role], shape_s):
+                return reason
+        return None
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters exempt from weight decay."""
+        return {name for name, _ in self.named_parameters() if name.endswith("mask_token")}
+
+    def student_inputs(self, batch: Batch, taps_t: Mapping[str, Taps]) -> dict[str, Any]:
+        """Which patches are kept, and what is read of late blocks."""
+        visible = self.visible(batch, taps_t)
+        inputs: dict[str, Any] = {}
+        if visible is not None:
+            inputs["visible"] = batch.extra["visible"] = visible
+        if self.mask_token is not None:
+            inputs["mask_token"] = self.mask_token
+        if self.blocks:
+            inputs["outputs" if self.config.late_target == "feature" else "qkv"] = self.blocks
+        return inputs
+
+    def visible(self, batch: Batch, taps_t: Mapping[str, Taps]) -> Bool[Tensor, "B 1 g g"] | None:
+        """The mask of each image, or None for the whole."""
+        config, count = self.config, len(batch.x)
+        if config.task != "direct" or config.mask == "random":
+            return random_visible(count, self.grid, self.counts[-1], batch.x.device)
+        if config.mask == "none":
+            return None
+        steps = self.mask_steps(batch, taps_t["relations"])
+        return redundant_mask(steps, self.counts).view(count, 1, self.grid, self.grid)
+
+    def mask_steps(self, batch: Batch, taps_t: Taps) -> list[Float[Tensor, "B N _"]]:
+        """Tm's patch tokens at each step of the mask."""
+        teacher = self.teachers["relations"]
+        if self.config.mask == "direct":
+            return [patch_tokens(taps_t.stages[4])]
+        if self.config.mask_tokens == "normed":
+            return [taps_t.attention[block][:, teacher.info.prefix :] for block in mask_blocks(self.config)]
+        with torch.no_grad():
+            first = first_tokens(teacher, batch.x)
+        return [first, patch_tokens(taps_t.stages[1]), patch_tokens(taps_t.stages[2])]
+
+    def forward(self, batch: Batch, taps_s: Taps, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:
+        """One or two terms."""
+        assert isinstance(taps_s, TokenTaps)
+        config = self.config
+        visible = batch.extra["visible"].flatten(1) if "visible" in batch.extra else None
+        feat = self.feature_term(self.head, taps_s, taps_t[self.final_role], self.final_role, visible)
+        losses, sizes = {"feat": feat}, torch.zeros(2, device=feat.device)
+        if self.late_role:
+            late, sizes = self.late_term(taps_s, taps_t[self.late_role], visible)
+            losses["late"] = config.alpha * late
+        if self.training:
+            with torch.no_grad():
+                shown = self.counts[-1] / self.grid**2
+                each = [feat.new_ones(()), feat, *sizes.to(feat), feat.new_full((), shown)]
+                self.sums += torch.stack(each)
+        return losses
+
+    def feature_term(
+        self, head: nn.Module, taps_s: TokenTaps, taps_t: Taps, role: str, visible: Bool[Tensor, "B N"] | None
+    ) -> Float[Tensor, ""]:
+        """L_f: distance to a teacher's final features, at kept places or (tasks with hidden patches) at hidden ones."""
+        config, prefix = self.config, self.student.prefix
+        tokens = taps_s.tokens if config.student_norm else taps_s.raw
+        if isinstance(head, TokenDecoder):
+            predicted = head(tokens, None if config.task == "masked" else visible)
+        else:
+            predicted = head(tokens)
+        target = self.at(self.final_tokens(taps_t), self.compared(visible), self.teachers[role].info.prefix)
+        if config.task == "direct":
+            predicted = predicted[:, 0 if config.class_token else prefix :]
+        else:
+            predicted = self.at(predicted, self.compared(visible), prefix)
+        return distance(predicted, self.normalised(target), beta=config.beta)
+
+    def late_term(
+        self, taps_s: TokenTaps, taps_t: Taps, visible: Bool[Tensor, "B N"] | None
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "2"]]:
+        """L_r, or what stands in its place, and for `diagnostics` its size: of relations raw and scaled, else twice."""
+        config, role = self.config, self.late_role
+        if config.late_target == "both_last":
+            loss = self.feature_term(self.late_heads[0], taps_s, taps_t, role, visible)
+            return loss, loss.detach().expand(2)
+        # Relations reach hundreds, of which 16 bits would keep the first digits.
+        with torch.autocast(taps_s.tokens.device.type, enabled=False):
+            if config.late_target == "relation":
+                each = [self.relation_term(taps_s, taps_t, block, visible) for block in self.blocks]
+                both = torch.stack(each).mean(dim=0)
+                return both[int(config.relation_scale == SCALED)], both.detach()
+            compare = self.output_term if config.late_target == "feature" else self.msa_term
+            pairs = zip(self.blocks, self.late_heads, strict=True)
+            loss = torch.stack([compare(taps_s, taps_t, block, head, visible) for block, head in pairs]).mean()
+        return loss, loss.detach().expand(2)
+
+    def relation_term(
+        self, taps_s: TokenTaps, taps_t: Taps, block: int, visible: Bool[Tensor, "B N"] | None
+    ) -> Float[Tensor, "2"]:
+        """Distances of one layer's relations, raw and scaled; gradients flow from the one that is learned."""
+        config, teacher = self.config, self.teachers[self.late_role]
+        start = 0 if config.class_token else self.student.prefix
+        q_s, k_s = (exact(x[:, :, start:]) for x in taps_s.qkv[block][:2])
+        with torch.no_grad():
+            tokens = exact(self.at(taps_t.attention[block], visible, teacher.info.prefix))
+            q_t, k_t, _ = projected(teacher.family.attention_modules(teacher.net)[block], tokens)
+        found = []
+        for scale in ("raw", SCALED):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and scale == config.relation_scale):
+                pair = (relations(q, k, groups=config.relation_heads, scale=scale) for q, k in ((q_s, k_s), (q_t, k_t)))
+                found.append(distance(*pair, beta=config.beta))
+        return torch.stack(found)
+
+    def msa_term(
+        self, taps_s: TokenTaps, taps_t: Taps, block: int, head: nn.Module, visible: Bool[Tensor, "B N"] | None
+    ) -> Float[Tensor, ""]:
+        """Distance of one layer's attended values: the teacher attends to all of its tokens, whatever is kept."""
+        teacher = self.teachers[self.late_role]
+        start = 0 if self.config.class_token else self.student.prefix
+        found = attended(*(exact(x) for x in taps_s.qkv[block]))[:, start:]
+        with torch.no_grad():
+            attention = teacher.family.attention_modules(teacher.net)[block]
+            target = attended(*projected(attention, exact(taps_t.attention[block])))
+        return distance(head(found), self.at(target, visible, teacher.info.prefix), beta=self.config.beta)
+
+    def output_term(
+        self, taps_s: TokenTaps, taps_t: Taps, block: int, head: nn.Module, visible: Bool[Tensor, "B N"] | None
+    ) -> Float[Tensor, ""]:
+        """Distance of one block's outputs."""
+        teacher = self.teachers[self.late_role]
+        start = 0 if self.config.class_token else self.student.prefix
+        if block + 1 == self.config.depth:
+            target = self.final_tokens(taps_t)
+        else:
+            # What layer norm took, the target norm takes too; its gain and bias must go.
+            net: Any = teacher.net
+            target = before_affine(net.blocks[block + 1].norm1, exact(taps_t.attention[block + 1]))
+        target = self.normalised(self.at(target, visible, teacher.info.prefix))
+        return distance(head(exact(taps_s.outputs[block][:, start:])), target, beta=self.config.beta)
+
+    def final_tokens(self, taps_t: Taps) -> Float[Tensor, "B M D"]:
+        """All tokens after a teacher's last block, before its final norm."""
+        patches = patch_tokens(taps_t.stages[4])
+        return torch.cat([taps_t.prefix[4], patches], dim=1) if 4 in taps_t.prefix else patches
+
+    def normalised(self, target: Float[Tensor, "B n D"]) -> Float[Tensor, "B n D"]:
+        """Features as the target norm has them."""
+        return normalise_tokens(exact(target)) if self.config.target_norm else target
+
+    def compared(self, visible: Bool[Tensor, "B N"] | None) -> Bool[Tensor, "B N"] | None:
+        """Patches at which features are compared; None for all."""
+        return ~visible if visible is not None and self.config.task != "direct" else visible
+
+    def at(
+        self, tokens: Float[Tensor, "B M D"], patches: Bool[Tensor, "B N"] | None, prefix: int
+    ) -> Float[Tensor, "B m D"]:
+        """Of all P + N tokens those of some patches, behind the prefix tokens where these are compared."""
+        start = 0 if self.config.class_token and self.config.task == "direct" else prefix
+        return tokens[:, start:] if patches is None else gather_tokens(tokens, with_prefix(patches, prefix)[:, start:])
+
+    def diagnostics(self) -> dict[str, float]:
+        """Means over the training batches since the last call: `feat_size` and `late_size`, both terms without weights;
+        of relations `late_raw` and `late_scaled` instead, whichever is learned; `kept`, the share of patches that the
+        student sees. Of this process's share of the batch."""
+        batches, feat, late, scaled, kept = self.sums.tolist()
+        self.sums.zero_()
+        if not batches:
+            return {}
+        sizes = {"feat_size": feat, "kept": kept}
+        if self.late_role:
+            relation = self.config.late_target == "relation"
+            sizes |= {"late_raw": late, "late_scaled": scaled} if relation else {"late_size": late}
+        return {name: total / batches for name, total in sizes.items()}
+
+
+def linear(width: int, width_t: int) -> nn.Module:
+    """Nothing where widths agree, else a linear map, Xavier uniform with zero bias."""
+    return nn.Identity() if width == width_t else nn.Linear(width, width_t).apply(xavier)
+
+
+def _text(grid: tuple[int, int]) -> str:
+    return f"{grid[0]}x{grid[1]}"
+
+
+def refuse_teacher(config: HybridConfig, role: str, card: ModelCard, shape_s: Shape) -> str | None:
+    """Why a teacher cannot be compared with a student of this shape, as one sentence, or None."""
+    shape_t = plain_shape(card)
+    if shape_t is None:
+        return (
+            f"hybrid needs plain ViTs with timm's ordinary attention as teachers (families {', '.join(PLAIN)}), which "
+            f"{card.name} is not."
+        )
+    if shape_t.grid != shape_s.grid:
+        return (
+            f"hybrid compares tokens of equal places, and {card.name} has {_text(shape_t.grid)} patches, the student "
+            f"{_text(shape_s.grid)}: give one of their cards the image_size that makes them equal (14 px patches of "
+            f"196 px images are the 14x14 of 16 px patches at 224 px)."
+        )
+    if config.task == "direct" and config.class_token and shape_t.prefix != shape_s.prefix:
+        return (
+            f"hybrid compares class tokens too, and {card.name} has {shape_t.prefix} prefix tokens, the student "
+            f"{shape_s.prefix}: set class_token to false to compare patches alone."
+        )
+    late, masks = late_role(config) == role, role == "relations" and config.mask == "progressive"
+    if shape_t.depth != config.depth and (late or masks):
+        return (
+            f"hybrid was told of {config.depth} layers and {card.name} has {shape_t.depth}: take a teacher of the "
+            f"student's depth, or leave its layers alone by targets=c or m with a mask that is none, random or direct."
+        )
+    if masks and config.mask_tokens == "block":
+        ends = tuple(block - 1 for block in mask_blocks(config)[1:])
+        if card.stages[:2] != ends:
+            return (
+                f"mask_tokens=block reads the stages 1 and 2 of {card.name}, which must end at the blocks {ends[0]} "
+                f"and {ends[1]}, not {card.stages[0]} and {card.stages[1]}: set them in its card, or set mask_tokens "
+                f"to normed."
+            )
+    if late and config.late_target == "relation":
+        return refuse_relations(card.name, shape_t, shape_s, config.relation_heads, config.relation_scale)
+    return None
