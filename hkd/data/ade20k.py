@@ -14,8 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from hkd.data.base import PathList, SplitName, digest
-from hkd.data.coco import image_sizes
-from hkd.data.dense import IGNORE, DenseSet, DenseSplit, draw_subset, take_first
+from hkd.data.dense import IGNORE, DenseFolder, DenseSplit, draw_subset, file_sizes, take_first
 from hkd.data.folder import HELD_OUT, file_names, source_of
 from hkd.errors import UserError
 
@@ -23,7 +22,7 @@ PARTS = {"train": ("training", "ADE_train_"), "test": ("validation", "ADE_val_")
 TABLE = "objectInfo150.txt"
 
 
-class Ade20k(DenseSet):
+class Ade20k(DenseFolder):
     """150 classes; the official validation images are the test split.
 
     Options:
@@ -52,24 +51,9 @@ class Ade20k(DenseSet):
     }
 
     def check(self) -> None:
-        folder = self.options["folder"]
-        if not isinstance(folder, str) or Path(folder).is_absolute() or ".." in Path(folder).parts:
-            what = f"Option 'folder' of data set '{self.name}' is {folder!r}"
-            raise UserError(f"{what}; give a name below the data root.")
-        self.whole("image_size", none=False)
-        self.whole("max_size", least=self.options["image_size"], none=False)
+        super().check()
         self.whole("classes", none=False)
         self.number("classes", 1.0, IGNORE - 1.0)
-        self.whole("n_train")
-        self.whole("n_test")
-
-    @property
-    def folder(self) -> Path:
-        return self.root / self.options["folder"]
-
-    @property
-    def image_size(self) -> int:
-        return self.options["image_size"]
 
     @property
     def num_classes(self) -> int:
@@ -100,12 +84,10 @@ class Ade20k(DenseSet):
 
     def fingerprint(self) -> str:
         self.present()
-        # The same folder twice where the names tell the parts apart; so be it.
-        files = [image_sizes(path) for kind in ("images", "annotations") for path in self.parts(kind).values()]
+        files = [
+            file_sizes(path) for kind in ("images", "annotations") for path in sorted({*self.parts(kind).values()})
+        ]
         return digest(self.name, files, self.map_names, self.options)
-
-    def counts(self) -> dict[str, int]:
-        return {part: self.options[f"n_{part}"] or self.expected[part] for part in PARTS}
 
     def names(self, part: str) -> list[str]:
         """Names without suffix of the images of "train" or "test", sorted.

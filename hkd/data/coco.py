@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from hkd.data.base import PathList, SplitName, digest
-from hkd.data.dense import DenseSet, DenseSplit, Objects, draw_subset, take_first
+from hkd.data.dense import DenseFolder, DenseSplit, Objects, draw_subset, file_sizes, take_first
 from hkd.data.folder import HELD_OUT, source_of
 from hkd.errors import UserError
 from hkd.files import sha256
@@ -43,7 +43,7 @@ class Listing(NamedTuple):
     repairs: Counter[str]
 
 
-class Coco(DenseSet):
+class Coco(DenseFolder):
     """80 classes; the official validation images are the test split.
 
     Options:
@@ -74,25 +74,10 @@ class Coco(DenseSet):
     }
 
     def check(self) -> None:
-        folder = self.options["folder"]
-        if not isinstance(folder, str) or Path(folder).is_absolute() or ".." in Path(folder).parts:
-            what = f"Option 'folder' of data set '{self.name}' is {folder!r}"
-            raise UserError(f"{what}; give a name below the data root.")
-        self.whole("image_size", none=False)
-        self.whole("max_size", least=self.options["image_size"], none=False)
-        self.whole("n_train")
-        self.whole("n_test")
+        super().check()
         if type(self.options["empty"]) is not bool:
             what = f"Option 'empty' of data set '{self.name}' is {self.options['empty']!r}"
             raise UserError(f"{what}; it must be true or false.")
-
-    @property
-    def folder(self) -> Path:
-        return self.root / self.options["folder"]
-
-    @property
-    def image_size(self) -> int:
-        return self.options["image_size"]
 
     @property
     def num_classes(self) -> int:
@@ -118,11 +103,8 @@ class Coco(DenseSet):
     def fingerprint(self) -> str:
         self.present()
         files = [sha256(self.annotation_file(part)) for part in PARTS]
-        images = [image_sizes(self.folder / name) for name in PARTS.values()]
+        images = [file_sizes(self.folder / name) for name in PARTS.values()]
         return digest(self.name, files, images, self.options)
-
-    def counts(self) -> dict[str, int]:
-        return {part: self.options[f"n_{part}"] or self.expected[part] for part in PARTS}
 
     @cached_property
     def train(self) -> Listing:
@@ -318,9 +300,3 @@ def decode_mask(segmentation: Any, height: int, width: int) -> Bool[np.ndarray, 
         runs = np.arange(len(counts)) % 2 == 1
         return np.repeat(runs, counts).reshape(width, height).T
     return masks.decode({"size": size, "counts": counts}).astype(bool)
-
-
-def image_sizes(folder: Path) -> list[tuple[str, int]]:
-    """Names and sizes in bytes of all files in a folder, sorted."""
-    with os.scandir(folder) as found:
-        return sorted((entry.name, entry.stat().st_size) for entry in found if entry.is_file())

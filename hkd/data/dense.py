@@ -5,11 +5,12 @@ Shapes: N images of a split, K objects of one image (K may be 0), H and W sides 
 """
 
 import json
+import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int64, UInt8
@@ -161,6 +162,43 @@ class DenseSet(DataSet):
             f"Data set '{self.name}' has objects or maps, but no label per image: "
             "it serves detection and segmentation; classification needs another data set."
         )
+
+
+class DenseFolder(DenseSet):
+    """Base of dense data sets whose photographs are files below one folder.
+
+    Subclasses have the options `folder`, `image_size`, `max_size`, `n_train` and `n_test`, and state how many images
+    are `expected` in each of the parts "train" and "test".
+    """
+
+    expected: ClassVar[dict[str, int]]
+
+    def check(self) -> None:
+        folder = self.options["folder"]
+        if not isinstance(folder, str) or Path(folder).is_absolute() or ".." in Path(folder).parts:
+            what = f"Option 'folder' of data set '{self.name}' is {folder!r}"
+            raise UserError(f"{what}; give a name below the data root.")
+        self.whole("image_size", none=False)
+        self.whole("max_size", least=self.options["image_size"], none=False)
+        self.whole("n_train")
+        self.whole("n_test")
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.options["folder"]
+
+    @property
+    def image_size(self) -> int:
+        return self.options["image_size"]
+
+    def counts(self) -> dict[str, int]:
+        return {part: self.options[f"n_{part}"] or self.expected[part] for part in ("train", "test")}
+
+
+def file_sizes(folder: Path) -> list[tuple[str, int]]:
+    """Names and sizes in bytes of all files in a folder, sorted."""
+    with os.scandir(folder) as found:
+        return sorted((entry.name, entry.stat().st_size) for entry in found if entry.is_file())
 
 
 def draw_subset(count: int, wanted: int | None, seed: int, name: str) -> Int[np.ndarray, " n"]:

@@ -37,11 +37,9 @@ def test_every_profile_loads(name):
     assert schema.load_profile(name).name == name
 
 
-@pytest.mark.parametrize("name", schema.table_ids())
+@pytest.mark.parametrize("name", [name for name in schema.table_ids() if schema.load_table(name).published])
 def test_every_printed_row_has_an_entry_and_every_entry_a_row(name):
     table = schema.load_table(name)
-    if table.published is None:
-        pytest.skip("nothing is published for this table: it is measured only")
     printed = schema.load_published(table.paper).table(table.published)
     selected = [
         [i for i, row in enumerate(printed.rows) if row.matches(entry.published)]
