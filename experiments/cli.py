@@ -475,6 +475,7 @@ def main(arguments: list[str] | None = None) -> Any:
     logging.getLogger("py.warnings").addHandler(logging.NullHandler())
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
     except CycloptsError as error:
         code = refuse(str(error))
     except UserError as error:
@@ -482,6 +483,9 @@ def main(arguments: list[str] | None = None) -> Any:
     except KeyboardInterrupt:
         print("\nInterrupted: finished runs are kept, and the same command continues with the others.", file=sys.stderr)
         code = 130
+    except BrokenPipeError:  # whoever read our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it flushes
+        code = 141  # as a shell says of a process that a closed pipe ended
     sys.exit(code)
 
 

@@ -4,10 +4,10 @@ import os
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from experiments import environment, places, schema
+from experiments.plan import how_to_get
 from hkd.data import DATASETS
 from hkd.models.zoo import ZOO
 from hkd.registry import load, lookup
@@ -98,14 +98,9 @@ def weights() -> Iterator[Finding]:
                 used.setdefault(mapping.weights, (model, []))[1].append(name)
     for file, (model, profiles) in sorted(used.items()):
         text = f"used by {', '.join(dict.fromkeys(profiles))}"
-        if (places.weights() / file).is_file():
+        path = places.weights() / file
+        if path.is_file():
             yield Finding(group="weights", name=file, state="ok", text=text)
         else:
-            yield Finding(group="weights", name=file, state="missing", text=text, step=how_to_get(model, file))
-
-
-def how_to_get(model: str, file: str) -> str:
-    """The step that brings a weights file."""
-    if model in ZOO and ZOO[model].pretrained:
-        return f"hkd weights fetch {model}"
-    return f"put it at {Path(places.weights()) / file}"
+            step = how_to_get(lookup("model", model, ZOO), path)
+            yield Finding(group="weights", name=file, state="missing", text=text, step=step)

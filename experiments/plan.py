@@ -313,7 +313,7 @@ class _Planner:
         weights = Weights(kind="file", id=cached_sha256(path) if path.is_file() else f"missing {path.name}")
         facts.files.append((weights.id, str(path)))
         if not path.is_file():
-            facts.missing = f"teacher '{slug}' needs {path}, which is not there: run `hkd weights fetch {card.name}`."
+            facts.missing = f"teacher '{slug}' needs {path}, which is not there; to get it: {how_to_get(card, path)}."
         return weights
 
     def add(self, spec: RunSpec, label: str, facts: "_Facts") -> str:
@@ -374,6 +374,15 @@ class _Planner:
             **self.profile.methods.get(stage.method, {}),
             **stage.options,
         }
+
+
+def how_to_get(card: ModelCard, path: Path) -> str:
+    """The step that brings a weights file."""
+    if card.pretrained:
+        return f"hkd weights fetch {card.name}"
+    if card.family in ("mim_vit", "beit"):
+        return f"hkd weights convert {card.name} FILE, with its authors' checkpoint for FILE"
+    return f"put it at {path}"
 
 
 def roles_of(teacher: bool | str | dict[str, str]) -> dict[str, str]:

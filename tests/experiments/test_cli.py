@@ -225,6 +225,16 @@ def test_a_reference_is_saved_and_then_holds(fake_table, capsys, monkeypatch, pl
     assert "pass" in capsys.readouterr().out
 
 
+def test_a_reader_that_has_seen_enough_gets_no_traceback():
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(
+        [sys.executable, "-m", "experiments.cli", "show", "hcd_ablations"], cwd=ROOT, **pipes
+    ) as command:
+        command.stdout.close()
+        assert command.stderr.read() == ""
+    assert command.returncode == 141
+
+
 def test_a_table_held_by_another_process_is_refused_or_waited_for(places):
     holder = subprocess.Popen(
         [

@@ -33,6 +33,7 @@ def test_a_missing_data_set_comes_with_the_path_looked_at(findings, tmp_path):
 def test_missing_weights_come_with_the_command_that_gets_them(findings):
     assert findings["weights", "swin_s.safetensors"].state == "ok"
     assert findings["weights", "swin_l.safetensors"].step == "hkd weights fetch swin_l"
+    assert findings["weights", "beit_b16.safetensors"].step.startswith("hkd weights convert beit_b16 FILE")
 
 
 def test_every_data_set_of_every_profile_is_looked_for(findings):
