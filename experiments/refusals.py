@@ -84,8 +84,10 @@ def refusal(run: PlannedRun, models: dict[str, TapModel]) -> str | None:
             make_method(spec.method, student, teachers, spec.recipe)  # type: ignore[arg-type]
         except UserError as error:
             return str(error)
-        except NotImplementedError:
-            return None  # a method that looks at numbers while it is built: it is asked when the run starts
+        except (RuntimeError, TypeError) as error:
+            # A method that looks at numbers while it is built, which a meta tensor has not: asked when the run starts.
+            if "meta tensor" not in str(error) and "meta device" not in str(error):
+                raise
     return None
 
 

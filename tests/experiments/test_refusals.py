@@ -105,3 +105,18 @@ def test_the_overview_of_all_tables_asks_no_method():
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     assert ran.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("look", [lambda x: x.sum().item(), lambda x: x.tolist(), lambda x: x.numpy(), bool])
+def test_a_method_that_looks_at_numbers_while_it_is_built_is_asked_when_its_run_starts(monkeypatch, look):
+    monkeypatch.setattr(refusals, "make_method", lambda *_: look(torch.ones(1)))
+    assert refusals.refusals([run(method="kd")]) == {}
+
+
+def test_a_mistake_in_a_method_is_not_taken_for_that(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(refusals, "make_method", broken)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        refusals.refusals([run(method="kd")])
