@@ -8,4 +8,6 @@ TASKS = {
     "evaluate": "hkd.training.evaluate:evaluate",
     "pretrain": "hkd.training.pretrain:pretrain",
     "probe": "hkd.training.probe:probe",
+    "detect": "hkd.downstream.detect:detect",
+    "segment": "hkd.downstream.segment:segment",
 }
