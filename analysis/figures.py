@@ -317,3 +317,9 @@ def write_texts(figure: Figure, heading: Sequence[str], lines: Sequence[str]) ->
     height = figure.get_figheight()
     figure.text(0.02, 1 - 0.12 / height, "\n".join(heading), fontsize=14, fontweight="bold", va="top")
     figure.text(0.02, 0.1 / height, "\n".join(lines), fontsize=10.5, va="bottom", linespacing=1.3, color="#4d4d4d")
+
+
+def save_vector(figure: Figure, path: Path) -> None:
+    """Write an SVG without date, equal byte for byte for equal figures."""
+    with mpl.rc_context({"svg.hashsalt": "hkd"}):
+        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})

@@ -194,6 +194,22 @@ def check(*table: str, profile: str | None = None, seeds: int | None = None, upd
     return 1 if 1 in codes else max(codes, default=0)
 
 
+@app.command
+def claims(*, profile: str | None = None) -> int:
+    """Check the papers' sentences on what was measured; write results/claims/ and print them. Nothing is run.
+
+    Args:
+        profile: scale; every one at which something was measured when it is not given.
+    """
+    from experiments.claims import check_all, everywhere, markdown, summary, write
+
+    found = everywhere() if profile is None else check_all([profile])
+    write(found, places.results() / "claims")
+    print_markdown(markdown(found), out())
+    out().print(Text(f"{summary(found)}; written to {places.results() / 'claims'}"))
+    return 0
+
+
 @runs_app.command(name="list")
 def list_runs() -> int:
     """List all runs that have a record, the latest last."""
@@ -353,6 +369,63 @@ def doctor() -> int:
         shown.add_row(marks[finding.state], Text(finding.name), Text(finding.text), Text(finding.step))
     out().print(shown)
     return 0
+
+
+@app.command
+def analyse(
+    *model: str,
+    images: Path,
+    measures: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    output: Path | None = None,
+    batch_size: int = 32,
+    image_size: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    random: bool = False,
+    control: bool = False,
+) -> int:
+    """Measure attention and features of models over a folder of images: tables, arrays and figures.
+
+    docs/analysis.md says what the measures are. One that a model cannot give is refused by name, the others go on.
+
+    Args:
+        model: timm names (published weights), or NAME=FILE.safetensors with a timm name or one of hkd/models/zoo.py.
+        images: folder of JPEG, PNG or WebP files, searched with all folders below it.
+        measures: attention_distance, attention_nmi, fourier, dct_spectrum, attention_maps; all unless some are named.
+        output: folder for what is found; the default is results/analysis.
+        batch_size: images in one forward pass.
+        image_size: what models see, 224 or 192x256 (height x width); the default is each model's own.
+        limit: at most so many images, drawn by the seed.
+        seed: of that draw and of random weights.
+        device: cpu, cuda or cuda:0; the default is the GPU if there is one.
+        random: random weights for models without a file, instead of published ones.
+        control: also measure each architecture with random weights.
+    """
+    from experiments import analyse as analysis  # imports torch, which takes seconds
+
+    if batch_size < 1:
+        raise UserError(f"--batch-size is {batch_size}; it must be at least 1.")
+    folder = output or places.results() / "analysis"
+    done = analysis.run(
+        model,
+        images,
+        measures or [],
+        folder,
+        batch_size=batch_size,
+        image_size=image_size,
+        limit=limit,
+        seed=seed,
+        device=device,
+        random=random,
+        control=control,
+        console=Console(stderr=True),
+    )
+    print_markdown(done.text, out())
+    out().print(Text(f"{done.analyses[0].images} images; {len(done.files)} files are in {folder}"))
+    for sentence in done.sentences:
+        print(" ".join(sentence.split()), file=sys.stderr)
+    return 2 if done.failed else 0
 
 
 # -- what the commands share ----------------------------------------------------------------------------------

@@ -1,0 +1,273 @@
+"""Diagnostics: all measures of the teachers, and what the runs of every table told while they were trained.
+
+Teachers come from the table `diagnostics`; of training only what exists is read: sizes and gradient norms of loss terms
+from curves.jsonl, agreement with the teacher from predictions.npz. Nothing of it is trained for this.
+"""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from experiments import schema, stats
+from experiments.figures import MEASURED, Finished, test_images
+from experiments.plan import Cell, Plan, PlannedRun, plan
+from experiments.store import Store
+from hkd.errors import Refused
+
+if TYPE_CHECKING:  # imports torch
+    from analysis.figure_files import Number
+
+LOSS, NORM = "loss/", "grad_norm/"  # prefixes of the curves' columns
+MEASURES = ("distance", "nmi", "fourier", "dct")
+PANELS = {
+    "distance": "head distance, last layer (px of 224)",
+    "nmi": "NMI of attention, last layer",
+    "fourier": "log amplitude, highest frequency",
+    "dct_energy": "DC share of energy",
+}
+
+
+@dataclass(frozen=True)
+class Term:
+    """A term of a method's loss, means over runs: its value and its gradient norm's share at an epoch.
+
+    when: `first`, `middle` or `last` epoch at which gradient norms were measured. ratio: gradient norm over that of the
+    largest other term; runs: how many.
+    """
+
+    method: str
+    term: str
+    when: str
+    loss: float
+    norm: float
+    share: float
+    ratio: float
+    runs: int
+
+
+def draw(finished: Finished, folder: Path) -> None:
+    """Pictures, tables and numbers of all of it."""
+    from analysis import diagnostic_figures as pictures
+    from analysis.figure_files import Number, save_measures
+
+    profile = finished.plan.profile
+    labels = {row.row: row.label[1] for row in finished.table.rows}
+    numbers, layers, images = teachers(finished)
+    dots: dict[str, dict[str, pictures.Dot]] = {label: {} for label in PANELS.values()}
+    for name, number in numbers.items():
+        measure, slug, *place = name.split("/")
+        if measure in PANELS and place in ([], ["last"]):
+            dot = pictures.Dot(number.value, number.value - number.half, number.value + number.half)
+            dots[PANELS[measure]][labels[slug]] = dot
+    pictures.dots_figure(
+        [labels[cell[0]] for cell in finished.cells],
+        dots,
+        folder / "teachers",
+        title="Measures of the teachers",
+        caption=f"Profile {profile}. {images} Whiskers: 95 % intervals over images. Swin: within windows. –: not "
+        "defined.",
+    )
+    plans = [plan(name, profile) for name in schema.table_ids() if schema.load_table(name).kind == "table"]
+    terms = term_sizes(plans, finished.store)
+    shares: dict[str, dict[str, float]] = {}
+    for term in terms:
+        if term.when == "last":
+            shares.setdefault(term.method, {})[term.term] = term.share
+            numbers[f"grad_share/{term.method.replace('/', '_')}/{term.term}"] = Number(term.share)
+    if shares:
+        pictures.shares_figure(
+            shares,
+            folder / "terms",
+            title="Which loss term moves the student",
+            caption=f"Profile {profile}; shares of the terms' gradient norms at the last epoch that measured them, "
+            "mean over the runs of all tables; methods with their default options.",
+        )
+    agreed = agreement(plans, finished.store)
+    for method, estimate in agreed.items():
+        half = estimate.half_width
+        numbers[f"agreement/{method.replace('/', '_')}"] = Number(estimate.mean, half)
+    if agreed:
+        pictures.dots_figure(
+            list(agreed),
+            {"agreement with the teacher, beyond that of training alone (points)": {
+                method: pictures.Dot(each.mean, each.low, each.high) for method, each in agreed.items()
+            }},
+            folder / "agreement",
+            title="Do students predict what their teachers predict?",
+            caption=f"Profile {profile}; test images on which student and teacher name the same class, minus those of "
+            "the student trained alone; mean over rows of all tables, 95 % t-intervals over seeds.",
+        )  # fmt: skip
+    fields = ("method", "term", "when", "loss", "norm", "share", "ratio", "runs")
+    (folder / "terms.csv").write_text(text(fields, ([getattr(term, name) for name in fields] for term in terms)))
+    (folder / "teachers.csv").write_text(text(("teacher", "measure", "layer", "value", "half"), layers))
+    lines = ([method, each.mean, each.low, each.high, each.n] for method, each in agreed.items())
+    (folder / "agreement.csv").write_text(text(("method", "points", "low", "high", "seeds"), lines))
+    save_measures(numbers, folder / "measures.json", profile=profile, images=images)
+
+
+def text(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+    """CSV with numbers of five digits."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([f"{value:.5g}" if isinstance(value, float) else value for value in line] for line in lines)
+    return buffer.getvalue()
+
+
+# -- teachers ------------------------------------------------------------------------------------------------------
+
+
+def teachers(finished: Finished) -> tuple[dict[str, "Number"], list[list[Any]], str]:
+    """Numbers of every teacher, a line per layer, and which images were measured.
+
+    What a model cannot give (attention of a CNN) it does not have.
+    """
+    from analysis.figure_files import Number
+    from analysis.hybrid_figures import told
+    from analysis.measure import measure
+
+    numbers: dict[str, Number] = {}
+    lines: list[list[Any]] = []
+    first = next(iter(finished.cells.values()))[0]
+    images = test_images(first.spec.data, finished.runtime, MEASURED)
+    for (slug, _, _), runs in finished.cells.items():
+        model = finished.network(runs[0])
+        for name in MEASURES:
+            try:
+                found: Any = measure(model, images, name)[name]
+            except Refused:
+                continue
+            if name == "dct":
+                numbers[f"dct_energy/{slug}"] = Number(found.share_energy, found.share_energy_half, found.images)
+                continue
+            if name == "fourier":
+                if found.frequency.shape[1] < 2 or np.isnan(found.frequency[-1, 1]):  # a map too small for a second one
+                    continue
+                names, values, halves = found.names, found.highest, found.highest_half
+            else:
+                result = told(found, model.card.image_size) if name == "distance" else found
+                names, values, halves = result.names, result.layer, result.layer_half
+            lines += [[slug, name, *line] for line in zip(names, map(float, values), map(float, halves), strict=True)]
+            numbers[f"{name}/{slug}/last"] = Number(float(values[-1]), float(halves[-1]), found.images)
+            numbers[f"{name}/{slug}/all"] = Number(float(np.mean(values)), float(np.mean(halves)), found.images)
+    return numbers, lines, images.rule
+
+
+# -- training ------------------------------------------------------------------------------------------------------
+
+
+def name_of(cell: Cell) -> str:
+    """`method/variant`, or the method alone."""
+    return f"{cell.method}/{cell.variant}".removesuffix("/")
+
+
+def term_sizes(plans: Sequence[Plan], store: Store) -> list[Term]:
+    """Sizes of the terms of methods with several, means over their runs; every run counts once.
+
+    Runs that start from others (a fine-tuning) count by what their own method is; so do those they start from.
+    """
+    runs = {key: run for each in plans for key, run in each.runs.items() if not run.label.startswith("teacher ")}
+    default = {key: run for key, run in runs.items() if not variant(run)}
+    collected: dict[tuple[str, str, str], list[tuple[float, float, float, float]]] = {}
+    for key, run in default.items():
+        path = store.folder(key) / "curves.jsonl"
+        if not path.is_file() or not (store.folder(key) / "record.json").is_file():
+            continue
+        lines = [json.loads(line) for line in path.read_text().splitlines() if NORM in line]
+        for when, line in moments(lines):
+            for term, sizes in of_terms(line).items():
+                collected.setdefault((run.spec.method.name, term, when), []).append(sizes)
+    found = []
+    for (method, term, when), each in collected.items():
+        loss, norm, share, ratio = np.mean(np.array(each), axis=0).tolist()
+        found.append(Term(method, term, when, loss, norm, share, ratio, len(each)))
+    return found
+
+
+def variant(run: PlannedRun) -> str:
+    """Variant in a run's label; empty for a method's defaults."""
+    return run.label.partition("-")[0].partition("/")[2]
+
+
+def moments(lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
+    """First, middle and last of the lines."""
+    if not lines:
+        return []
+    return [("first", lines[0]), ("middle", lines[len(lines) // 2]), ("last", lines[-1])]
+
+
+def of_terms(line: Mapping[str, Any]) -> dict[str, tuple[float, float, float, float]]:
+    """Loss, gradient norm, its share of the sum, and its ratio to the largest other, by term; nothing of one term."""
+    norms = {name.removeprefix(NORM): float(value) for name, value in line.items() if name.startswith(NORM)}
+    total = sum(norms.values())
+    if len(norms) < 2 or not math.isfinite(total) or total <= 0:
+        return {}
+    found = {}
+    for term, norm in norms.items():
+        other = max(value for name, value in norms.items() if name != term)
+        ratio = norm / other if other > 0 else math.inf
+        found[term] = (float(line.get(LOSS + term, math.nan)), norm, norm / total, ratio)
+    return found
+
+
+def agreement(plans: Sequence[Plan], store: Store) -> dict[str, stats.Estimate]:
+    """By method, in points: how much more often its students agree with their teacher than those trained alone do.
+
+    Rows of all tables count, by seed; a row without a student trained alone, or without the teacher's predictions on
+    the same images, does not.
+    """
+    gains: dict[str, dict[str, dict[int, float]]] = {}
+    for each in plans:
+        rows: dict[str, list[Cell]] = {}
+        for cell in each.cells:
+            if cell.runs and cell.metric == each.metrics[0]:
+                rows.setdefault(cell.row, []).append(cell)
+        for row, cells in rows.items():
+            alone = next((cell for cell in cells if (cell.method, cell.variant) == ("supervised", "")), None)
+            teacher = next(
+                (found for cell in cells if (found := teacher_of(each.runs[cell.runs[0]], each, store))), None
+            )
+            if alone is None or teacher is None:
+                continue
+            base = agreed(alone, each, teacher, store)
+            for cell in cells:
+                if cell is alone or not each.runs[cell.runs[0]].spec.teachers:
+                    continue
+                ours = agreed(cell, each, teacher, store)
+                if differences := {seed: ours[seed] - base[seed] for seed in ours if seed in base}:
+                    gains.setdefault(name_of(cell), {})[f"{each.table}/{row}"] = differences
+    # Tables differ in their seeds: a method's rows are those with most of them.
+    return {method: stats.pooled_gain(rows).estimate for method, rows in sorted(gains.items()) if "/" not in method}
+
+
+def teacher_of(run: PlannedRun, each: Plan, store: Store) -> Path | None:
+    """Predictions of a run's only teacher, left by its training or its evaluation."""
+    if len(run.spec.teachers) != 1:
+        return None
+    model = next(iter(run.spec.teachers.values())).model
+    for key in run.needs:
+        path = store.folder(key) / "predictions.npz"
+        if each.runs[key].spec.student == model and path.is_file():
+            return path
+    return None
+
+
+def agreed(cell: Cell, each: Plan, teacher: Path, store: Store) -> dict[int, float]:
+    """Percent of test images on which a cell's students name the class that the teacher names, by seed."""
+    found = {}
+    with np.load(teacher, allow_pickle=False) as theirs:
+        rows, labels = theirs["row"], theirs["prediction"]
+    for seed, key in zip(each.seeds, cell.runs, strict=True):
+        path = store.folder(key) / "predictions.npz"
+        if path.is_file():
+            with np.load(path, allow_pickle=False) as ours:
+                if np.array_equal(ours["row"], rows):
+                    found[seed] = 100 * float((ours["prediction"] == labels).mean())
+    return found

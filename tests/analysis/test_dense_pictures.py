@@ -1,0 +1,66 @@
+"""Pictures of detections and segmentations: what is drawn where."""
+
+import numpy as np
+import torch
+
+from analysis.dense_pictures import (
+    ENLARGED,
+    colour,
+    draw_detections,
+    draw_segmentations,
+    with_map,
+    with_objects,
+)
+
+NAMES = tuple("0123456789")
+
+
+def objects(score=None):
+    masks = torch.zeros(1, 16, 16, dtype=torch.bool)
+    masks[0, 4:8, 4:8] = True
+    found = {"boxes": torch.tensor([[4.0, 4.0, 8.0, 8.0]]), "labels": torch.tensor([3]), "masks": masks}
+    return found if score is None else found | {"scores": torch.tensor([score])}
+
+
+def test_a_mask_is_tinted_in_the_colour_of_its_class_and_the_rest_stays():
+    image = torch.zeros(3, 16, 16)
+    found = objects()
+    picture = with_objects(image, found["boxes"], found["labels"], found["masks"], NAMES)
+    assert picture.shape == (16 * ENLARGED, 16 * ENLARGED, 3)
+    inside = picture[7 * ENLARGED - 2, 7 * ENLARGED - 2]
+    assert inside.argmax() == np.argmax(colour(3))
+    assert (inside > 0).any()
+    assert not picture[14 * ENLARGED :, 14 * ENLARGED :].any()
+
+
+def test_an_image_without_objects_stays_as_it_is():
+    image = torch.rand(3, 8, 8)
+    picture = with_objects(
+        image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), torch.zeros(0, 8, 8).bool(), NAMES
+    )
+    expected = image.repeat_interleave(ENLARGED, 1).repeat_interleave(ENLARGED, 2).movedim(0, -1).numpy()
+    np.testing.assert_allclose(picture, expected, atol=0.5 / 255 + 1e-6)
+
+
+def test_background_and_ignored_pixels_of_a_map_stay_bare():
+    image, labels = torch.full((3, 8, 8), 0.5), torch.zeros(8, 8, dtype=torch.long)
+    labels[0, 0], labels[0, 1] = 4, 255
+    picture = with_map(image, labels, background=0)
+    bare = round(0.5 * 255) / 255
+    assert not np.allclose(picture[0, 0], bare, atol=0.02)
+    np.testing.assert_allclose(picture[0, ENLARGED:], bare, atol=1e-6)
+
+
+def test_detections_below_the_bound_are_not_drawn(tmp_path):
+    images = [torch.zeros(3, 16, 16)]
+    for name, found in {"low": [objects(0.4)], "none": [objects(0.1)], "sure": [objects(0.9)]}.items():
+        draw_detections(images, {"model": found}, NAMES, tmp_path / f"{name}.png", title="t", caption="c")
+    low, none, sure = ((tmp_path / f"{name}.png").read_bytes() for name in ("low", "none", "sure"))
+    assert low == none != sure
+
+
+def test_segmentations_are_drawn_beside_the_truth(tmp_path):
+    images, maps = [torch.rand(3, 16, 16)], [torch.ones(16, 16, dtype=torch.long)]
+    path = tmp_path / "s.png"
+    draw_segmentations(images, {"truth": maps, "model": maps}, path, title="t", caption="c", background=0)
+    assert path.stat().st_size > 1000

@@ -1,0 +1,109 @@
+"""Drawings of figure tables from finished runs: files that are there, names that claims read, seeds that count."""
+
+import json
+
+import pytest
+
+from experiments import claims, schema
+from experiments.figures import DRAWINGS, Finished, hybrid_attention_maps, hybrid_heads, test_images
+from experiments.plan import Cell, Plan, PlannedRun
+from experiments.schema import Table
+from experiments.store import Store
+from hkd.models.zoo import ZOO
+from hkd.registry import load
+from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
+from hkd.training.pretrain import pretrain
+from hkd.training.runtime import Runtime
+
+test_images.__test__ = False  # a helper, not a test
+RUNTIME = Runtime(accelerator="cpu")
+OPTIONS = {"depth": 4, "decoder_width": 32, "decoder_heads": 4}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Two seeds of two columns of Hybrid Distill's Figure 2, of one epoch."""
+    store, runs, cells = Store(tmp_path_factory.mktemp("runs")), {}, {}
+    weights = Weights(kind="random", id="3")
+    for variant, options in (("c_none", {}), ("c_attn2", {"decoder": "attn2"})):
+        for seed in (0, 1):
+            spec = RunSpec(
+                task="pretrain",
+                data=DataSpec(name="digits_unlabelled", options={"n_train": 20}),
+                student=ZOO["hybrid_b16_mini"],
+                method=MethodSpec(name="hybrid", options={**OPTIONS, "targets": "c", **options}),
+                recipe=Recipe(epochs=1, batch_size=10),
+                teachers={"features": TeacherSpec(model=ZOO["mae_b16_mini"], weights=weights, classes=0)},
+                seed=seed,
+            )
+            key = f"{variant}-{seed}"
+            pretrain(spec, {}, store.folder(key), RUNTIME, lambda news: None)
+            runs[key] = PlannedRun(key=key, spec=spec)
+        cells["vit_b", "hybrid", variant] = (runs[f"{variant}-0"], runs[f"{variant}-1"])
+    names = {"c_none": "direct, no decoder", "c_attn2": "2 attention layers"}
+    plan = Plan(
+        table="hybrid_fig2",
+        title="Hybrid Distill Figure 2: head distance",
+        paper="hybrid",
+        profile="laptop",
+        by_value=False,
+        metrics=("heldout_loss",),
+        seeds=(0, 1),
+        cells=tuple(
+            Cell(row=row, teacher="", student="hybrid_b16", method=method, variant=variant, metric="heldout_loss",
+                 label=names[variant], row_label=("", "ViT-B"))
+            for row, method, variant in cells
+        ),
+        runs=runs,
+    )  # fmt: skip
+    shown = {names[variant]: each[0] for (_, _, variant), each in cells.items()}
+    return Finished(plan, store, RUNTIME, shown, cells)
+
+
+def test_a_figure_of_attention_leaves_pictures_arrays_and_numbers_with_seeds(finished, tmp_path):
+    hybrid_heads(finished, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "distance.png", "distance.svg", "nmi.png", "nmi.svg", "layers.csv", "arrays.npz", "measures.json",
+    }  # fmt: skip
+    document = json.loads((tmp_path / "measures.json").read_text())
+    assert document["profile"] == "laptop"
+    assert document["images"].startswith("The first 510 images of the test split")
+    values = document["values"]
+    assert {name.split("/")[1] for name in values} == {"deit_b16", "c_none", "c_attn2", "c_attn2_decoder", "random"}
+    assert set(values["nmi/c_none/late"]["seeds"]) == {"0", "1"}
+    assert values["nmi/deit_b16/late"]["seeds"] == {}
+    needed = [
+        claim.statistic
+        for claim in claims.load_claims("hybrid").claims
+        if isinstance(claim.statistic, claims.Value) and claim.statistic.figure == "hybrid_fig2"
+    ]
+    names = {name for each in needed for name in (each.value, each.minus) if "masked" not in str(name)}
+    assert names
+    assert names <= values.keys()
+
+
+def test_attention_maps_show_teacher_and_student(finished, tmp_path):
+    hybrid_attention_maps(finished, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"maps.png", "maps.svg", "arrays.npz"}
+
+
+def test_every_figure_table_has_a_drawing_and_every_drawing_a_table():
+    figures = {name for name in schema.table_ids() if schema.read("table", "tables", name, Table).kind == "figure"}
+    assert figures == DRAWINGS.keys()
+    assert all(callable(load(path)) for path in set(DRAWINGS.values()))
+
+
+def test_numbers_in_claims_have_names_that_their_figures_can_give():
+    for paper in claims.papers():
+        for claim in claims.load_claims(paper).claims:
+            if isinstance(claim.statistic, claims.Value) and claim.statistic.figure.startswith("hybrid"):
+                table = schema.read("table", "tables", claim.statistic.figure, Table)
+                columns = claims.columns_of(table)
+                slugs = {slug for column in columns for slug in column.teacher.values()} | {"random"}
+                names = slugs | {column.variant for column in columns}
+                for name in (claim.statistic.value, claim.statistic.minus):
+                    if isinstance(name, str):
+                        measure, model, place = name.split("/")
+                        assert measure in {"distance", "distance_spread", "nmi", "nmi_spread"}
+                        assert model.removesuffix("_decoder") in names, claim.id
+                        assert place in {"late", "last", "all"}
