@@ -18,12 +18,13 @@ Layers are counted from 1 in options, as the paper counts them; layer i is block
 Decided here where the paper is silent: cosine similarity; the class token is compared and never masked; F_s is after
 the student's final norm and F_c before the teacher's, normalised per token; the direct mask looks at the output of Tm's
 last layer; block outputs and attention outputs of the student are compared as they are; `relation_heads` and
-`relation_scale` are independent. Deviation: the asymmetric encoder of its Figure 7 is not built.
+`relation_scale` are independent. The asymmetric encoder of its Figure 7, described by the name of FD alone, is a BEiT
+with one table of relative positions (`hkd.models.hybrid_beit`); it learns features, not relations.
 Shapes: B batch, P prefix tokens, N = g * g patches, n kept ones, M = P + n, D width, h heads, d width of a head.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -33,7 +34,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hkd.data.batch import Batch
-from hkd.errors import Refused
 from hkd.methods.base import Criterion, Method, Needs
 from hkd.methods.logits import exact
 from hkd.methods.patches import patch_tokens, random_visible, split_patches
@@ -51,17 +51,22 @@ from hkd.methods.relations import (
 )
 from hkd.methods.token_decoder import TokenDecoder, xavier
 from hkd.methods.token_mask import gather_tokens, kept_after, redundant_mask, share_kept, with_prefix
+from hkd.models import FAMILIES
 from hkd.models.hybrid_vit import TokenTaps
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
-from hkd.registry import lookup
+from hkd.registry import load, lookup
 from hkd.spec import FORBID, ModelCard, Recipe
 
 EPS = 1e-6  # added to the variance of a target token
-ASYMMETRIC = (
-    "encoder=asymmetric adds attention parameters and relative positions to the student that no timm model has, and is "
-    "not built: use encoder=plain."
-)
+SPANS: dict[str, Callable[[int, int], tuple[int, int]]] = {  # (depth, a quarter of it) -> first layer, number of layers
+    "all": lambda depth, quarter: (1, depth - 1),
+    "front": lambda depth, quarter: (1, quarter),
+    "middle": lambda depth, quarter: ((depth - quarter) // 2 + 1, quarter),
+    "back": lambda depth, quarter: (depth - quarter, quarter),
+    "last": lambda depth, quarter: (depth - 1, 1),
+}
+ENCODERS = {"plain": "hybrid_vit", "asymmetric": "hybrid_beit"}  # families of the students
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +78,10 @@ class HybridConfig:
         layers of Tm. Tc has the role `features`, Tm the role `relations`; a teacher that is not read is not needed.
     late_target: `relation`; `msa`, softmax(R / sqrt d) V before the output projection, over all of the teacher's tokens
         and all that the student has; `feature`, block outputs; `both_last`, the final features of that teacher too.
-    late_layers: layers of the late target, from 1; None: the last two before the last, 10 and 11 of 12.
+    late_layers: layers of the late target, from 1; None: the last two before the last, 10 and 11 of 12. Or a span that
+        is at the same share of any depth: `all` before the last (of 12 layers 1 to 11), a quarter of the layers at the
+        `front` (1, 2, 3), in the `middle` (5, 6, 7) or at the `back` before the last (9, 10, 11), or the `last` before
+        it (11).
     depth: layers of student and teachers, which their cards must have too.
     alpha, beta: weight of the late term (0: not computed); where the smooth L1 distance turns linear.
     target_norm: normalise features (final ones and block outputs, not `msa`) per token.
@@ -89,7 +97,8 @@ class HybridConfig:
         first two thirds as stages 1 and 2, or that after the block's layer norm (`normed`), which any card gives.
     decoder: between student and features: `none`, unless widths differ, when a linear map is; `linear`; or attention.
     decoder_width, decoder_heads: of the attention decoders.
-    encoder: `asymmetric` is refused.
+    encoder: the student's family, `plain` for `hybrid_vit`, `asymmetric` for `hybrid_beit`, which gives no
+        queries, keys and values to compare.
     task: `direct`; `masked`, mask tokens enter the encoder, and `dbot`, they enter the decoder: features of one teacher
         are learned at hidden patches.
     mask_ratio: share of hidden patches in `masked` and `dbot`.
@@ -101,7 +110,7 @@ class HybridConfig:
     __pydantic_config__ = FORBID
     targets: Literal["c", "m", "c+c", "m+m", "c+m"] = "c+m"
     late_target: Literal["relation", "msa", "feature", "both_last"] = "relation"
-    late_layers: tuple[int, ...] | None = None
+    late_layers: tuple[int, ...] | str | None = None
     depth: int = 12
     alpha: float = 1.0
     beta: float = 2.0
@@ -145,17 +154,24 @@ class HybridConfig:
             )
         self._check_late()
         self._check_mask()
+        if self.encoder == "asymmetric" and late_role(self) and self.late_target in ("relation", "msa"):
+            raise ValueError(
+                f"late_target={self.late_target} reads queries and keys, which encoder=asymmetric does not give: set "
+                f"late_target to feature or both_last, targets to c or m, or alpha to 0.0"
+            )
 
     def _check_late(self) -> None:
-        if self.late_layers is not None:
+        if isinstance(self.late_layers, str):
+            lookup("late_layers", self.late_layers, SPANS)
+        elif self.late_layers is not None:
             inside = all(1 <= layer <= self.depth for layer in self.late_layers)
             if not self.late_layers or not inside or len(set(self.late_layers)) < len(self.late_layers):
                 raise ValueError(
                     f"late_layers must be different layers from 1 to depth ({self.depth}), got {self.late_layers}"
                 )
-            if self.late_target == "both_last":
-                raise ValueError("late_target=both_last is about the last layer: leave late_layers out")
-        elif self.depth < 3 and late_role(self) and self.late_target != "both_last":
+        if self.late_layers is not None and self.late_target == "both_last":
+            raise ValueError("late_target=both_last is about the last layer: leave late_layers out")
+        if self.late_layers is None and self.depth < 3 and late_role(self) and self.late_target != "both_last":
             raise ValueError(f"the two layers before the last need a depth of at least 3, got {self.depth}")
         if self.late_target == "feature" and not self.target_norm and late_role(self):
             raise ValueError("late_target=feature is known up to each token's mean and scale: leave target_norm on")
@@ -194,7 +210,12 @@ def late_role(config: HybridConfig) -> str:
 
 def late_blocks(config: HybridConfig) -> tuple[int, ...]:
     """0-based blocks of the late target."""
-    layers = (config.depth - 2, config.depth - 1) if config.late_layers is None else config.late_layers
+    layers = config.late_layers
+    if layers is None:
+        layers = (config.depth - 2, config.depth - 1)
+    elif isinstance(layers, str):
+        first, count = SPANS[layers](config.depth, max(1, config.depth // 4))
+        layers = tuple(range(first, first + count))
     return tuple(layer - 1 for layer in layers)
 
 
@@ -235,7 +256,7 @@ def distance(predicted: Float[Tensor, "*S"], target: Float[Tensor, "*S"], *, bet
 class Hybrid(Method):
     """`feat` (+ `late`, weighted by alpha); no task loss, and labels are not looked at.
 
-    The student is of the family `hybrid_vit`; teachers are plain ViTs with as many patches.
+    The student is of the family `hybrid_vit` or `hybrid_beit`; teachers are plain ViTs with as many patches.
     Own parameters: none where widths agree, else linear maps; a decoder; a mask token. Buffer, kept in checkpoints: the
     running sums of `diagnostics`. Memory of a step: relations of n x n kept tokens, per head and late layer.
     """
@@ -250,11 +271,9 @@ class Hybrid(Method):
         """Build heads.
 
         Raises:
-            Refused: the asymmetric encoder; hidden patches that are none or all.
+            Refused: hidden patches that are none or all.
         """
         super().__init__(config, student, teachers, criterion)
-        if config.encoder == "asymmetric":
-            raise Refused(ASYMMETRIC)
         self.grid, width = student.final[1], student.final[0]
         self.final_role, self.late_role = final_role(config), late_role(config)
         self.blocks = late_blocks(config) if self.late_role and config.late_target != "both_last" else ()
@@ -320,14 +339,9 @@ class Hybrid(Method):
         cls, config: HybridConfig, student: ModelCard, teachers: Mapping[str, ModelCard], recipe: Recipe
     ) -> str | None:
         """Students and teachers that cannot be compared token by token, each with the option that resolves it."""
-        if config.encoder == "asymmetric":
-            return ASYMMETRIC
-        if student.family != "hybrid_vit":
-            return (
-                f"hybrid runs its student on kept tokens and reads its queries and keys, so that must be of the family "
-                f"'hybrid_vit', not '{student.family}'."
-            )
-        shape_s = plain_shape(student)
+        if student.family != ENCODERS[config.encoder]:
+            return wrong_student(config, student)
+        shape_s = beit_shape(student) if config.encoder == "asymmetric" else plain_shape(student)
         if shape_s is None:
             return (
                 f"hybrid needs a student with timm's ordinary attention in every block, which {student.name} has not."
@@ -515,6 +529,29 @@ class Hybrid(Method):
 def linear(width: int, width_t: int) -> nn.Module:
     """Nothing where widths agree, else a linear map, Xavier uniform with zero bias."""
     return nn.Identity() if width == width_t else nn.Linear(width, width_t).apply(xavier)
+
+
+def wrong_student(config: HybridConfig, card: ModelCard) -> str:
+    """Why a card of another family than its encoder's cannot be the student, as one sentence."""
+    family = ENCODERS[config.encoder]
+    if card.family in ENCODERS.values():
+        fitting = next(name for name in ENCODERS if ENCODERS[name] == card.family)
+        return (
+            f"encoder={config.encoder} is for students of the family '{family}', and {card.name} is of "
+            f"'{card.family}': set encoder to {fitting}, or take another student."
+        )
+    return (
+        f"hybrid runs its student on kept tokens and reads what is inside, so with encoder={config.encoder} that must "
+        f"be of the family '{family}', not '{card.family}'."
+    )
+
+
+def beit_shape(card: ModelCard) -> Shape:
+    """The shape of a student of the family `hybrid_beit`; built on torch's meta device, as `plain_shape` does it."""
+    with torch.device("meta"):
+        net: Any = load(FAMILIES[card.family])().build(card, 0)
+    height, width = net.patch_embed.grid_size
+    return Shape(len(net.blocks), net.embed_dim, net.blocks[0].attn.num_heads, (height, width), net.num_prefix_tokens)
 
 
 def _text(grid: tuple[int, int]) -> str:

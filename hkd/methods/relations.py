@@ -24,7 +24,7 @@ from hkd.models.tap_model import Teacher
 from hkd.registry import load
 from hkd.spec import ModelCard
 
-PLAIN = ("vit", "mim_vit", "hybrid_vit", "eva")  # families that build timm's VisionTransformer
+PLAIN = ("vit", "mim_vit", "view_vit", "hybrid_vit", "eva")  # families that build timm's VisionTransformer
 SCALED = "1/sqrt(d)"
 
 

@@ -13,6 +13,8 @@ FAMILIES = {
     "mim_vit": "hkd.models.mim_vit:MimViTFamily",
     "beit": "hkd.models.beit:BeitFamily",
     "hybrid_vit": "hkd.models.hybrid_vit:HybridViTFamily",
+    "hybrid_beit": "hkd.models.hybrid_beit:HybridBeitFamily",
+    "view_vit": "hkd.models.view_vit:ViewViTFamily",
     "sparse_resnet": "hkd.models.sparse_families:SparseResNetFamily",
     "sparse_convnext": "hkd.models.sparse_families:SparseConvNeXtFamily",
     "sparse_mobilenet_v2": "hkd.models.sparse_families:SparseMobileNetV2Family",

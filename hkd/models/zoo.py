@@ -33,6 +33,9 @@ AVERAGE: dict[str, Any] = {"class_token": False, "global_pool": "avg", "fc_norm"
 OFA = (1, 3, 9, 11)
 # Isotropic models have no stages: taps are the ends of the quarters of depth (12 blocks), as ScaleKD's ViT taps are.
 QUARTERS = (2, 5, 8, 11)
+QUARTERS_OF_24 = (5, 11, 17, 23)
+# MAE's first two taps are the ends of the first two thirds, where Hybrid Distill's mask looks at its tokens.
+THIRDS, THIRDS_OF_24 = (3, 7, 9, 11), (7, 15, 19, 23)
 
 
 def _paper() -> list[ModelCard]:
@@ -447,7 +450,7 @@ def _masked() -> list[ModelCard]:
             name="mae_b16",
             family="mim_vit",
             arch="vit_base_patch16_224",
-            stages=QUARTERS,
+            stages=THIRDS,
             pretrained="vit_base_patch16_224.mae",
         ),
         # Pre-trained BEiTs have one norm, over all tokens; timm's own default is another after pooling.
@@ -469,6 +472,58 @@ def _masked() -> list[ModelCard]:
             stages=QUARTERS,
         ),
         ModelCard(name="hybrid_b16", family="hybrid_vit", arch="vit_base_patch16_224", stages=QUARTERS),
+        ModelCard(name="hybrid_l16", family="hybrid_vit", arch="vit_large_patch16_224", stages=QUARTERS_OF_24),
+        # Hybrid Distill's encoder unlike its teachers' (FD): biases of queries and values, one relative position bias.
+        ModelCard(
+            name="hybrid_fd_b16",
+            family="hybrid_beit",
+            arch="beit_base_patch16_224",
+            kwargs={"use_rel_pos_bias": False, "use_shared_rel_pos_bias": True, "use_fc_norm": False},
+            stages=QUARTERS,
+        ),
+        ModelCard(
+            name="mae_l16",
+            family="mim_vit",
+            arch="vit_large_patch16_224",
+            stages=THIRDS_OF_24,
+            pretrained="vit_large_patch16_224.mae",
+        ),
+        ModelCard(
+            name="deit_b16",
+            family="vit",
+            arch="deit_base_patch16_224",
+            stages=QUARTERS,
+            pretrained="deit_base_patch16_224.fb_in1k",
+        ),
+        # OpenAI's weights were trained with QuickGELU.
+        ModelCard(
+            name="clip_b16",
+            family="view_vit",
+            arch="vit_base_patch16_clip_quickgelu_224",
+            stages=QUARTERS,
+            mean=CLIP_MEAN,
+            std=CLIP_STD,
+            pretrained="vit_base_patch16_clip_quickgelu_224.openai",
+        ),
+        # At 196 px its grid is the 14x14 of the other models'.
+        ModelCard(
+            name="clip_l14",
+            family="view_vit",
+            arch="vit_large_patch14_clip_quickgelu_224",
+            kwargs={"img_size": 196},
+            image_size=196,
+            stages=QUARTERS_OF_24,
+            mean=CLIP_MEAN,
+            std=CLIP_STD,
+            pretrained="vit_large_patch14_clip_quickgelu_224.openai",
+        ),
+        ModelCard(
+            name="dino_b16",
+            family="view_vit",
+            arch="vit_base_patch16_224",
+            stages=QUARTERS,
+            pretrained="vit_base_patch16_224.dino",
+        ),
         ModelCard(
             name="sparse_resnet50_mini",
             family="sparse_resnet",
@@ -495,6 +550,28 @@ def _masked() -> list[ModelCard]:
         ),
         ModelCard(name="mae_b16_mini", family="mim_vit", arch=VIT, kwargs=patches | AVERAGE, **quarters),
         ModelCard(name="hybrid_b16_mini", family="hybrid_vit", arch=VIT, kwargs=patches | AVERAGE, **quarters),
+        ModelCard(name="deit_b16_mini", family="vit", arch=VIT, kwargs=patches | AVERAGE, **quarters),
+        ModelCard(name="dino_b16_mini", family="view_vit", arch=VIT, kwargs=patches | AVERAGE, **quarters),
+        ModelCard(
+            name="clip_b16_mini",
+            family="view_vit",
+            arch=VIT,
+            kwargs={**patches, **AVERAGE, "pre_norm": True, "act_layer": "quick_gelu"},
+            **quarters | {"mean": CLIP_MEAN, "std": CLIP_STD},
+        ),
+        ModelCard(
+            name="hybrid_fd_b16_mini",
+            family="hybrid_beit",
+            arch=BEIT,
+            kwargs={
+                **patches,
+                "use_abs_pos_emb": False,
+                "use_rel_pos_bias": False,
+                "use_shared_rel_pos_bias": True,
+                "use_fc_norm": False,
+            },
+            **quarters,
+        ),
         ModelCard(
             name="beit_b16_mini",
             family="beit",
@@ -587,6 +664,17 @@ SIZES = {
     "hybrid_b16": (86.416, 17.56),
     "hybrid_b16_mini": (0.549, 0.03185),
     "beit_b16_mini": (0.555, 0.03239),
+    "hybrid_l16": (304.125, 61.55),
+    "hybrid_fd_b16": (86.434, 17.56),
+    "mae_l16": (304.327, 61.55),
+    "deit_b16": (86.568, 17.56),
+    "clip_b16": (86.568, 17.56),
+    "clip_l14": (304.143, 61.52),
+    "dino_b16": (86.568, 17.56),
+    "deit_b16_mini": (0.555, 0.03185),
+    "dino_b16_mini": (0.555, 0.03185),
+    "clip_b16_mini": (0.555, 0.03185),
+    "hybrid_fd_b16_mini": (0.550, 0.03239),
 }
 
 ZOO: dict[str, ModelCard] = {

@@ -52,6 +52,8 @@ LABEL_FREE = {
     "hybrid": ({"depth": 4, "mask": "progressive"}, "hybrid_vit"),
     "mae": ({**SMALL, "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}, "mim_vit"),
     "masked_pixels": ({**SMALL, "width": 32}, "sparse_resnet"),
+    "moco": ({"hidden": 32, "width": 16}, "view_vit"),
+    "simclr": ({"width": 16}, "view_vit"),
 }
 LOAD, RENDERED = Digits.load, {}
 

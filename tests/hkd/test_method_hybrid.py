@@ -13,7 +13,7 @@ from hkd.data.base import Split
 from hkd.data.batch import Batch
 from hkd.data.digits import Digits
 from hkd.errors import Refused, UserError
-from hkd.methods.hybrid import Hybrid, HybridConfig, distance, kept_counts, mask_blocks, normalise_tokens
+from hkd.methods.hybrid import Hybrid, HybridConfig, distance, kept_counts, late_blocks, mask_blocks, normalise_tokens
 from hkd.methods.relations import projected, relations
 from hkd.methods.token_mask import kept_after, redundant_mask
 from hkd.models.tap_model import TapModel, Teacher
@@ -460,6 +460,7 @@ def test_pre_training_looks_teachers_up_where_views_are_fixed(tmp_path, monkeypa
         ({"mask_ratio": 1.0}, "mask_ratio"),
         ({"late_layers": [13]}, "from 1 to depth"),
         ({"late_layers": []}, "late_layers"),
+        ({"late_layers": "midle"}, "Did you mean 'middle'"),
         ({"depth": 2}, "at least 3"),
         ({"late_target": "both_last", "late_layers": [11]}, "leave late_layers out"),
         ({"late_target": "feature", "target_norm": False}, "leave target_norm on"),
@@ -491,7 +492,7 @@ def test_options_that_cannot_be_are_refused(options, sentence):
         ({"tm": card(embed_dim=36)}, {}, "set relation_scale to"),
         ({"tm": card(embed_dim=36)}, {"relation_heads": 5}, "relation_heads=5 does not divide"),
         ({"tm": card(stages=(0, 2, 2, 3))}, MASKED, "set mask_tokens to normed"),
-        ({}, {"encoder": "asymmetric"}, "use encoder=plain"),
+        ({}, {"encoder": "asymmetric", "targets": "c"}, "set encoder to plain"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_one_sentence_with_what_would_do(models, options, sentence):
@@ -522,3 +523,19 @@ def test_teachers_stay_cacheable_and_what_they_give_is_named_in_advance():
     }
     normed = HybridConfig(mask_tokens="normed", **MASKED)
     assert Hybrid.needs(normed).teachers["relations"] == Want(attention=(0, 4, 8, 9, 10))
+
+
+@pytest.mark.parametrize(
+    ("span", "of_twelve", "of_four"),
+    [
+        (None, (10, 11), (2, 3)),
+        ("all", tuple(range(1, 12)), (1, 2, 3)),
+        ("front", (1, 2, 3), (1,)),
+        ("middle", (5, 6, 7), (2,)),
+        ("back", (9, 10, 11), (3,)),
+        ("last", (11,), (3,)),
+    ],
+)
+def test_spans_are_the_layers_of_table_7_and_lie_at_the_same_share_of_another_depth(span, of_twelve, of_four):
+    for depth, layers in ((12, of_twelve), (4, of_four)):
+        assert late_blocks(HybridConfig(depth=depth, late_layers=span)) == tuple(layer - 1 for layer in layers)

@@ -1,0 +1,140 @@
+r"""MoCo v3: a view finds the other view of its image among those that a moving average of the student encodes.
+
+Source: Chen, Xie and He 2021, arXiv:2104.02057. Queries q are what student, projection and prediction make of a view,
+keys k what moving averages of student and projection make of it; both have unit length, and with B images
+
+.. math::
+    L = ctr(q_1, k_2) + ctr(q_2, k_1), \quad
+    ctr(q, k) = -\frac{2 \tau}{B} \sum_i \log \frac{\exp(q_i k_i / \tau)}{\sum_j \exp(q_i k_j / \tau)}
+
+The averages take a step before every forward pass of training, w <- m w + (1 - m) w_student, with m rising to 1 by a
+cosine over the run. Under several processes keys are those of all. There is no queue. Deviations: views are drawn as
+`hkd.methods.views` says, without blur, grey and solarising; batch norm is of one process; the patch embedding learns;
+a step that is done in parts (micro-batches) moves the averages once per part. No teacher, no labels.
+Shapes: B batch, V = 2 B views, D width.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from hkd.data.batch import Batch
+from hkd.methods.base import Criterion, Method, Needs, Samples
+from hkd.methods.views import check_views, everyone, head, refuse_student, two_views, unit
+from hkd.models.tap_model import Teacher
+from hkd.models.taps import TapInfo, Taps
+from hkd.models.view_vit import MovingAverage, ViewTaps
+from hkd.spec import FORBID, ModelCard, Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoCoConfig:
+    """tau: temperature. momentum: m at the start; rises: to 1 at the end, else m stays. hidden, width: of projection
+    (three linear maps) and prediction (two). The rest draws views (see `hkd.methods.views.augmented`).
+
+    Raises ValueError unless tau > 0, momentum is in [0, 1], sizes are at least 1 and strengths are in range.
+    """
+
+    __pydantic_config__ = FORBID
+    tau: float = 0.2
+    momentum: float = 0.99
+    rises: bool = True
+    hidden: int = 4096
+    width: int = 256
+    crop: tuple[float, float] = (0.08, 1.0)
+    flip: bool = False  # digits must not be mirrored
+    jitter: float = 0.4
+    colour: float = 0.2
+    noise: float = 0.0
+    erasing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.tau > 0:
+            raise ValueError(f"tau must be positive, got {self.tau}")
+        if not 0 <= self.momentum <= 1:
+            raise ValueError(f"momentum must be between 0 and 1, got {self.momentum}")
+        if min(self.hidden, self.width) < 1:
+            raise ValueError(f"hidden and width must be at least 1, got {self.hidden} and {self.width}")
+        check_views(self)
+
+
+def info_nce(q: Float[Tensor, "B D"], k: Float[Tensor, "B D"], *, tau: float) -> Float[Tensor, ""]:
+    """`ctr` above: 2 tau times the cross-entropy of finding each query's key.
+
+    Args:
+        q: queries; gradients flow.
+        k: keys in the same order; detached here. Those of other processes are candidates too.
+        tau: > 0.
+    """
+    keys, start = everyone(unit(k.detach()))
+    return 2 * tau * F.cross_entropy(unit(q) @ keys.T / tau, start + torch.arange(len(q), device=q.device))
+
+
+class MoCo(Method):
+    """`contrast`. Own parameters: projection and prediction. The student is of the family `view_vit`.
+
+    Kept in checkpoints beside them: the averages of student and projection (as long as their weights) and `passes`,
+    the forward passes of training so far.
+    """
+
+    Config = MoCoConfig
+    passes: Tensor
+
+    def __init__(
+        self, config: MoCoConfig, student: TapInfo, teachers: Mapping[str, Teacher], criterion: Criterion
+    ) -> None:
+        super().__init__(config, student, teachers, criterion)
+        self.project = head([student.pooled, config.hidden, config.hidden, config.width], normed=True)
+        self.predict = head([config.width, config.hidden, config.width], normed=True)
+        self.encoder, self.projection = MovingAverage(), MovingAverage()
+        self.register_buffer("passes", torch.tensor(0))
+        self.length = 1
+
+    @classmethod
+    def needs(cls, config: MoCoConfig) -> Needs:
+        """No teacher; the pooled feature."""
+        return Needs()
+
+    @classmethod
+    def refuse(
+        cls, config: MoCoConfig, student: ModelCard, teachers: Mapping[str, ModelCard], recipe: Recipe
+    ) -> str | None:
+        """Students that take no views."""
+        return refuse_student("moco", student)
+
+    def prepare(self, samples: Samples) -> None:
+        """How many steps the momentum has for its rise."""
+        self.length = samples.epochs * samples.steps
+
+    def momentum(self) -> float:
+        """m of the next step."""
+        if not self.config.rises:
+            return self.config.momentum
+        done = min(int(self.passes) / self.length, 1)
+        return 1 - (1 - self.config.momentum) * (1 + math.cos(math.pi * done)) / 2
+
+    def student_inputs(self, batch: Batch, taps_t: Mapping[str, Taps]) -> dict[str, Any]:
+        """Two views of every image in the place of the batch; the averages of the student and of the head step."""
+        inputs = {"views": two_views(batch.x, self.config), "average": self.encoder}
+        if not self.training:
+            return inputs
+        momentum = self.momentum()
+        self.projection.follow(self.project, momentum)
+        self.passes += 1
+        return inputs | {"momentum": momentum}
+
+    def forward(self, batch: Batch, taps_s: Taps, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:
+        """One term."""
+        assert isinstance(taps_s, ViewTaps)
+        # Each view has its own statistics, as in the official code, which runs the views one after the other.
+        queries = [self.predict(self.project(pooled)) for pooled in taps_s.pooled.chunk(2)]
+        keys = [self.projection(self.project, pooled) for pooled in taps_s.keys.chunk(2)]
+        with torch.autocast(queries[0].device.type, enabled=False):
+            pairs = zip(queries, reversed(keys), strict=True)
+            return {"contrast": torch.stack([info_nce(q, k, tau=self.config.tau) for q, k in pairs]).sum()}

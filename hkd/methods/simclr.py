@@ -1,0 +1,106 @@
+r"""SimCLR: two views of an image find each other among those of all images of the batch (NT-Xent).
+
+Source: Chen et al. 2020, arXiv:2002.05709. With z the projected features of V = 2 B views, of unit length, and j(i)
+the other view of i's image,
+
+.. math:: L = \frac{1}{V} \sum_i -\log \frac{\exp(z_i z_{j(i)} / \tau)}{\sum_{k \ne i} \exp(z_i z_k / \tau)}
+
+Under several processes a view is compared with those of all, and gradients reach those of its own. Deviations: views
+are drawn as `hkd.methods.views` says, without blur and grey; batch norm in the head is of one process. No teacher, no
+labels. Shapes: B batch, V = 2 B views, D width.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from hkd.data.batch import Batch
+from hkd.methods.base import Criterion, Method, Needs
+from hkd.methods.views import check_views, everyone, head, refuse_student, two_views, unit
+from hkd.models.tap_model import Teacher
+from hkd.models.taps import TapInfo, Taps
+from hkd.spec import FORBID, ModelCard, Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimCLRConfig:
+    """tau: temperature. hidden, width: of the projection; None: the student's own width. The rest draws views (see
+    `hkd.methods.views.augmented`).
+
+    Raises ValueError unless tau > 0, sizes are at least 1 and strengths are in range.
+    """
+
+    __pydantic_config__ = FORBID
+    tau: float = 0.1
+    hidden: int | None = None
+    width: int = 128
+    crop: tuple[float, float] = (0.08, 1.0)
+    flip: bool = False  # digits must not be mirrored
+    jitter: float = 0.4
+    colour: float = 0.2
+    noise: float = 0.0
+    erasing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.tau > 0:
+            raise ValueError(f"tau must be positive, got {self.tau}")
+        if self.width < 1 or (self.hidden is not None and self.hidden < 1):
+            raise ValueError(f"hidden and width must be at least 1, got {self.hidden} and {self.width}")
+        check_views(self)
+
+
+def nt_xent(z: Float[Tensor, "V D"], *, tau: float) -> Float[Tensor, ""]:
+    """The loss above.
+
+    Args:
+        z: of this process: first one view of each image, then the other; any length but zero.
+        tau: > 0.
+
+    Returns:
+        Scalar in nats, the mean over this process's views.
+    """
+    count = len(z)
+    z = unit(z)
+    candidates, start = everyone(z)
+    own = torch.arange(count, device=z.device)
+    scores = (z @ candidates.T / tau).index_put((own, start + own), z.new_tensor(float("-inf")))
+    return F.cross_entropy(scores, start + own.roll(count // 2))
+
+
+class SimCLR(Method):
+    """`contrast`. Own parameters: the projection head. The student is of the family `view_vit`."""
+
+    Config = SimCLRConfig
+
+    def __init__(
+        self, config: SimCLRConfig, student: TapInfo, teachers: Mapping[str, Teacher], criterion: Criterion
+    ) -> None:
+        super().__init__(config, student, teachers, criterion)
+        self.project = head([student.pooled, config.hidden or student.pooled, config.width], normed=False)
+
+    @classmethod
+    def needs(cls, config: SimCLRConfig) -> Needs:
+        """No teacher; the pooled feature."""
+        return Needs()
+
+    @classmethod
+    def refuse(
+        cls, config: SimCLRConfig, student: ModelCard, teachers: Mapping[str, ModelCard], recipe: Recipe
+    ) -> str | None:
+        """Students that take no views."""
+        return refuse_student("simclr", student)
+
+    def student_inputs(self, batch: Batch, taps_t: Mapping[str, Taps]) -> dict[str, Any]:
+        """Two views of every image in the place of the batch."""
+        return {"views": two_views(batch.x, self.config)}
+
+    def forward(self, batch: Batch, taps_s: Taps, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:
+        """One term."""
+        z = self.project(taps_s.pooled)
+        with torch.autocast(z.device.type, enabled=False):
+            return {"contrast": nt_xent(z, tau=self.config.tau)}
