@@ -13,7 +13,13 @@ METRIC_NAMES = {
     "top1": "top-1 accuracy",
     "top5": "top-5 accuracy",
     "ap_box": "box AP",
+    "ap_box_small": "box AP of small objects",
+    "ap_box_medium": "box AP of medium objects",
+    "ap_box_large": "box AP of large objects",
     "ap_mask": "mask AP",
+    "ap_mask_small": "mask AP of small objects",
+    "ap_mask_medium": "mask AP of medium objects",
+    "ap_mask_large": "mask AP of large objects",
     "miou": "mean IoU",
 }
 LOSSES = {"heldout_loss": "loss on held-out images"}  # metrics that are not percent

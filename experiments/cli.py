@@ -263,7 +263,9 @@ def fetch(name: str) -> int:
     path = places.weights() / f"{name}.safetensors"
     if path.exists():
         raise UserError(f"{path} is there already; delete it to get it again.")
-    digest = fetch_weights(card.pretrained, path)
+    # Teachers of Hybrid Distill are encoders at the card's own size: without CLIP's projection, positions resampled.
+    options = {**card.kwargs, "num_classes": 0} if card.family == "view_vit" else {}
+    digest = fetch_weights(card.pretrained, path, options)
     known = "as in" if record_sha256(name, digest) else "not in"
     out().print(Text(f"{card.pretrained} -> {path}\nSHA-256 {digest}, {known} experiments/manifests/teachers.yaml"))
     return 0
@@ -305,8 +307,13 @@ def measured_text(measured: tuple[str, float] | None) -> str:
     return f"{value:.2f}" + ("" if metric == "top1" else f" ({metric})")
 
 
-def fetch_weights(pretrained: str, path: Path) -> str:
+def fetch_weights(pretrained: str, path: Path, options: dict[str, Any]) -> str:
     """Download timm's `name.tag` to a file and return its SHA-256.
+
+    Args:
+        pretrained: name and tag.
+        path: of the file.
+        options: of timm.create_model.
 
     Raises:
         UserError: it cannot be downloaded or written.
@@ -317,7 +324,7 @@ def fetch_weights(pretrained: str, path: Path) -> str:
     from hkd.models.weights import save_weights
 
     try:
-        state = timm.create_model(pretrained, pretrained=True).state_dict()
+        state = timm.create_model(pretrained, pretrained=True, **options).state_dict()
         path.parent.mkdir(parents=True, exist_ok=True)
         save_weights(state, path)
     except (OSError, RuntimeError) as error:

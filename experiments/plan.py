@@ -195,18 +195,15 @@ class _Planner:
         }
         return [
             Cell(metric=metric, published=self.printed(row, column, metric), **shared)
-            for metric in column.metrics or self.table.metrics
+            for metric in column.metrics or row.metrics or self.table.metrics
         ]
 
     def baseline(self, row: Row, column: Column) -> tuple[str, str, str] | None:
         """Which cell the gain of this one is over."""
+        if row.gain_over is not None:
+            return row.gain_over, column.method, column.variant
         if column.gain_over is None:
             return None
-        if column.gain_over.startswith("row:"):
-            slug = column.gain_over.removeprefix("row:")
-            other = lookup("row", slug, {r.row: r for r in self.table.rows})
-            first = (other.columns or self.table.columns)[0]
-            return slug, first.method, first.variant
         method, _, variant = column.gain_over.partition("/")
         return row.row, method, variant
 
@@ -225,7 +222,10 @@ class _Planner:
 
     def run(self, row: Row, column: Column, seed: int) -> str:
         """The key of one cell's run; what it needs is planned before it."""
-        return self.stage(row, column, column.variant, seed)
+        stage: Stage = column
+        if column.after is None and column.starts_from is None:
+            stage = column.model_copy(update={"after": row.after, "starts_from": row.starts_from})
+        return self.stage(row, stage, column.variant, seed)
 
     def stage(self, row: Row, stage: Stage, variant: str, seed: int) -> str:
         """Plan the run of a column, or of a stage before it, with its teachers and what it starts from."""
@@ -250,7 +250,7 @@ class _Planner:
             init=init,
             seed=seed,
             evaluate_on=self.split,
-            task_options=stage.task_options,
+            task_options={**self.profile.tasks.get(stage.task, {}), **stage.task_options},
         )
         source = "_from_" + "+".join(roles.values()) if teachers else ""
         return self.add(
@@ -288,7 +288,7 @@ class _Planner:
             task = "evaluate" if mapping.probe is None else "probe"
             spec = RunSpec(
                 task=task,
-                data=self.data(mapping.probe or data, own, teacher=mapping.probe is not None),
+                data=self.data(mapping.probe or mapping.data or data, own, teacher=mapping.probe is not None),
                 student=card,
                 method=MethodSpec(name="supervised"),
                 init=weights,

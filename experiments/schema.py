@@ -62,7 +62,7 @@ class Column(Stage):
     select: Options = {}  # fields that select its published row, beside the row's
     added: bool = False  # not in the paper
     quoted: bool = False  # printed from the paper, nothing to run
-    gain_over: str | None = None  # method (or variant's `method/variant`) of the same row, or `row:<slug>`
+    gain_over: str | None = None  # method (or variant's `method/variant`) of the same row; a row's own comes first
 
 
 class Row(Document):
@@ -75,7 +75,11 @@ class Row(Document):
     published: Options | None = None
     settings: dict[str, Options] = {}  # per method: the paper's settings for this pair
     columns: tuple[Column, ...] | None = None  # instead of the table's
+    metrics: tuple[str, ...] | None = None  # of columns that have none of their own, instead of the table's
     data: Slug | None = None
+    after: Stage | None = None  # what every column that starts from nothing else starts from
+    starts_from: Slug | None = None  # likewise: a teacher of the profile
+    gain_over: Slug | None = None  # another row: gains are over the same column there
 
     @property
     def teachers(self) -> dict[str, str]:
@@ -159,6 +163,7 @@ class Profile(Document):
     recipes: dict[str, Recipe]
     override: Options = {}  # recipe fields that replace those of every recipe
     methods: dict[str, Options] = {}  # settings of methods at this scale
+    tasks: dict[str, Options] = {}  # settings of tasks at this scale
     machine: Machine = Machine()
     captions: tuple[str, ...] = ()
 
@@ -268,11 +273,13 @@ def check_references(table: Table) -> None:
     for i, row in enumerate(table.rows):
         for slug in (row.student, *row.teachers.values()):
             checked("tables", table.id, ("rows", i), "model", slug, models)
+        if row.gain_over is not None:
+            checked("tables", table.id, ("rows", i, "gain_over"), "row", row.gain_over, [r.row for r in table.rows])
         columns = table.columns if row.columns is None else row.columns
         cells = {f"{column.method}/{column.variant}".removesuffix("/") for column in columns}
         for j, column in enumerate(columns):
             loc = ("columns", j) if row.columns is None else ("rows", i, "columns", j)
-            if column.gain_over and not column.gain_over.startswith("row:"):
+            if column.gain_over:
                 checked("tables", table.id, (*loc, "gain_over"), "baseline", column.gain_over, cells)
             check_published(table, row, column, ("rows", i, "published"), loc)
         papers = {source_of(table, column)[0] for column in columns if column.published}
@@ -356,6 +363,7 @@ def stages(table: Table) -> list[tuple[tuple[str | int, ...], Stage]]:
     for i, column in enumerate(table.columns):
         visit(column, ("columns", i))
     for i, row in enumerate(table.rows):
+        visit(row.after, ("rows", i, "after"))
         for j, column in enumerate(row.columns or ()):
             visit(column, ("rows", i, "columns", j))
     return found
@@ -371,6 +379,8 @@ def load_profile(name: str) -> Profile:
         checked("profiles", name, ("table_seeds", table), "table", table, table_ids())
     for method, options in profile.methods.items():
         check_options("profiles", name, ("methods", method), method, options)
+    for task in profile.tasks:
+        checked("profiles", name, ("tasks", task), "task", task, TASKS)
     for slug, model in profile.models.items():
         checked("profiles", name, ("models", slug), "model", model, ZOO)
     for slug, data in profile.data.items():
