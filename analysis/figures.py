@@ -24,6 +24,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 MARKERS = ("s", "o", "^", "v", "P", "X", "*")
 GREY, INK = "#8c8c8c", "#262626"
 DPI = 200
+LABEL_LETTERS = 30  # of a line's label before it is wrapped
 MAP, MAP_RANGE = "RdBu", 1.9  # of gain maps: the scale ends where ink is still read, at 1 / MAP_RANGE of the colours
 
 STYLE: dict[str, Any] = {
@@ -101,7 +102,10 @@ def comparison_figure(
         methods = list(dict.fromkeys(row["method"] for row in rows))
         pairs = list(dict.fromkeys(row["pair"] for row in rows if not row["pooled"]))
         pooled = list(dict.fromkeys(row["pair"] for row in rows if row["pooled"]))
-        step = max(1.0, 0.42 * len(methods))  # height of a pair, in units of one line of text
+        names = {pair: textwrap.wrap(pair, LABEL_LETTERS) for pair in (*pairs, *pooled)}
+        deepest = max(map(len, names.values()), default=1)
+        # Height of a pair: a wrapped label needs about half of that of a pair a line.
+        step = max(1.0, 0.42 * len(methods), 0.5 * deepest)
         at = {pair: i * step for i, pair in enumerate(pairs)}
         at |= {pair: (len(pairs) + 0.35 + i) * step for i, pair in enumerate(pooled)}
         lines, heading = textwrap.wrap(caption, 96), textwrap.wrap(title, 58)
@@ -109,7 +113,7 @@ def comparison_figure(
         below, above = 0.75 + 0.21 * len(lines), 0.57 + 0.24 * len(heading)
         figure = canvas(7.2, plot_height + below + above)
         height = plot_height + below + above
-        left = min(0.5, 0.04 + 0.0155 * max(map(len, at), default=4))  # room for the longest label
+        left = 0.04 + 0.0155 * max((len(line) for name in names.values() for line in name), default=4)
         axes = figure.add_axes((left, below / height, 0.97 - left, plot_height / height))
 
         for row in rows:
@@ -123,7 +127,7 @@ def comparison_figure(
             axes.axhline((len(pairs) - 1 + 0.675) * step, color=GREY, linewidth=0.8)
         axes.axvline(0, color=INK, linewidth=1.0, zorder=1)
         axes.grid(axis="x", color="#dddddd", linewidth=0.6)
-        axes.set_yticks(list(at.values()), list(at), fontweight="normal")
+        axes.set_yticks(list(at.values()), ["\n".join(names[pair]) for pair in at], fontweight="normal")
         for label in axes.get_yticklabels()[len(pairs) :]:
             label.set_fontweight("bold")
         axes.set_ylim((max(at.values(), default=0) + step / 2), -step / 2)

@@ -382,7 +382,8 @@ def validated(table: pd.DataFrame) -> pd.DataFrame:
 def pool(plan: Plan, results: list[CellResult], predictions: Mapping[str, Predictions]) -> list[PooledGain]:
     """Pooled gains of every method over its baseline, then of every other method over plain `kd` where both stand.
 
-    Only gains over a baseline of the same row are pooled: where rows are variants, a mean over rows means nothing.
+    Only gains over a baseline of the same row are pooled: where rows are variants, a mean over rows means nothing. Rows
+    in which a method is measured against another baseline than in its first one stay out of its mean.
     """
 
     def pooled(pairs: list[tuple[CellResult, CellResult]]) -> Pooled:
@@ -395,7 +396,9 @@ def pool(plan: Plan, results: list[CellResult], predictions: Mapping[str, Predic
         columns: dict[tuple[str, str], list[CellResult]] = {}
         for result in here.values():
             if result.cell.baseline and result.cell.baseline[0] == result.cell.row:
-                columns.setdefault((result.cell.method, result.cell.variant), []).append(result)
+                column = columns.setdefault((result.cell.method, result.cell.variant), [])
+                if not column or column[0].cell.baseline[1:] == result.cell.baseline[1:]:  # type: ignore[index]
+                    column.append(result)
         for (method, variant), column in columns.items():
             if len(column) > 1:  # of one row, the table itself has the gain
                 over_baseline = pooled([(r, here[r.cell.baseline]) for r in column if r.cell.baseline in here])
