@@ -28,7 +28,7 @@ LOSSES = {"heldout_loss": "loss on held-out images"}  # metrics that are not per
 def caption(plan: Plan, records: Mapping[str, Record], comparison: Comparison) -> list[str]:
     """The sentences under the table: what was run, on what, for how long, and how to read it."""
     used = [records[key] for key in plan.runs if key in records and records[key].status == "done"]
-    sentences = [setting(plan), *plan.captions]
+    sentences = [setting(plan), *plan.captions, *other_rows(plan)]
     sentences += machine(used)
     sentences += teachers(plan, records)
     sentences += reading(plan, comparison)
@@ -53,6 +53,18 @@ def setting(plan: Plan) -> str:
         f"Profile {plan.profile}; data: {data}; {metric}; "
         f"{len(plan.seeds)} seed{'s' if len(plan.seeds) > 1 else ''} ({spans(plan.seeds)}); {length} per student."
     )
+
+
+def other_rows(plan: Plan) -> list[str]:
+    """Which rows' gains are over another row, by their labels."""
+    labels = {cell.row: " ".join(filter(None, cell.row_label)) for cell in plan.cells}
+    over: dict[str, list[str]] = {}
+    for cell in plan.cells:
+        if cell.baseline and cell.baseline[0] != cell.row:
+            rows = over.setdefault(labels[cell.baseline[0]], [])
+            if labels[cell.row] not in rows:
+                rows.append(labels[cell.row])
+    return [f"Gains over the row '{base}': {listed(rows, most=20)}." for base, rows in over.items()]
 
 
 def spans(numbers: Iterable[int]) -> str:
