@@ -104,8 +104,8 @@ def comparison_figure(
         pooled = list(dict.fromkeys(row["pair"] for row in rows if row["pooled"]))
         names = {pair: textwrap.wrap(pair, LABEL_LETTERS) for pair in (*pairs, *pooled)}
         deepest = max(map(len, names.values()), default=1)
-        # Height of a pair: a wrapped label needs about half of that of a pair a line.
-        step = max(1.0, 0.42 * len(methods), 0.5 * deepest)
+        # Height of a pair; a line of a wrapped label needs somewhat more than half of it.
+        step = max(1.0, 0.42 * len(methods), 0.58 * deepest)
         at = {pair: i * step for i, pair in enumerate(pairs)}
         at |= {pair: (len(pairs) + 0.35 + i) * step for i, pair in enumerate(pooled)}
         lines, heading = textwrap.wrap(caption, 96), textwrap.wrap(title, 58)

@@ -389,7 +389,11 @@ def draw(plan: Plan, comparison: Comparison, path: Path) -> None:
     from analysis.figures import GainRow, comparison_figure  # imports matplotlib
 
     metric = plan.metrics[0]
-    results = [r for r in comparison.cells if r.cell.metric == metric and r.cell.baseline and not r.cell.quoted]
+    results = [
+        r
+        for r in comparison.cells
+        if r.cell.metric == metric and r.cell.baseline and not r.cell.quoted and r.status != "refused"
+    ]
     methods = list(dict.fromkeys((r.cell.method, r.cell.variant) for r in results))
     shown = {(name, "") for name in ("kd", plan.paper)} & {*methods}
     others = is_ranked(plan) and len(methods) > FIGURE_METHODS and len(shown) > 0
