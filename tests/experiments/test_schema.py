@@ -80,7 +80,7 @@ def test_the_paper_profile_maps_every_model_of_every_table():
         ("profiles", "laptop", "lr: 0.003", "lr: -1.0", r"lr must be positive"),
         ("profiles", "laptop", "resnet50: resnet50_mini", "resnet50: resnet50_miny", r"Did you mean 'resnet50_mini'\?"),
         ("profiles", "laptop", "name: digits", "name: digit", r"data.imagenet1k.name: unknown data set 'digit'"),
-        ("profiles", "laptop", "resnet50: cnn", "resnet50: cnnn", r"unknown recipe 'cnnn'. Did you mean 'cnn'\?"),
+        ("profiles", "laptop", "mobilenet_v1: cnn", "mobilenet_v1: cnnn", r"unknown recipe 'cnnn'. Did you mean 'cnn'\?"),
         ("profiles", "laptop", "swin_t_ofa@cifar100:", "swin_t_ofa@cifar10:",
          r"laptop.yaml:\d+: teachers.swin_t_ofa@cifar10: unknown data set 'cifar10'. Did you mean 'cifar100'\?"),
         ("tables", "hcd_ablations", "source: ofakd/", "source: ofakt/",
