@@ -16,17 +16,19 @@ from statistics import fmean, median
 from experiments.plan import PlannedRun
 from experiments.store import Record
 from hkd.data import DATASETS
+from hkd.data.base import DataSet
 from hkd.registry import load, lookup
 from hkd.spec import DataSpec
 
 GPU_FLOPS = {"32-true": 12e12, "16-mixed": 60e12, "bf16-mixed": 60e12}  # sustained, per second
 BYTES_PER_TEST_IMAGE = 24  # row, label and prediction in predictions.npz
 BYTES_PER_EPOCH = 1024  # curves, twice (curves.jsonl and DVCLive), and the log
+DENSE = ("detect", "segment")  # tasks that see images at the size of their data
 CHECKPOINT_COPIES = 4  # weights, two moments and EMA while a run is under way
 
 ASSUMPTIONS = (
     "Training is counted as 3 forward passes per image, a teacher as 1 (once per image where its outputs are cached); "
-    "adapters, gradients through teachers and data loading are not counted.",
+    "adapters, gradients through teachers, heads of detection and segmentation, and data loading are not counted.",
     f"GPU-hours: one A100-class GPU sustaining {GPU_FLOPS['bf16-mixed'] / 1e12:.0f} TFLOP/s in 16 bit, "
     f"{GPU_FLOPS['32-true'] / 1e12:.0f} in 32 bit.",
     "Disk: final weights (adapters counted as one more student), predictions and curves of every run; "
@@ -51,8 +53,9 @@ class Cost:
 def cost(run: PlannedRun) -> Cost:
     """The cost of one run.
 
-    With S and T the GMACs of student and teachers, E epochs of n images, V teacher passes (E, or the number of
-    fixed views), m test images, P million parameters:
+    With S and T the GMACs of student and teachers (of a dense task: S times the area of its images over that of the
+    card's, each as the square of the short side; heads are not counted), E epochs of n images, V teacher passes (E, or
+    the number of fixed views), m test images, P million parameters:
 
     flops = 2e9 * (3 * S * E * n + T * V * n + S * m); gpu_hours = flops / GPU_FLOPS[precision] / 3600;
     disk = 4e6 * P * (2 with teachers, else 1; 0 for an evaluation) + 24 * m + 1024 * E.
@@ -62,6 +65,8 @@ def cost(run: PlannedRun) -> Cost:
     images, test_images = counts(spec.data)
     epochs = recipe.epochs if recipe else 0
     forward = spec.student.gmacs or 0.0
+    if spec.task in DENSE:
+        forward *= (dataset(spec.data).image_size / spec.student.image_size) ** 2
     taught = sum(teacher.model.gmacs or 0.0 for teacher in spec.teachers.values())
     passes = recipe.views if recipe and recipe.views else epochs
     flops = 2e9 * (3 * forward * epochs * images + taught * passes * images + forward * test_images)
@@ -84,8 +89,14 @@ def total(runs: Iterable[PlannedRun]) -> Cost:
 
 def counts(data: DataSpec) -> tuple[int, int]:
     """Training and test images of a data set with these options, as it counts them; 0 where it cannot tell."""
-    found = load(lookup("data set", data.name, DATASETS))(data.options, Path()).counts()
+    found = dataset(data).counts()
     return found.get("train", 0), found.get("test", 0)
+
+
+def dataset(data: DataSpec) -> DataSet:
+    """A data set with its options; the disk is not touched."""
+    made: DataSet = load(lookup("data set", data.name, DATASETS))(data.options, Path())
+    return made
 
 
 class Durations:

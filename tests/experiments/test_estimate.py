@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from experiments.estimate import cost, counts, total
+from experiments.plan import plan
 from hkd.spec import DataSpec
 from tests.experiments.fake_tasks import STUDENT, fake_run
 
@@ -65,3 +66,11 @@ def test_counts_per_class_are_times_the_classes():
 
 def test_the_fake_student_is_what_the_figures_assume():
     assert (STUDENT.gmacs, STUDENT.params_m) == (0.001, 0.01)
+
+
+def test_dense_tasks_are_counted_at_the_size_of_their_images():
+    runs = plan("hybrid_table3", "paper").runs.values()
+    (first, *_) = (run for run in runs if run.spec.task == "detect")
+    card, images, epochs = first.spec.student, 118_287, first.spec.recipe.epochs
+    forward = card.gmacs * (800 / card.image_size) ** 2
+    assert cost(first).flops == pytest.approx(2e9 * forward * (3 * epochs * images + 5000))
