@@ -21,9 +21,7 @@ ENLARGED = 4  # a pixel becomes so many a side, so that lines and letters are fi
 CONFIDENT = 0.5  # detections with lower scores are not drawn
 OPACITY = 0.55  # of masks
 LINE, LETTERS = 3, 32  # px of enlarged pictures
-PALETTE: list[tuple[int, int, int]] = [
-    (int(255 * r), int(255 * g), int(255 * b)) for r, g, b in colormaps["tab20"].colors
-]  # type: ignore[attr-defined]
+PALETTE = [(int(r), int(g), int(b)) for r, g, b, _ in 255 * np.asarray(colormaps["tab20"](np.arange(20)))]
 
 
 def colour(label: int) -> tuple[int, int, int]:
