@@ -177,7 +177,7 @@ def test_others_are_told_apart_and_refused(names, origin):
 
 @pytest.mark.parametrize("name", [name for name in ZOO if name.endswith("_mini")])
 def test_no_model_of_the_zoo_without_masks_is_taken_for_a_pretrained_beit_or_cae(name):
-    if ZOO[name].family not in ("beit", "mim_vit"):
+    if ZOO[name].family not in ("beit", "hybrid_beit", "mim_vit"):
         assert recognise(TapModel(ZOO[name], 3).net.state_dict()) in ("timm", "unknown", "mae")
 
 
