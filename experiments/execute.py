@@ -23,6 +23,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock
+
 from experiments import keys
 from experiments.environment import cores, device, environment, gpus, source_digest
 from experiments.estimate import Durations
@@ -269,8 +271,12 @@ def write_live(folder: Path, curves: list[dict[str, Any]]) -> None:
         def _init_studio(self) -> None:
             self._studio_events_to_skip.update(("start", "data", "done"))
 
+    # DVCLive tells editors of each step by one file of the repository, which it looks for, then removes: workers take
+    # turns, or one removes what another has just looked for, and a run that is done fails.
+    turn = FileLock(folder.parent.parent / ".live.lock")
     # Not resumed: the curves are complete, so files of an earlier attempt are replaced rather than continued.
-    with RunCurves(dir=str(folder), dvcyaml=None, save_dvc_exp=False, report=None, monitor_system=False) as live:
+    options: dict[str, Any] = {"dvcyaml": None, "save_dvc_exp": False, "report": None, "monitor_system": False}
+    with turn, RunCurves(dir=str(folder), **options) as live:
         for point in curves:
             for name, value in point.items():
                 if name != "epoch" and type(value) in (int, float) and math.isfinite(value):

@@ -5,13 +5,15 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import dask
 import distributed  # noqa: F401 (adds its defaults to the configuration, once)
 import pytest
+from filelock import FileLock
 
-from experiments.execute import Event, Graph, StorageError, bound, choose_gpus, refuse_threads, run_plan
+from experiments.execute import Event, Graph, StorageError, bound, choose_gpus, refuse_threads, run_plan, write_live
 from experiments.store import Store
 from hkd.errors import UserError
 from hkd.methods import METHODS
@@ -316,3 +318,16 @@ def test_a_killed_worker_is_replaced_and_one_that_always_dies_fails_only_its_run
 def test_a_full_disk_in_a_worker_stops_everything(store):
     with pytest.raises(StorageError, match="No space left on device"):
         execute(store, fake_run("full", do="fill_disk"), fake_run("long", seconds=60.0), workers=2)
+
+
+def test_workers_write_their_live_curves_in_turns(tmp_path):
+    folder = tmp_path / "runs" / "a" / "live"
+    folder.mkdir(parents=True)
+    worker = threading.Thread(target=write_live, args=(folder, [{"epoch": 1, "loss": 0.5}]))
+    with FileLock(tmp_path / "runs" / ".live.lock"):
+        worker.start()
+        worker.join(0.5)
+        assert worker.is_alive()
+        assert not (folder / "plots").exists()
+    worker.join(60)
+    assert (folder / "plots" / "metrics" / "loss.tsv").is_file()
