@@ -4,11 +4,12 @@ A number has the half width of its 95 % interval over images and, where several 
 Files are equal byte for byte for equal contents.
 """
 
+import csv
 import io
 import json
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,15 @@ def save_measures(numbers: Mapping[str, Number], path: Path, *, profile: str, im
     values = {name: number.plain() for name, number in numbers.items()}
     document = {"profile": profile, "images": images, "values": values}
     path.write_text(json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def csv_text(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+    """CSV with numbers of five digits; for `dvc plots` and spreadsheets."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([f"{value:.5g}" if isinstance(value, float) else value for value in line] for line in lines)
+    return buffer.getvalue()
 
 
 def save_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:

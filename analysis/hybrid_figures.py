@@ -6,8 +6,6 @@ scales compare. Late layers are the two before the last, of which the method tak
 Shapes: B images, S side in px, L layers, h heads, H W grid.
 """
 
-import csv
-import io
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,7 +27,7 @@ from analysis.accumulate import HeadResult
 from analysis.attention import Layer, Seen, attention_images, observed, query_box
 from analysis.attention_distance import AttentionDistance, attention_distance
 from analysis.attention_nmi import AttentionNMI, attention_nmi
-from analysis.figure_files import Number, save_both
+from analysis.figure_files import Number, csv_text, save_both
 from analysis.figures import COLOURS, GREY, INK, canvas, house_style, write_texts
 from analysis.measure import measure
 from hkd.methods.token_decoder import TokenDecoder
@@ -184,16 +182,13 @@ def arrays(panels: Sequence[Panel]) -> dict[str, np.ndarray]:
 
 def layer_table(panels: Sequence[Panel]) -> str:
     """CSV: one line per model and layer, means over heads and spreads of the seed that is drawn."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     names = list(series(panels[0].shown))
-    writer.writerow(["model", "layer", *(column for name in names for column in (name, f"{name}_half"))])
+    lines = []
     for panel in panels:
         found = series(panel.shown)
         for layer in range(len(found["nmi"][0])):
-            values = (f"{array[layer]:.5f}" for name in names for array in found[name])
-            writer.writerow([panel.label, layer + 1, *values])
-    return text.getvalue()
+            lines.append([panel.label, layer + 1, *(float(each[layer]) for name in names for each in found[name])])
+    return csv_text(("model", "layer", *(column for name in names for column in (name, f"{name}_half"))), lines)
 
 
 # -- pictures ------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from analysis.dct_spectrum import DCTResult
 from analysis.feature_scatter import FeatureScatter, ScatterResult
-from analysis.figure_files import Number, save_arrays, save_both, save_measures
+from analysis.figure_files import Number, csv_text, save_arrays, save_both, save_measures
 from analysis.figures import COLOURS, GREY, canvas, house_style, write_texts
 from hkd.methods.feature_mimicking import to_tokens
 from hkd.training.step import Step
@@ -149,7 +149,7 @@ def spectrum_figure(result: DCTResult, path: Path, *, title: str, caption: str) 
 
 
 def leave(results: Mapping[str, DCTResult], folder: Path, *, profile: str, images: str, rows: np.ndarray) -> None:
-    """Write arrays.npz and measures.json of spectra.
+    """Write arrays.npz and measures.json of spectra, and the zero frequency's share of their energy as shares.csv.
 
     Args:
         results: by name.
@@ -164,6 +164,8 @@ def leave(results: Mapping[str, DCTResult], folder: Path, *, profile: str, image
         values[f"dct_energy/{name}"] = Number(each.share_energy, each.share_energy_half, each.images)
         values[f"dct_unscaled/{name}"] = Number(each.share_unscaled, each.share_unscaled_half, each.images)
         values[f"dct_orthonormal/{name}"] = Number(each.share_orthonormal, each.share_orthonormal_half, each.images)
+    shares = ([name, each.share_energy, each.share_energy_half] for name, each in results.items())
+    (folder / "shares.csv").write_text(csv_text(("teacher", "share", "half"), shares))
     save_measures(values, folder / "measures.json", profile=profile, images=images)
 
 

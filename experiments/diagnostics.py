@@ -4,11 +4,9 @@ Teachers come from the table `diagnostics`; of training only what exists is read
 from curves.jsonl, agreement with the teacher from predictions.npz. Nothing of it is trained for this.
 """
 
-import csv
-import io
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +53,7 @@ class Term:
 def draw(finished: Finished, folder: Path) -> None:
     """Pictures, tables and numbers of all of it."""
     from analysis import diagnostic_figures as pictures
-    from analysis.figure_files import Number, save_measures
+    from analysis.figure_files import Number, csv_text, save_measures
 
     profile = finished.plan.profile
     labels = {row.row: row.label[1] for row in finished.table.rows}
@@ -105,20 +103,11 @@ def draw(finished: Finished, folder: Path) -> None:
             "the student trained alone; mean over rows of all tables, 95 % t-intervals over seeds.",
         )  # fmt: skip
     fields = ("method", "term", "when", "loss", "norm", "share", "ratio", "runs")
-    (folder / "terms.csv").write_text(text(fields, ([getattr(term, name) for name in fields] for term in terms)))
-    (folder / "teachers.csv").write_text(text(("teacher", "measure", "layer", "value", "half"), layers))
+    (folder / "terms.csv").write_text(csv_text(fields, ([getattr(term, name) for name in fields] for term in terms)))
+    (folder / "teachers.csv").write_text(csv_text(("teacher", "measure", "layer", "value", "half"), layers))
     lines = ([method, each.mean, each.low, each.high, each.n] for method, each in agreed.items())
-    (folder / "agreement.csv").write_text(text(("method", "points", "low", "high", "seeds"), lines))
+    (folder / "agreement.csv").write_text(csv_text(("method", "points", "low", "high", "seeds"), lines))
     save_measures(numbers, folder / "measures.json", profile=profile, images=images)
-
-
-def text(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
-    """CSV with numbers of five digits."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([f"{value:.5g}" if isinstance(value, float) else value for value in line] for line in lines)
-    return buffer.getvalue()
 
 
 # -- teachers ------------------------------------------------------------------------------------------------------

@@ -319,7 +319,7 @@ def scalekd_spectra(finished: Finished, folder: Path) -> None:
 def scalekd_scatter(finished: Finished, folder: Path) -> None:
     """Alternative components of students with and without DFM, as points and as distances."""
     from analysis import scalekd_figures as draw
-    from analysis.figure_files import Number, save_arrays, save_measures
+    from analysis.figure_files import Number, csv_text, save_arrays, save_measures
 
     plan, first = finished.plan, next(iter(finished.runs.values()))
     images = test_images(first.spec.data, finished.runtime, SAMPLES)
@@ -341,6 +341,8 @@ def scalekd_scatter(finished: Finished, folder: Path) -> None:
     )
     arrays = {f"{name}/{field}": array for name, (_, each) in found.items() for field, array in each.arrays().items()}
     save_arrays(arrays | {"rows": images.rows}, folder / "arrays.npz")
+    distances = ([label, result.mean, result.mean_half] for label, result in found.values())
+    (folder / "distances.csv").write_text(csv_text(("student", "distance", "half"), distances))
     save_measures(values, folder / "measures.json", profile=plan.profile, images=images.rule)
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from dvc_render.vega_templates import TEMPLATES
 from ruamel.yaml import YAML
 
 from experiments import schema
@@ -36,6 +37,18 @@ def test_every_table_stage_is_asked_by_code_and_params_and_keeps_its_folder():
         assert stage["params"] == ["profile", "seeds", "recipe"]
         assert stage["outs"] == [f"results/{name}"]
         assert f"results/{name}/metrics.json" in stages()["metrics"]
+
+
+def test_every_plot_shows_a_file_of_a_stage_by_a_template_that_exists():
+    names = set()
+    for (name, plot), *rest in (list(each.items()) for each in stages()["plots"]):
+        assert not rest
+        assert name not in names, f"two plots are named '{name}'"
+        names.add(name)
+        (file, _), *_ = plot["y"].items()
+        assert file.split("/")[1] in schema.table_ids()
+        builtin = {template.DEFAULT_NAME for template in TEMPLATES}
+        assert plot["template"] in builtin or (ROOT / ".dvc" / "plots" / f"{plot['template']}.json").is_file()
 
 
 @pytest.mark.parametrize("registry", [METHODS, FAMILIES, DATASETS, TASKS])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from analysis.attention_distance import attention_distance, grid_distances
-from analysis.figure_files import Number, save_arrays, save_measures
+from analysis.figure_files import Number, csv_text, save_arrays, save_measures
 from analysis.hybrid_figures import (
     Panel,
     arrays,
@@ -117,6 +117,13 @@ def test_every_layer_of_every_model_is_a_line(panels):
     lines = layer_table(panels).splitlines()
     assert len(lines) == 1 + 4 + 4 + 2
     assert lines[0].startswith("model,layer,distance,distance_half,distance_spread")
+    model, layer, distance = lines[1].split(",")[:3]
+    assert (model, layer) == (panels[0].label, "1")
+    assert float(distance) == pytest.approx(panels[0].shown.distance.layer[0], rel=1e-4)
+
+
+def test_csv_has_numbers_of_five_digits():
+    assert csv_text(("a", "b"), [["x", 1.23456789]]) == "a,b\nx,1.2346\n"
 
 
 def test_pictures_and_arrays_are_equal_byte_for_byte(panels, step, images, tmp_path):

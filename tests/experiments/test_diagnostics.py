@@ -8,7 +8,7 @@ import pytest
 
 from analysis.diagnostic_figures import Dot, dots_figure, shares_figure
 from experiments import diagnostics
-from experiments.diagnostics import agreement, moments, of_terms, term_sizes, text
+from experiments.diagnostics import agreement, moments, of_terms, term_sizes
 from experiments.plan import plan
 from experiments.store import Record, Store
 
@@ -76,10 +76,6 @@ def test_other_images_are_not_compared(table, store):
             path = store.folder(key) / "predictions.npz"
             np.savez(path, row=np.arange(4) + 1, label=np.ones(4), prediction=np.ones(4, int))
     assert agreement([table], store) == {}
-
-
-def test_tables_have_five_digits():
-    assert text(("a", "b"), [["x", 1.23456789]]) == "a,b\nx,1.2346\n"
 
 
 def test_pictures_are_equal_byte_for_byte(tmp_path):
