@@ -114,8 +114,18 @@ def attention_layers(net: Any, size: tuple[int, int]) -> list[Layer]:
                 f"{', '.join(_path(kind) for kind in allowed)} are known."
             )
     if grid is not None:
-        prefix, patch = int(getattr(net, "num_prefix_tokens", 0)), size[0] / grid[0]
+        prefix, ratio = int(getattr(net, "num_prefix_tokens", 0)), getattr(net.patch_embed, "feat_ratio", None)
+        # What is left of an image whose side is no multiple of the patch is seen by none, or is padding.
+        patch = float(ratio(as_scalar=False)[0]) if ratio is not None else size[0] / grid[0]
         return [Layer(path, module, grid, prefix, patch=patch) for path, module in modules if module is not None]
+    for stage, layer in enumerate(net.layers):
+        for block in layer.blocks:
+            sides = list(zip(block.input_resolution, block.window_size, strict=True))
+            if any(side % window for side, window in sides):
+                raise Refused(
+                    f"{name} pads the {sides[0][0]}x{sides[1][0]} grid of stage {stage} to whole windows of "
+                    f"{sides[0][1]}x{sides[1][1]}, and would attend to the padding; give images of another size."
+                )
     return [
         Layer(
             f"layers.{stage}.blocks.{index}.attn",

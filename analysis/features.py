@@ -63,6 +63,14 @@ def _isotropic_grid(net: Any, size: tuple[int, int]) -> tuple[int, int] | None:
     return measured(size) if measured is not None and hasattr(net, "blocks") else patch_grid(net, size)
 
 
+def _channels_last(net: Any, features: Tensor) -> bool:
+    """Whether a map has its channels last: the model says so, or only its last side is a number of channels it has."""
+    if getattr(net, "output_fmt", "NCHW") == "NHWC":
+        return True
+    channels = {info["num_chs"] for info in getattr(net, "feature_info", ())} | {getattr(net, "num_features", None)}
+    return features.shape[1] not in channels and features.shape[3] in channels
+
+
 def to_map(net: Any, features: Tensor, size: tuple[int, int]) -> Float[Tensor, "B C H W"]:
     """Features of a timm model's layer, or its `forward_features`, as a map without prefix tokens.
 
@@ -72,12 +80,14 @@ def to_map(net: Any, features: Tensor, size: tuple[int, int]) -> Float[Tensor, "
         size: (height, width) of the images, in pixels.
 
     Raises:
-        Refused: tokens that do not make the model's grid.
+        Refused: tokens that do not make the model's grid, or several tensors.
     """
+    if not isinstance(features, Tensor):
+        raise Refused(f"{type(net).__name__} gives {type(features).__name__} of features, where one map is expected.")
     grid = _isotropic_grid(net, size)
     if features.ndim == 4:
         # SAM's blocks have channels last, and what follows them has channels first.
-        last = tuple(features.shape[1:3]) == grid if grid else getattr(net, "output_fmt", "NCHW") == "NHWC"
+        last = tuple(features.shape[1:3]) == grid if grid else _channels_last(net, features)
         return features.permute(0, 3, 1, 2) if last else features
     prefix = int(getattr(net, "num_prefix_tokens", 0))
     if grid is None or features.ndim != 3 or features.shape[1] != prefix + grid[0] * grid[1]:

@@ -59,7 +59,8 @@ class FourierResult:
 
     names: of the layers, in order. relative, relative_half: log amplitude minus that of frequency 0, [L, K], nan
     where a layer's grid has fewer frequencies. frequency: of each value in units of pi, [L, K]; on a grid that is not
-    square, along the shorter side. highest, highest_half: the last value of each layer, [L] (the curve over depth).
+    square, along the shorter side. highest, highest_half: the last value of each layer, [L] (the curve over depth), nan
+    on grids of one or two cells a side, which have no frequency but 0.
     zero: log amplitude at frequency 0, [L]. images: how many.
     """
 
@@ -135,13 +136,14 @@ class Fourier:
             frequency[row, :count] = 2 * np.arange(count) / min(self.grids[layer])
         last = np.array([len(self.layers[layer].mean) - 1 for layer in order])
         rows = np.arange(len(order))
+        alone = last == 0
         return FourierResult(
             names=tuple(self.names[layer] for layer in order),
             relative=relative,
             relative_half=half,
             frequency=frequency,
-            highest=relative[rows, last],
-            highest_half=half[rows, last],
+            highest=np.where(alone, np.nan, relative[rows, last]),
+            highest_half=np.where(alone, np.nan, half[rows, last]),
             zero=np.array([self.layers[layer].mean[0] for layer in order]),
             images=self.layers[order[0]].count,
         )

@@ -30,10 +30,10 @@ from analysis.attention_nmi import AttentionNMI, attention_nmi
 from analysis.figure_files import Number, csv_text, save_both
 from analysis.figures import COLOURS, GREY, INK, canvas, house_style, write_texts
 from analysis.measure import measure
+from analysis.model import untrained
 from hkd.methods.token_decoder import TokenDecoder
 from hkd.models.tap_model import TapModel
 from hkd.spec import ModelCard
-from hkd.training.rng import seed_all
 from hkd.training.step import Step
 
 SIDE = 224  # px of the images in which distances are told
@@ -97,8 +97,7 @@ def attention_of(model: TapModel, images: Iterable[Tensor]) -> Attention:
 
 def control(card: ModelCard, images: Iterable[Tensor], seed: int = 0) -> Attention:
     """The same of a randomly initialised model."""
-    seed_all(seed, "init")
-    return attention_of(TapModel(card, 0), images)
+    return attention_of(untrained(card, seed), images)
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ class ImageFolder:
     Attributes:
         folder: where they are.
         names: paths relative to it, with forward slashes, sorted.
-        corrupt: reason by name of those that could not be read in the latest pass.
+        corrupt: reason by name of those that could not be read in any pass so far.
     """
 
     def __init__(self, folder: str | Path, limit: int | None = None, seed: int = 0) -> None:
@@ -73,7 +73,6 @@ class ImageFolder:
         Raises:
             UserError: not one image can be read; after the last one.
         """
-        self.corrupt = {}
         batch: list[Tensor] = []
         found = 0
         for name in self.names:

@@ -104,8 +104,10 @@ def analyse(
     net = model.net if isinstance(model, Subject) else model
     normalisation: dict[str, Any] = {"mean": model.mean, "std": model.std} if isinstance(model, Subject) else {}
     if isinstance(images, ImageFolder):
-        size, crop_pct = (model.size, model.crop_pct) if isinstance(model, Subject) else (_own_size(net), 1.0)
-        stream = images.batches(size, crop_pct, batch_size)
+        if isinstance(model, Subject):
+            stream = images.batches(model.size, model.crop_pct, batch_size)
+        else:
+            stream = images.batches(_own_size(net), _own_crop(net), batch_size)
     else:
         stream = _batches(images, batch_size)
 
@@ -126,7 +128,7 @@ def analyse(
     for batch in chain([first], stream if measurement is not None else []):
         if measurement is not None:
             measurement.update(batch)
-        found.images += len(batch)
+        found.images += len(batch) if measurement is not None else len(batch[:SHOWN])
         if progress is not None:
             progress(len(batch))
     if measurement is not None:
@@ -159,6 +161,11 @@ def _own_size(net: Any) -> tuple[int, int]:
     fixed = getattr(getattr(net, "patch_embed", None), "img_size", None)
     side = ((getattr(net, "pretrained_cfg", None) or {}).get("input_size") or (3, 224, 224))[1:]
     return tuple(fixed or side)
+
+
+def _own_crop(net: Any) -> float:
+    """Share of the resized image that a model says its centre crop takes."""
+    return float((getattr(net, "pretrained_cfg", None) or {}).get("crop_pct") or 1.0)
 
 
 def _maps(measurement: "Measurement", images: Tensor) -> AttentionMaps:
@@ -269,6 +276,7 @@ class Measurement:
         self.scale, self.shift = 1 / stds, -means / stds
         self.renormalise = renormalise
         self.images = 0
+        self.size: tuple[int, int] | None = None  # (height, width) that the network sees
 
     def _channels(self, values: Sequence[float], name: str) -> Tensor:
         if len(values) != 3:
@@ -283,12 +291,16 @@ class Measurement:
             Refused, UserError: see `measure`.
         """
         _check_form(images)
-        if not images.sum().isfinite():  # one pass without memory of its own; which image is asked only then
+        # One pass without memory of its own; which image is asked only then. Half precision cannot hold the sum.
+        if not images.sum(dtype=torch.promote_types(images.dtype, torch.float32)).isfinite():
             bad = (~images.isfinite()).flatten(1).any(dim=1).nonzero()
-            raise UserError(f"Image {bad[0].item()} of a batch (counted from 0) holds values that are not finite.")
+            if len(bad):
+                number = self.images + int(bad[0].item())
+                raise UserError(f"Image {number} (counted from 0) holds values that are not finite.")
         if not len(images):
             return
         images, size = self.given(images)
+        self._check_same(size)
         # A batch goes into accumulators of its own, so that one that fails leaves no part of itself.
         batch = {name: MEASURES[name]() for name in self.accumulators}
         with _evaluation_mode(self.model):
@@ -301,6 +313,7 @@ class Measurement:
         for name, accumulator in self.accumulators.items():
             accumulator.merge(batch[name])
         self.images += len(images)
+        self.size = size
 
     def given(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """What `model` is given of images in [0, 1], and the size that its network sees."""
@@ -356,8 +369,20 @@ class Measurement:
             return self.model(images).final
         return to_map(self.net, self.net.forward_features(images), size)
 
+    def _check_same(self, size: tuple[int, int] | None) -> None:
+        """Values of grids that differ have no mean."""
+        if self.size not in (None, size) and size is not None:
+            (was, across), (height, width) = self.size or size, size
+            raise UserError(f"Images of {height}x{width} px follow images of {was}x{across} px: give all one size.")
+
     def merge(self, other: "Measurement") -> None:
-        """Take in what another measurement of the same model and measures saw."""
+        """Take in what another measurement of the same model and measures saw.
+
+        Raises:
+            UserError: it saw images of another size.
+        """
+        self._check_same(other.size)
+        self.size = self.size or other.size
         for name, accumulator in self.accumulators.items():
             accumulator.merge(other.accumulators[name])
         self.images += other.images

@@ -23,9 +23,11 @@ from analysis.attention import patch_grid
 from hkd import registry
 from hkd.errors import UserError
 from hkd.models import FAMILIES
+from hkd.models.tap_model import TapModel
 from hkd.models.weights import load_weights, read_weights
 from hkd.models.zoo import ZOO
 from hkd.spec import ModelCard
+from hkd.training.rng import seed_all
 
 GUESS = 10  # classes of a network that is built to learn the name of its classifier
 
@@ -83,17 +85,24 @@ def parse(text: str, *, random: bool = False) -> Name:
         )
     elif not random:
         published(arch)
+    elif card is None:
+        check_tag(arch)
     return Name(arch, card, file)
+
+
+def check_tag(arch: str) -> None:
+    """Raise UserError for a tag that timm does not know; it also says what images a model sees."""
+    base, _, tag = arch.partition(".")
+    tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{base}.*")] if tag else []
+    if tag and tag not in tags:
+        known = f" Known: {', '.join(tags)}." if tags else ""
+        raise UserError(f"timm has no weights '{tag}' of {base}.{registry.nearest(tag, tags)}{known}")
 
 
 def published(arch: str) -> None:
     """Raise UserError unless timm knows published weights for a name, with or without a tag."""
-    base, _, tag = arch.partition(".")
-    tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{base}.*")]
-    if tag and tag not in tags:
-        known = f" Known: {', '.join(tags)}." if tags else ""
-        raise UserError(f"timm has no weights '{tag}' of {base}.{registry.nearest(tag, tags)}{known}")
-    if not timm.is_model_pretrained(base):
+    check_tag(arch)
+    if not timm.is_model_pretrained(arch.partition(".")[0]):
         raise UserError(
             f"timm has no published weights of {arch}: give {arch}=FILE.safetensors, or ask for random ones."
         )
@@ -136,11 +145,16 @@ def load(
     return subject
 
 
+def untrained(card: ModelCard, seed: int = 0) -> TapModel:
+    """A model of the suite with random weights: the control of figures."""
+    seed_all(seed, "init")
+    return TapModel(card, 0)
+
+
 def _load(
     name: Name, random: bool, seed: int, image_size: tuple[int, int] | None, device: str | torch.device
 ) -> Subject:
     """The rest of `load`."""
-    base = name.arch.partition(".")[0] if name.file or random else name.arch
     if name.file is not None:
         net = _from_file(name, name.file, image_size)
         sha = load_weights(net, name.file)
@@ -148,7 +162,7 @@ def _load(
     elif random:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            net = _build(replace(name, arch=base), image_size)
+            net = _build(name, image_size)
         label, weights = f"{name.arch} (random)", f"random, seed {seed}"
     else:
         net = _published(name.arch, image_size)

@@ -5,6 +5,7 @@ Shapes: L layers, h heads, H W grid.
 
 import textwrap
 from collections.abc import Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from analysis.report import Analysis, AttentionMaps, number
 WIDTH = 7.2  # inches, as all figures of the suite
 DEPTH = "viridis"  # equal steps look equal, also without colour vision
 STYLES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))  # when there are more models than colours
-LEAST = 1e-4  # of the DC component; what is below has the last colour
+LEAST = 1e-2  # of the DC component; what is below has the last colour
 
 
 def draw(analyses: Sequence[Analysis], folder: Path) -> list[Path]:
@@ -178,10 +179,9 @@ def depth_figure(analyses: Sequence[Analysis]) -> Figure:
 
 
 def signs() -> Iterator[tuple[str, str, Any]]:
-    """Colour, marker and line of one model after the other."""
-    for style in STYLES:
-        for colour, marker in zip(COLOURS, MARKERS, strict=True):
-            yield colour, marker, style
+    """Colour, marker and line of one model after the other; again from the first after the last."""
+    every = [(colour, marker, style) for style in STYLES for colour, marker in zip(COLOURS, MARKERS, strict=True)]
+    return cycle(every)
 
 
 def dct_figure(analyses: Sequence[Analysis]) -> Figure:
@@ -191,7 +191,7 @@ def dct_figure(analyses: Sequence[Analysis]) -> Figure:
         result: Any = each.results["dct_spectrum"]
         spectrum = result.orthonormal.mean(axis=0)
         relative = (spectrum / max(spectrum[0, 0], np.finfo(float).tiny)).clip(LEAST, 1 / LEAST)
-        image = panel.imshow(relative, cmap="cividis", norm=LogNorm(LEAST**0.5, 1), aspect="equal")
+        image = panel.imshow(relative, cmap="cividis", norm=LogNorm(LEAST, 1), aspect="equal")
         rows, columns = relative.shape
         panel.set_xticks(sorted({0, columns // 2, columns - 1}))
         panel.set_yticks(sorted({0, rows // 2, rows - 1}))

@@ -70,6 +70,7 @@ def bars(figure: Figure, box: tuple[float, float, float, float], heights: np.nda
     axes.tick_params(labelsize=10, pad=-3)
     axes.zaxis.set_tick_params(pad=1)
     axes.locator_params(axis="z", nbins=4)
+    axes.set_zlabel("mean |DCT|", fontsize=10, labelpad=-3)
     axes.set_box_aspect((1, 1, 0.85), zoom=1.05)
     for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
         axis.pane.set_facecolor("#fafafa")
@@ -144,6 +145,7 @@ def spectrum_figure(result: DCTResult, path: Path, *, title: str, caption: str) 
         bar.ax.yaxis.set_major_formatter("{x:g}")
         bar.ax.yaxis.set_minor_formatter(NullFormatter())
         bar.ax.tick_params(labelsize=10)
+        bar.ax.set_title("mean |DCT|", fontsize=10)
         write_texts(figure, heading, lines)
         save_both(figure, path)
 

@@ -367,7 +367,8 @@ class Checked:
     """A claim at a profile.
 
     over: what the interval is over, `seeds` or `images`. rows: that entered. basis: `runs`, `reference` (committed
-    values) or `figure`. reason: why it is untested or has no interval.
+    values) or `figure`. missing: how many other rows the claim is about, without values. reason: why it is untested
+    or has no interval.
     """
 
     paper: str
@@ -378,6 +379,7 @@ class Checked:
     over: str = "seeds"
     rows: tuple[str, ...] = ()
     basis: str = ""
+    missing: int = 0
     reason: str = ""
 
 
@@ -405,7 +407,11 @@ def check(claim: Claim, paper: str, profile: Profile) -> Checked:
         )
     verdicts = [claim.expect.verdict(estimate) for estimate, _ in estimates]
     worst = next(v for v in ("fails", "undecided", "holds") if v in verdicts)
-    shown, rows = min(estimates, key=lambda each: claim.expect.room(each[0].mean, each[0].mean)[0])
+    deciding = [each for each, verdict in zip(estimates, verdicts, strict=True) if verdict == worst]
+    shown, rows = min(deciding, key=lambda each: claim.expect.room(each[0].mean, each[0].mean)[0])
+    missing = 0
+    if isinstance(statistic, Difference) and statistic.rows is None:
+        missing = unmeasured(statistic, table, metric, rows)
     return Checked(
         paper=paper,
         claim=claim,
@@ -414,8 +420,20 @@ def check(claim: Claim, paper: str, profile: Profile) -> Checked:
         verdict=worst,
         rows=rows,
         basis=measured.basis,
+        missing=missing,
         reason=shown.reason or "",
     )
+
+
+def unmeasured(statistic: Difference, table: Table, metric: str, rows: Sequence[str]) -> int:
+    """How many rows of a table have the columns that are compared and are not in an estimate."""
+    overs = [over for over, _ in statistic.comparisons]
+    count = 0
+    for row in {each.row for each in table.rows} - {*rows}:
+        columns = columns_of(table, row)
+        wanted = [resolve(name, columns, metric) for name in (statistic.column, *filter(None, overs))]
+        count += None not in wanted and len({*wanted}) == len(wanted)
+    return count
 
 
 def by_seed(
@@ -625,7 +643,8 @@ def sample(each: Checked) -> str:
     """`5 seeds, 11 rows, reference`."""
     if not each.estimate.n:
         return ""
-    rows = f", {len(each.rows)} rows" if len(each.rows) > 1 else ""
+    whole = f" of {len(each.rows) + each.missing}" if each.missing else ""
+    rows = f", {len(each.rows)}{whole} rows" if len(each.rows) > 1 or whole else ""
     basis = ", reference" if each.basis == "reference" else ""
     return f"{each.estimate.n} {each.over}{rows}{basis}"
 

@@ -27,7 +27,7 @@ MEASURES = ("distance", "nmi", "fourier", "dct")
 PANELS = {
     "distance": "head distance, last layer (px of 224)",
     "nmi": "NMI of attention, last layer",
-    "fourier": "log amplitude, highest frequency",
+    "fourier": "Δ log amplitude at the highest frequency, last layer",
     "dct_energy": "DC share of energy",
 }
 

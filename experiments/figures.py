@@ -5,7 +5,7 @@ A figure's table says which runs it shows; its drawing, found here by the table'
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,23 +111,25 @@ class Finished:
 
 @dataclass(frozen=True)
 class Images:
-    """The first images of a test split, in its order, as batches that can be had again: centre crops, RGB in [0, 1].
+    """Images that a figure measures, as batches that can be had again: centre crops, RGB in [0, 1].
 
-    count: at most so many.
+    split: what is measured. whole: how many there are to choose from.
     """
 
     split: "Split"
-    count: int
+    whole: int
 
     @property
     def rows(self) -> Any:
         """Where each image stands in its data set."""
-        return self.split.rows[: self.count]
+        return self.split.rows
 
     @property
     def rule(self) -> str:
         """Which images, as a sentence."""
-        return f"The first {len(self.rows)} images of the test split, in its order; nothing is drawn."
+        if len(self.split) == self.whole:
+            return f"All {self.whole} images of the test split, in its order."
+        return f"{len(self.split)} of the {self.whole} images of the test split, evenly spaced in its order."
 
     def __iter__(self) -> "Iterator[Tensor]":
         import torch
@@ -135,23 +137,33 @@ class Images:
         from hkd.data.loader import Loader
 
         if self.split.images is not None:
-            held = self.split.images[: self.count]
+            held = self.split.images
             yield from (torch.from_numpy(held[i : i + BATCH]) / 255 for i in range(0, len(held), BATCH))
             return
-        left = len(self.rows)
         loader = Loader(self.split, None, num_classes=0, seed=0, train=False, batch_size=BATCH)
-        for batch in loader.epoch(0):
-            if left <= 0:
-                return
-            yield batch.x[:left]
-            left -= len(batch.x)
+        yield from (batch.x for batch in loader.epoch(0))
 
 
 def test_images(data: DataSpec, runtime: Runtime, count: int) -> Images:
-    """Images that a figure measures."""
+    """At most `count` test images, evenly spaced: the first ones of a set sorted by class would be of few classes."""
     from hkd.training.evaluate import open_data
 
-    return Images(open_data(data, runtime)[0].load("test", seed=0, select=False), count)
+    split = open_data(data, runtime)[0].load("test", seed=0, select=False)
+    return Images(spaced(split, count), len(split))
+
+
+def spaced(split: "Split", count: int) -> "Split":
+    """At most `count` images of a split, evenly spaced in its order."""
+    if len(split) <= count:
+        return split
+    chosen = [place * len(split) // count for place in range(count)]
+    return replace(
+        split,
+        images=None if split.images is None else split.images[chosen],
+        paths=None if split.paths is None else [split.paths[place] for place in chosen],
+        labels=split.labels[chosen],
+        rows=split.rows[chosen],
+    )
 
 
 def drawing(plan: Plan, records: Mapping[str, Record], store: Store, runtime: Runtime) -> Callable[[Path], None] | None:
@@ -254,7 +266,8 @@ def hybrid_attention_maps(finished: Finished, folder: Path) -> None:
     from analysis.figure_files import save_arrays
 
     plan, first = finished.plan, next(iter(finished.runs.values()))
-    images = torch.cat(list(test_images(first.spec.data, finished.runtime, SHOWN)))
+    chosen = test_images(first.spec.data, finished.runtime, SHOWN)
+    images = torch.cat(list(chosen))
     models = {
         NAMES.get(slug, slug): finished.step(run).method.teachers[role]
         for slug, (run, role) in finished.teachers().items()
@@ -267,53 +280,73 @@ def hybrid_attention_maps(finished: Finished, folder: Path) -> None:
         QUERY,
         folder / "maps",
         title="What the marked patch attends to",
-        caption=f"Profile {plan.profile}; mean over heads; one colour range for all maps. Images are the first "
-        f"{len(images)} of the test split.",
+        caption=f"Profile {plan.profile}; mean over heads; one colour range for all maps. Images: "
+        f"{len(images)} of the test split, evenly spaced.",
     )
     arrays = {f"{label}/layer_{layer}": found for label, layers in maps.items() for layer, found in layers.items()}
-    save_arrays(arrays, folder / "arrays.npz")
+    save_arrays(arrays | {"rows": chosen.rows}, folder / "arrays.npz")
 
 
-def spectra(finished: Finished) -> tuple[dict[str, Any], dict[str, str], Images]:
-    """Spectra of a table's teachers and their labels, by slug, and the images."""
+def spectra(finished: Finished) -> tuple[dict[str, Any], dict[str, Any], dict[str, str], Images]:
+    """Spectra of a table's teachers, of the same networks with random weights, and labels, by slug; the images."""
     from analysis.measure import measure
+    from analysis.model import untrained
 
     first = next(iter(finished.cells.values()))[0]
     images = test_images(first.spec.data, finished.runtime, SPECTRUM)
     labels = {row.row: row.label[1] for row in finished.table.rows}
-    found = {cell[0]: measure(finished.network(runs[0]), images, "dct")["dct"] for cell, runs in finished.cells.items()}
-    return found, labels, images
+    found, controls = {}, {}
+    for cell, runs in finished.cells.items():
+        network = finished.network(runs[0])
+        found[cell[0]] = measure(network, images, "dct")["dct"]
+        controls[cell[0]] = measure(untrained(network.card), images, "dct")["dct"]
+    return found, controls, labels, images
+
+
+def told_controls(controls: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+    """What the zero frequency has in networks with random weights, as a sentence."""
+    shares = (f"{labels[slug]} {100 * each.share_energy:.0f} %" for slug, each in controls.items())
+    return f"With random weights: {', '.join(shares)}."
+
+
+def random_names(controls: Mapping[str, Any]) -> dict[str, Any]:
+    """Controls by the names that their numbers have."""
+    return {f"random_{slug}": each for slug, each in controls.items()}
 
 
 def scalekd_spectrum(finished: Finished, folder: Path) -> None:
     """One teacher's spectrum, over channels and by channel."""
     from analysis import scalekd_figures as draw
 
-    found, labels, images = spectra(finished)
+    found, controls, labels, images = spectra(finished)
     slug, result = next(iter(found.items()))
     draw.spectrum_figure(
         result,
         folder / "spectrum",
         title=f"Frequencies in the features of {labels[slug]}",
         caption=f"Profile {finished.plan.profile}; last features, {len(images.rows)} test images; mean |DCT|, "
-        f"unscaled. The zero frequency has {100 * result.share_energy:.0f} % of the energy (orthonormal form).",
+        f"unscaled. The zero frequency has {100 * result.share_energy:.0f} % of the energy (orthonormal form). "
+        + told_controls(controls, labels),
     )
-    draw.leave(found, folder, profile=finished.plan.profile, images=images.rule, rows=images.rows)
+    every = found | random_names(controls)
+    draw.leave(every, folder, profile=finished.plan.profile, images=images.rule, rows=images.rows)
 
 
 def scalekd_spectra(finished: Finished, folder: Path) -> None:
     """The spectra of several teachers side by side."""
     from analysis import scalekd_figures as draw
 
-    found, labels, images = spectra(finished)
+    found, controls, labels, images = spectra(finished)
     draw.spectra_figure(
         {labels[slug]: result for slug, result in found.items()},
         folder / "spectra",
         title="Frequencies in teachers' features",
         caption=f"Profile {finished.plan.profile}; last features, {len(images.rows)} test images; mean |DCT| over "
-        "channels, unscaled; orange: the zero frequency, with its share of the energy (orthonormal form).",
+        "channels, unscaled; orange: the zero frequency, with its share of the energy (orthonormal form). "
+        + told_controls(controls, labels),
     )
-    draw.leave(found, folder, profile=finished.plan.profile, images=images.rule, rows=images.rows)
+    every = found | random_names(controls)
+    draw.leave(every, folder, profile=finished.plan.profile, images=images.rule, rows=images.rows)
 
 
 def scalekd_scatter(finished: Finished, folder: Path) -> None:
@@ -337,7 +370,8 @@ def scalekd_scatter(finished: Finished, folder: Path) -> None:
         folder / "scatter",
         title="Alternative components: student minus teacher",
         caption=f"Profile {plan.profile}; one fixed random projection of the differences of {len(images.rows)} test "
-        f"images, whose origin is agreement; each panel draws a tenth of them. The first of {len(plan.seeds)} seeds.",
+        f"images, whose origin is agreement; each panel draws a tenth of them, up to the 99.8 % quantile of all. The "
+        f"first of {len(plan.seeds)} seeds.",
     )
     arrays = {f"{name}/{field}": array for name, (_, each) in found.items() for field, array in each.arrays().items()}
     save_arrays(arrays | {"rows": images.rows}, folder / "arrays.npz")

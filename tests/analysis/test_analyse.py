@@ -133,6 +133,7 @@ def test_folders_without_images_are_one_sentence(tmp_path):
         ("vit_s16_ofa", False, "or take timm's vit_small_patch16_224.augreg_in21k_ft_in1k"),
         ("vit_tiny_patch16_224.augreg_in21k_ft_in1", False, "Did you mean 'augreg_in21k_ft_in1k'?"),
         ("test_vit4.no", False, "has no weights 'no' of test_vit4"),
+        ("vit_base_patch16_224.maee", True, "Did you mean 'mae'?"),
     ],
 )
 def test_what_cannot_be_loaded_is_one_sentence_before_anything_is_built(text, random, sentence):
@@ -153,6 +154,13 @@ def test_weights_that_cannot_be_downloaded_are_one_sentence(monkeypatch):
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(UserError, match=r"test_vit cannot be had \(OSError: no network\); give a file, test_vit=FILE"):
         load("test_vit")
+
+
+def test_a_control_sees_the_images_of_its_tag():
+    assert load("test_vit", random=True).mean == (0.5, 0.5, 0.5)
+    plain, tagged = (load(name, random=True) for name in ("resnet10t", "resnet10t.c3_in1k"))
+    assert (tagged.size, tagged.crop_pct, tagged.label) == (plain.size, plain.crop_pct, "resnet10t.c3_in1k (random)")
+    assert load("vit_base_patch16_224.mae", random=True).mean == pytest.approx((0.485, 0.456, 0.406))
 
 
 def test_random_weights_are_those_of_the_seed_and_touch_no_other_generator():

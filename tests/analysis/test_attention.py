@@ -203,6 +203,19 @@ def test_models_that_cannot_be_served_are_refused_by_name_and_reason(name, reaso
         attention_layers(net, (224, 224))
 
 
+def test_windows_over_padding_are_refused():
+    with torch.device("meta"):
+        net = timm.create_model("swin_tiny_patch4_window7_224", img_size=256)
+    with pytest.raises(Refused, match="pads the 64x64 grid of stage 0 to whole windows of 7x7"):
+        attention_layers(net, (256, 256))
+
+
+def test_a_patch_is_as_large_as_it_is_where_patches_do_not_fill_the_image():
+    net = VisionTransformer(**SMALL | {"img_size": 35, "num_heads": 2})
+    layer = attention_layers(net, (35, 35))[0]
+    assert layer.patch == net.patch_embed.patch_size[0] != 35 / layer.grid[0]
+
+
 def test_differential_attention_is_refused():
     net = VisionTransformer(**SMALL | {"num_heads": 2}, attn_layer="diff")
     with pytest.raises(Refused, match=r"blocks.0.attn is timm.layers.diff_attention.DiffAttention"):

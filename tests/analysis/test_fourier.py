@@ -94,6 +94,14 @@ def test_layers_of_different_grids_keep_their_own_frequencies():
     assert result.zero[0] == pytest.approx(by_fft(tokens, (14, 14))[:, 0].mean().item())
 
 
+@pytest.mark.parametrize("side", [1, 2])
+def test_a_grid_without_another_frequency_has_no_highest_one(side):
+    fourier = Fourier()
+    fourier.update(0, torch.randn(3, side * side, 4), (side, side))
+    assert np.isnan(fourier.compute().highest).all()
+    assert np.isnan(fourier.compute().highest_half).all()
+
+
 def test_processes_merge_to_what_one_would_have_seen():
     tokens, whole, parts = torch.randn(9, 16, 3), Fourier(), [Fourier(), Fourier()]
     whole.update(0, tokens, (4, 4))

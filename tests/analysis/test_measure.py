@@ -216,8 +216,33 @@ def test_images_of_another_size_are_refused_before_the_model_asserts():
 def test_images_that_are_not_finite_are_named():
     images = IMAGES.clone()
     images[4, 0, 3, 3] = torch.nan
-    with pytest.raises(UserError, match=r"Image 4 of a batch .* not finite"):
-        measure(vit(), images)
+    with pytest.raises(UserError, match=r"Image 4 \(counted from 0\) holds values that are not finite"):
+        measure(vit(), images, batch_size=3)
+
+
+def test_images_whose_sum_half_precision_cannot_hold_are_measured():
+    bright = torch.full((1, 3, 224, 224), 0.9, dtype=torch.float16)
+    assert bright.sum().isinf()
+    assert measure(timm.create_model("resnet10t").half(), bright.repeat(2, 1, 1, 1), "dct")["dct"].images == 2
+
+
+def test_images_of_another_size_than_before_are_refused_and_change_nothing():
+    measurement = Measurement(resnet := timm.create_model("resnet10t"), ("fourier", "dct"))
+    measurement.update(torch.rand(2, 3, 64, 64))
+    before = measurement.compute()["dct"].unscaled
+    with pytest.raises(UserError, match="96x64 px follow images of 64x64 px"):
+        measurement.update(torch.rand(2, 3, 96, 64))
+    other = Measurement(resnet, ("fourier", "dct"))
+    other.update(torch.rand(2, 3, 96, 96))
+    with pytest.raises(UserError, match="96x96 px follow images of 64x64 px"):
+        measurement.merge(other)
+    assert measurement.images == 2
+    assert (measurement.compute()["dct"].unscaled == before).all()
+
+
+def test_features_that_are_several_tensors_are_refused():
+    with pytest.raises(Refused, match="CrossVit gives list of features"):
+        measure(timm.create_model("crossvit_tiny_240"), torch.rand(1, 3, 240, 240), "dct")
 
 
 @pytest.mark.parametrize("measures", [["distance"], ["fourier"], ["dct"], list(MEASURES)])

@@ -78,7 +78,7 @@ def test_pictures_and_numbers_are_equal_byte_for_byte(tmp_path, result, images):
         scatter_figure(scattered, folder / "scatter", title="Two students", caption="A sentence.")
         leave({"a": result}, folder, profile="laptop", images="Five.", rows=np.arange(5))
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert len(names) == 8
+    assert len(names) == 9
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     values = json.loads((tmp_path / "one" / "measures.json").read_text())["values"]

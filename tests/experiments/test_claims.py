@@ -119,6 +119,18 @@ def test_of_several_others_the_worst_one_counts(rows):
     assert both.estimate.mean == np.mean([[2, 0, 2], [-3, 4, 0]])
 
 
+def test_what_is_shown_of_several_others_has_the_verdict():
+    row = values(supervised=[70.0, 70.1, 70.0], kd=[60.0, 75.0, 65.0], scalekd=[70.2, 70.31, 70.19])
+    found = check(claim(over=["supervised", "kd"]), "scalekd", Here({ROWS[0]: row}))
+    assert found.verdict == "undecided"
+    assert found.estimate.low < 0 < found.estimate.high
+
+
+def test_rows_without_values_are_counted_where_none_is_named(rows):
+    found = check(claim(over="supervised"), "scalekd", Here(rows))
+    assert claims.sample(found) == "3 seeds, 2 of 11 rows"
+
+
 def test_rows_are_compared_with_rows_and_with_their_other_columns(rows):
     found = check(claim(over="supervised", rows=[ROWS[0]], against=[ROWS[1]]), "scalekd", Here(rows))
     assert found.estimate.mean == pytest.approx(np.mean([6 - 1, 3 - 3, 4 - 1]))
