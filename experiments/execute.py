@@ -36,6 +36,7 @@ from hkd.methods import METHODS
 from hkd.registry import configured, load, lookup
 from hkd.training import TASKS
 from hkd.training.runtime import Runtime
+from hkd.worker_errors import sentence_of
 
 FINAL = ("done", "diverged", "refused")  # statuses that are never tried again
 TOPIC = "hkd-progress"
@@ -151,12 +152,10 @@ def carry_out(
     except Diverged as error:
         log.error("%s", error)
         facts = {"status": "diverged", "reason": str(error)}
-    except Refused as error:
-        log.error("%s", error)
-        facts = {"status": "refused", "reason": str(error)}
     except UserError as error:
         log.error("%s", error)
-        facts = {"status": "failed", "reason": str(error)}
+        status = "refused" if isinstance(error, Refused) else "failed"
+        facts = {"status": status, "reason": sentence_of(error)}
     except Exception as error:
         if not isinstance(error, OSError) and disk_full(error, folder):  # torch and safetensors have their own errors
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error

@@ -1,6 +1,7 @@
 """One rank of a run that takes several processes: `torchrun ... -m hkd.training.worker FOLDER`.
 
-Reads FOLDER/launch.json; rank 0 keeps FOLDER/report.json up to date and leaves FOLDER/outcome.json.
+Reads FOLDER/launch.json; rank 0 keeps FOLDER/report.json up to date and leaves FOLDER/outcome.json, which any rank
+leaves that meets a user's mistake.
 """
 
 import json
@@ -20,6 +21,7 @@ from hkd.spec import RunSpec
 from hkd.training import TASKS
 from hkd.training.distributed import LAUNCH, REPORT, write_outcome
 from hkd.training.runtime import Runtime
+from hkd.worker_errors import sentence_of
 
 
 def main(folder: Path) -> None:
@@ -28,12 +30,15 @@ def main(folder: Path) -> None:
     spec, runtime = decode(RunSpec, order["spec"]), decode(Runtime, order["runtime"])
     weights = {name: Path(path) for name, path in order["weights"].items()}
     task = registry.load(registry.lookup("task", spec.task, TASKS))
-    first = os.environ["RANK"] == "0"
     try:
         outcome = task(spec, weights, folder, runtime, reporter(folder, order["parent"]))
-    except (Diverged, UserError) as error:
+    except Diverged as error:  # agreed on: all ranks are here
         outcome = error
-    if first:
+    except UserError as error:
+        # This may be the only rank whose images are bad. The others wait for it; torchrun ends them when it fails.
+        write_outcome(folder, type(error)(sentence_of(error)))
+        sys.exit(1)
+    if os.environ["RANK"] == "0":
         write_outcome(folder, outcome)
 
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.data import DataLoader, Dataset
 
 import hkd.training.distributed as distributed
+import hkd.training.worker as worker
 from hkd.data.batch import Batch
 from hkd.errors import Diverged, Refused, UserError
 from hkd.models.tap_model import TapModel
@@ -20,6 +22,7 @@ from hkd.training.outcome import Outcome
 from hkd.training.rng import seed_all
 from hkd.training.runtime import Runtime
 from hkd.training.train import train
+from hkd.worker_errors import sentence_of
 
 # No batch norm and no stochastic depth: a process normalises by its own share, and draws its own masks.
 STUDENT = ZOO["mixer_s16_mini"]
@@ -128,6 +131,36 @@ def test_a_users_mistake_comes_back_as_its_sentence(tmp_path, monkeypatch):
     pretend_torchrun(monkeypatch, tmp_path, UserError("No such thing."))
     with pytest.raises(UserError, match="No such thing"):
         launch(SPEC, {}, tmp_path, TWO, silent)
+
+
+class Bad(Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise Refused(f"The map of image {index} has no such class.")
+
+
+def from_a_loader(*ignored):
+    next(iter(DataLoader(Bad(), num_workers=1)))
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_any_rank_tells_of_a_mistake_that_it_alone_meets_as_one_sentence(tmp_path, monkeypatch, rank):
+    order = distributed.encode_order(SPEC, {}, TWO, parent=None)
+    (tmp_path / distributed.LAUNCH).write_text(json.dumps(order))
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(worker.registry, "load", lambda name: from_a_loader)
+    with pytest.raises(SystemExit) as ended:
+        worker.main(tmp_path)
+    assert ended.value.code == 1
+    assert json.loads((tmp_path / distributed.OUTCOME).read_text()) == {
+        "refused": "The map of image 0 has no such class."
+    }
+
+
+def test_a_sentence_that_no_worker_wrapped_stays_as_it_is():
+    assert sentence_of(UserError("Caught in a trap: no such thing.")) == "Caught in a trap: no such thing."
 
 
 def test_a_crash_of_the_workers_shows_the_end_of_their_log(tmp_path, monkeypatch):
