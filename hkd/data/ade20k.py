@@ -162,8 +162,11 @@ class FileMaps(Sequence[Any]):
 
         path = self.paths[index]
         raw = read_map(path)
-        with Image.open(self.images[index]) as image:  # the head of the file only
-            width, height = image.size
+        try:
+            with Image.open(self.images[index]) as image:  # the head of the file only
+                width, height = image.size
+        except OSError as error:
+            raise UserError(f"Cannot read image {self.images[index]} ({error}): replace it.") from error
         if raw.shape != (height, width):
             what = f"{path} has {raw.shape[1]} x {raw.shape[0]} px, its image {width} x {height}"
             raise UserError(f"{what}: they must be of one size.")

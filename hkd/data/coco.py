@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -33,11 +33,34 @@ CLIPPED, DROPPED, CROWDS, EMPTY = (
 )
 
 
+class Annotations(Sequence[list[dict[str, Any]]]):
+    """Annotations of N images, held as JSON: COCO's as objects would take gigabytes in every process that loads images.
+
+    Args:
+        groups: annotations by image.
+    """
+
+    def __init__(self, groups: Sequence[list[dict[str, Any]]]):
+        texts = [json.dumps(group).encode() for group in groups]
+        self.text = np.frombuffer(b"".join(texts), dtype=np.uint8)
+        self.ends = np.cumsum([0, *map(len, texts)])
+        self.objects = np.array([sum(not entry["iscrowd"] for entry in group) for group in groups], dtype=np.int64)
+        self.crowds = np.array([len(group) for group in groups], dtype=np.int64) - self.objects
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            raise TypeError("annotations are read one image at a time")
+        return json.loads(self.text[self.ends[index] : self.ends[index + 1]].tobytes())
+
+
 class Listing(NamedTuple):
-    """One annotation file: images in the order of their ids, the entries of each image's annotations, class names."""
+    """One annotation file: images in the order of their ids, their annotations, class names."""
 
     images: list[dict[str, Any]]
-    entries: list[list[dict[str, Any]]]
+    entries: Annotations
     names: tuple[str, ...]
     categories: dict[int, int]  # category id -> label
     repairs: Counter[str]
@@ -137,28 +160,25 @@ class Coco(DenseFolder):
         chosen = np.arange(len(found.images))
         cut = len(chosen) - max(1, len(chosen) // HELD_OUT) if select and part == "train" else len(chosen)
         repairs = Counter(found.repairs)
-        entries = found.entries
         if split == "test":
             chosen = chosen[take_first(len(chosen), self.options["n_test"], self.name)]
         elif split == "val":
             chosen = chosen[cut:]
         else:
-            entries = [[entry for entry in group if not entry["iscrowd"]] for group in found.entries]
-            repairs[CROWDS] = sum(map(len, found.entries)) - sum(map(len, entries))
-            pool = [index for index in range(cut) if entries[index] or self.options["empty"]]
+            repairs[CROWDS] = int(found.entries.crowds.sum())
+            pool = chosen[:cut][(found.entries.objects[:cut] > 0) | self.options["empty"]]
             repairs[EMPTY] = cut - len(pool)
-            chosen = np.array(pool, dtype=np.int64)[draw_subset(len(pool), self.options["n_train"], seed, self.name)]
+            chosen = pool[draw_subset(len(pool), self.options["n_train"], seed, self.name)]
         images = [found.images[index] for index in chosen.tolist()]
-        taken = [entries[index] for index in chosen.tolist()]
         sizes = np.array([(image["height"], image["width"]) for image in images], dtype=np.int64).reshape(-1, 2)
         return DenseSplit(
             images=None,
             paths=PathList(self.folder / PARTS[part], [image["file_name"] for image in images]),
             rows=np.array([image["id"] for image in images], dtype=np.int64),
             sizes=sizes,
-            objects=FileObjects(taken, sizes, found.categories, self.annotation_file(part)),
+            objects=FileObjects(found, chosen, sizes, self.annotation_file(part), crowds=split != "train"),
             object_names=found.names,
-            truth=None if split == "train" else official(taken, found.categories),
+            truth=None if split == "train" else official(found, chosen),
             image_size=self.image_size,
             max_size=self.options["max_size"],
             repairs={what: count for what, count in repairs.items() if count},
@@ -169,24 +189,24 @@ class FileObjects(Sequence[Objects]):
     """Objects of N images; masks are decoded when an image is asked for.
 
     Args:
-        entries: checked annotations of each image.
-        sizes: height and width of the images [N, 2].
-        categories: category id -> label.
+        found: the file.
+        chosen: which of its images [N].
+        sizes: their height and width [N, 2].
         path: of the annotation file, for messages.
+        crowds: whether crowd regions are objects.
     """
 
-    def __init__(
-        self, entries: list[list[dict[str, Any]]], sizes: np.ndarray, categories: Mapping[int, int], path: Path
-    ):
-        self.entries, self.sizes, self.categories, self.path = entries, sizes, categories, path
+    def __init__(self, found: Listing, chosen: np.ndarray, sizes: np.ndarray, path: Path, *, crowds: bool):
+        self.entries, self.categories = found.entries, found.categories
+        self.chosen, self.sizes, self.path, self.crowds = chosen, sizes, path, crowds
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return len(self.chosen)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             raise TypeError("objects are read one image at a time")
-        group = self.entries[index]
+        group = [entry for entry in self.entries[self.chosen[index]] if self.crowds or not entry["iscrowd"]]
         height, width = self.sizes[index].tolist()
         masks = np.zeros((len(group), height, width), dtype=bool)
         for mask, entry in zip(masks, group, strict=True):
@@ -221,8 +241,14 @@ def read_annotations(path: Path) -> Listing:
     kinds = by_id(content["categories"], ("name",), "category", path)
     categories = {identity: label for label, identity in enumerate(kinds)}
     repairs: Counter[str] = Counter()
+    for image in images.values():
+        if any(type(image[side]) is not int or image[side] < 1 for side in ("height", "width")):
+            what = f"{path}: image {image['id']} has height {image['height']!r} and width {image['width']!r}"
+            raise UserError(f"{what}; both must be whole numbers of px, at least 1.")
     entries: dict[int, list[dict[str, Any]]] = {identity: [] for identity in images}
     for number, entry in enumerate(content["annotations"], 1):
+        if not isinstance(entry, dict):
+            raise UserError(f"{path}: annotation number {number} is {entry!r}; it must be an object of JSON.")
         where = f"{path}: annotation {entry.get('id', f'number {number}')}"
         if gone := [name for name in FIELDS if name not in entry]:
             raise UserError(f"{where} has no '{gone[0]}': complete it.")
@@ -239,18 +265,22 @@ def read_annotations(path: Path) -> Listing:
         if x2 <= x1 or y2 <= y1:
             repairs[DROPPED] += 1
             continue
+        if fault := mask_fault(entry["segmentation"], image["height"], image["width"]):
+            raise UserError(f"{where} of image {entry['image_id']} has no mask that can be decoded: {fault}.")
         # Less than one px is the rounding of the files.
         x, y, w, h = box
         repairs[CLIPPED] += x < -1 or y < -1 or x + w > image["width"] + 1 or y + h > image["height"] + 1
         entries[entry["image_id"]].append({**entry, "iscrowd": int(entry.get("iscrowd", 0))})
     names = tuple(str(kind["name"]) for kind in kinds.values())
-    return Listing(list(images.values()), list(entries.values()), names, categories, +repairs)
+    return Listing(list(images.values()), Annotations(list(entries.values())), names, categories, +repairs)
 
 
 def by_id(items: list[dict[str, Any]], fields: tuple[str, ...], what: str, path: Path) -> dict[int, dict[str, Any]]:
     """Items of a COCO file by their ids, ascending; UserError where a field is absent or an id is given twice."""
     found: dict[int, dict[str, Any]] = {}
     for number, item in enumerate(items, 1):
+        if not isinstance(item, dict):
+            raise UserError(f"{path}: {what} number {number} is {item!r}; it must be an object of JSON.")
         if gone := [name for name in ("id", *fields) if name not in item]:
             raise UserError(f"{path}: {what} number {number} has no '{gone[0]}': complete it.")
         if type(item["id"]) is not int or item["id"] in found:
@@ -271,9 +301,28 @@ def clip(boxes: Sequence[Any], height: int, width: int) -> Float32[np.ndarray, "
     return corners.clip(0.0, [width, height, width, height]).astype(np.float32)
 
 
-def official(entries: list[list[dict[str, Any]]], categories: Mapping[int, int]) -> list[dict[str, Any]]:
-    """Annotations for an evaluator: as the file has them, but for category ids without gaps."""
-    return [{**entry, "category_id": categories[entry["category_id"]] + 1} for group in entries for entry in group]
+def official(found: Listing, chosen: np.ndarray) -> list[dict[str, Any]]:
+    """Annotations of some images for an evaluator: as the file has them, but for category ids without gaps."""
+    return [
+        {**entry, "category_id": found.categories[entry["category_id"]] + 1}
+        for index in chosen.tolist()
+        for entry in found.entries[index]
+    ]
+
+
+def mask_fault(segmentation: Any, height: int, width: int) -> str | None:
+    """What keeps a mask from being decoded for an image of this size, as far as that is seen without decoding it."""
+    if isinstance(segmentation, list):
+        rings = [isinstance(ring, list) and len(ring) >= 6 and len(ring) % 2 == 0 for ring in segmentation]
+        return None if rings and all(rings) else "each polygon needs at least three points x, y"
+    if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
+        return "it must be polygons, or run lengths with 'size' and 'counts'"
+    size, counts = list(segmentation["size"]), segmentation["counts"]
+    if size != [height, width]:
+        return f"its size is {size}, that of the image {[height, width]} (height, width)"
+    if isinstance(counts, list) and (sum(counts) != height * width or min(counts) < 0):
+        return f"its runs sum to {sum(counts)} px, the image has {height * width}"
+    return None
 
 
 def decode_mask(segmentation: Any, height: int, width: int) -> Bool[np.ndarray, "H W"]:
@@ -286,17 +335,13 @@ def decode_mask(segmentation: Any, height: int, width: int) -> Bool[np.ndarray, 
     # pycocotools for the whole process.
     from faster_coco_eval import mask as masks
 
+    if fault := mask_fault(segmentation, height, width):
+        raise ValueError(fault)
     if isinstance(segmentation, list):
-        if not segmentation or any(len(ring) < 6 or len(ring) % 2 for ring in segmentation):
-            raise ValueError("each polygon needs at least three points x, y")
         rings = [[float(value) for value in ring] for ring in segmentation]
         return masks.decode(masks.merge(masks.frPyObjects(rings, height, width))).astype(bool)
     size, counts = list(segmentation["size"]), segmentation["counts"]
-    if size != [height, width]:
-        raise ValueError(f"it is {size[1]} x {size[0]} px, the image {width} x {height}")
     if isinstance(counts, list):
-        if sum(counts) != height * width or min(counts) < 0:
-            raise ValueError(f"its runs sum to {sum(counts)} px, the image has {height * width}")
         runs = np.arange(len(counts)) % 2 == 1
         return np.repeat(runs, counts).reshape(width, height).T
     return masks.decode({"size": size, "counts": counts}).astype(bool)
