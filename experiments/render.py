@@ -82,8 +82,8 @@ def fill(plan: Plan, records: Mapping[str, Record], comparison: Comparison, fold
     (folder / "table.md").write_text(markdown(plan, records, comparison))
     write_json(metrics(plan, comparison), folder / "metrics.json")
     write_json(run_facts(plan, records), folder / "runs.json")
-    if any(cell.baseline for cell in plan.cells):
-        draw(plan, comparison, folder / "comparison.png")
+    for name, shown in compared_metrics(plan).items():
+        draw(plan, comparison, folder / name, shown)
     if is_ranked(plan):
         ranked = ranking(plan, comparison)
         write_csv(ranks(plan, ranked), folder / "ranks.csv")
@@ -384,15 +384,30 @@ def read_curves(plan: Plan, store: Store) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def draw(plan: Plan, comparison: Comparison, path: Path) -> None:
-    """comparison.png: gains of the first metric, pairs down the page as in the paper, pooled gains at the bottom."""
+def compared_metrics(plan: Plan) -> dict[str, tuple[str, ...]]:
+    """Names of the figures of gains and the metrics they show.
+
+    One figure per metric; one of all where every row is of a single metric, which its label names.
+    """
+    by_row: dict[str, dict[str, None]] = {}
+    for cell in plan.cells:
+        if cell.baseline and not cell.quoted:
+            by_row.setdefault(cell.row, {})[cell.metric] = None
+    found = {metric for metrics in by_row.values() for metric in metrics}
+    metrics = tuple(metric for metric in plan.metrics if metric in found)
+    if len(metrics) > 1 and all(len(each) == 1 for each in by_row.values()):
+        return {"comparison.png": metrics}
+    return {f"comparison_{name}.png" if i else "comparison.png": (name,) for i, name in enumerate(metrics)}
+
+
+def draw(plan: Plan, comparison: Comparison, path: Path, metrics: tuple[str, ...]) -> None:
+    """Gains of some metrics, pairs down the page as in the paper, pooled gains of a single metric at the bottom."""
     from analysis.figures import GainRow, comparison_figure  # imports matplotlib
 
-    metric = plan.metrics[0]
     results = [
         r
         for r in comparison.cells
-        if r.cell.metric == metric and r.cell.baseline and not r.cell.quoted and r.status != "refused"
+        if r.cell.metric in metrics and r.cell.baseline and not r.cell.quoted and r.status != "refused"
     ]
     methods = list(dict.fromkeys((r.cell.method, r.cell.variant) for r in results))
     shown = {(name, "") for name in ("kd", plan.paper)} & {*methods}
@@ -421,7 +436,7 @@ def draw(plan: Plan, comparison: Comparison, path: Path) -> None:
     for gain in comparison.pooled:
         if (gain.method, gain.variant) not in methods or rows_are_variants:
             continue
-        if gain.metric == metric and not gain.over and len(gain.pooled.rows) > 1:
+        if metrics == (gain.metric,) and not gain.over and len(gain.pooled.rows) > 1:
             rows.append(
                 GainRow(
                     pair=f"mean of {len(gain.pooled.rows)} pairs",
@@ -442,7 +457,7 @@ def draw(plan: Plan, comparison: Comparison, path: Path) -> None:
         rows,
         path,
         title=plan.title,
-        caption=f"{scale(plan)} {signs}",
+        caption=f"{scale(plan, metrics)} {signs}",
     )
 
 
@@ -524,7 +539,8 @@ def draw_map(plan: Plan, comparison: Comparison, path: Path) -> None:
     )
 
 
-def scale(plan: Plan) -> str:
-    """Profile, seeds and metric as a figure's caption begins."""
+def scale(plan: Plan, metrics: tuple[str, ...] = ()) -> str:
+    """Profile, seeds and metric (the first unless given; several are named by their rows) as a caption begins."""
     seeds = f"{len(plan.seeds)} seed{'s' if len(plan.seeds) > 1 else ''}"
-    return f"Profile {plan.profile}, {seeds}; {metric_name(plan.metrics[0])}."
+    shown = f"; {metric_name((metrics or plan.metrics)[0])}" if len(metrics) < 2 else ""
+    return f"Profile {plan.profile}, {seeds}{shown}."

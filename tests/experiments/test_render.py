@@ -11,6 +11,7 @@ import pytest
 from experiments import caption, render
 from experiments.compare import COLUMNS, compare
 from experiments.plan import Published
+from experiments.plan import plan as planned
 from experiments.store import Store
 from hkd.errors import UserError
 
@@ -194,6 +195,17 @@ def test_metrics_json_has_few_leaves_without_dots(written):
             yield from names(item)
 
     assert not [name for name in names(found) if "." in name or " " in name]
+
+
+def test_gains_are_drawn_by_metric_or_together_where_rows_are_metrics():
+    assert render.compared_metrics(planned("hybrid_table1", "laptop")) == {
+        "comparison.png": ("top1",),
+        "comparison_ap_box.png": ("ap_box",),
+        "comparison_ap_mask.png": ("ap_mask",),
+        "comparison_miou.png": ("miou",),
+    }
+    assert render.compared_metrics(planned("scalekd_table6", "laptop")) == {"comparison.png": ("miou", "top1")}
+    assert render.compared_metrics(planned("scalekd_table3", "laptop")) == {"comparison.png": ("top1",)}
 
 
 def test_metrics_of_several_measures_are_kept_apart(synthetic):

@@ -95,7 +95,7 @@ def test_the_comparison_figure_keeps_to_plain_kd_and_the_papers_method(core, tmp
     monkeypatch.setattr(
         "analysis.figures.comparison_figure", lambda rows, path, **texts: drawn.update(rows=rows, **texts)
     )
-    render.draw(core, compare(core, records_of(core)), tmp_path / "comparison.png")
+    render.draw(core, compare(core, records_of(core)), tmp_path / "comparison.png", ("top1",))
     assert {row["method"] for row in drawn["rows"]} == {"KD", "HCD"}
     assert sum(row["pooled"] for row in drawn["rows"]) == 2
     assert "gains.png" in drawn["caption"]

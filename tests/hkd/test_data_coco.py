@@ -299,5 +299,6 @@ def test_the_real_sample_is_read_whole(tmp_path):
 def test_listing_keeps_annotations_with_their_images(root):
     listing = read_annotations(root / "coco" / "annotations" / "instances_train2017.json")
     assert [image["id"] for image in listing.images] == list(range(1, 11))
-    assert [[entry["id"] for entry in group] for group in map(listing.entries.__getitem__, range(3))] == [[1, 2], [4, 5], []]
+    groups = [listing.entries[index] for index in range(3)]
+    assert [[entry["id"] for entry in group] for group in groups] == [[1, 2], [4, 5], []]
     assert listing.categories == {3: 0, 17: 1, 90: 2}
