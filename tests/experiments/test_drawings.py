@@ -2,13 +2,26 @@
 
 import json
 
+import numpy as np
 import pytest
+import torch
 
 from experiments import claims, schema
-from experiments.figures import DRAWINGS, Finished, hybrid_attention_maps, hybrid_heads, test_images
+from experiments.figures import (
+    DRAWINGS,
+    Finished,
+    Images,
+    hybrid_attention_maps,
+    hybrid_heads,
+    scalekd_spectra,
+    spaced,
+    test_images,
+)
 from experiments.plan import Cell, Plan, PlannedRun
 from experiments.schema import Table
 from experiments.store import Store
+from hkd.data.base import PathList, Split
+from hkd.models.tap_model import TapModel
 from hkd.models.zoo import ZOO
 from hkd.registry import load
 from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
@@ -67,7 +80,7 @@ def test_a_figure_of_attention_leaves_pictures_arrays_and_numbers_with_seeds(fin
     }  # fmt: skip
     document = json.loads((tmp_path / "measures.json").read_text())
     assert document["profile"] == "laptop"
-    assert document["images"].startswith("The first 510 images of the test split")
+    assert document["images"].startswith("All 510 images of the test split")
     values = document["values"]
     assert {name.split("/")[1] for name in values} == {"deit_b16", "c_none", "c_attn2", "c_attn2_decoder", "random"}
     assert set(values["nmi/c_none/late"]["seeds"]) == {"0", "1"}
@@ -85,6 +98,46 @@ def test_a_figure_of_attention_leaves_pictures_arrays_and_numbers_with_seeds(fin
 def test_attention_maps_show_teacher_and_student(finished, tmp_path):
     hybrid_attention_maps(finished, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"maps.png", "maps.svg", "arrays.npz"}
+
+
+def test_images_are_evenly_spaced_over_a_split_that_is_sorted_by_class(tmp_path):
+    labels = np.repeat(np.arange(5), 4)
+    held = Split(np.arange(20 * 12, dtype=np.uint8).reshape(20, 3, 2, 2), None, labels, np.arange(20) + 7)
+    files = Split(None, PathList(tmp_path, [f"{i}.png" for i in range(20)]), labels, np.arange(20) + 7, image_size=2)
+    for split in (held, files):
+        assert spaced(split, 20) is split
+        chosen = spaced(split, 5)
+        assert chosen.rows.tolist() == [7, 11, 15, 19, 23]
+        assert chosen.labels.tolist() == [0, 1, 2, 3, 4]
+    assert (spaced(held, 5).images == held.images[::4]).all()
+    assert [path.name for path in spaced(files, 5).paths] == ["0.png", "4.png", "8.png", "12.png", "16.png"]
+    images = Images(spaced(held, 5), len(held))
+    assert images.rule == "5 of the 20 images of the test split, evenly spaced in its order."
+    assert torch.cat(list(images)).mul(255).round().byte().numpy().tolist() == held.images[::4].tolist()
+
+
+def test_spectra_stand_beside_those_of_random_weights(tmp_path, monkeypatch):
+    trained = TapModel(ZOO["swin_s_mini"], 0).eval()
+    spec = RunSpec(
+        task="evaluate",
+        data=DataSpec(name="digits"),
+        student=ZOO["swin_s_mini"],
+        method=MethodSpec(name="supervised"),
+        recipe=Recipe(epochs=1, batch_size=10),
+    )
+    run = PlannedRun(key="k", spec=spec)
+    monkeypatch.setattr(Finished, "network", lambda self, run: trained)
+    plan = Plan(table="scalekd_fig5", title="T", paper="scalekd", profile="laptop", by_value=False, metrics=("top1",),
+                seeds=(0,), cells=(), runs={"k": run})  # fmt: skip
+    made = Finished(plan, Store(tmp_path / "runs"), RUNTIME, {"Swin-S": run}, {("swin_s", "supervised", ""): (run,)})
+    folder = tmp_path / "drawn"
+    folder.mkdir()
+    scalekd_spectra(made, folder)
+    values = json.loads((folder / "measures.json").read_text())["values"]
+    assert {"dct_energy/swin_s", "dct_energy/random_swin_s"} <= values.keys()
+    lines = (folder / "shares.csv").read_text().splitlines()
+    assert lines[0] == "teacher,share,half"
+    assert [line.split(",")[0] for line in lines[1:]] == ["swin_s", "random_swin_s"]
 
 
 def test_every_figure_table_has_a_drawing_and_every_drawing_a_table():
