@@ -650,9 +650,9 @@ def sample(each: Checked) -> str:
 
 
 def summary(found: Iterable[Checked]) -> str:
-    """`12 hold, 3 fail, ...`, verdicts that occur, in their order."""
+    """`holds 12, fails 3, ...`, verdicts that occur, in their order."""
     counted = Counter(each.verdict for each in found)
-    return ", ".join(f"{counted[verdict]} {verdict}" for verdict in VERDICTS if counted[verdict])
+    return ", ".join(f"{verdict} {counted[verdict]}" for verdict in VERDICTS if counted[verdict])
 
 
 def write(found: Sequence[Checked], folder: Path) -> None:

@@ -251,7 +251,7 @@ def test_what_is_written_can_be_read_again(rows, tmp_path):
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["laptop"]["scalekd"] == {"holds": 1, "fails": 0, "undecided": 1, "untested": 0}
     text = (tmp_path / "claims.md").read_text()
-    assert "## Profile laptop: 1 holds, 1 undecided" in text
+    assert "## Profile laptop: holds 1, undecided 1" in text
     assert "nothing" not in text
 
 
