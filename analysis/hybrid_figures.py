@@ -251,7 +251,10 @@ def draw_heads(axes: Axes, result: HeadResult, sign: tuple[str, str]) -> None:
         axes.plot(layers, result.mean[:, head], marker, color=colour, markersize=4.6, alpha=0.6, markeredgewidth=0)
     axes.hlines(result.layer, layers - 0.34, layers + 0.34, color=colour, linewidth=2.4, zorder=3)
     axes.set_xlim(0.4, len(layers) + 0.6)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    if len(layers) <= 6:  # of few layers the locator would mark halves
+        axes.set_xticks(layers)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
 
 
