@@ -27,7 +27,7 @@ MEASURES = ("distance", "nmi", "fourier", "dct")
 PANELS = {
     "distance": "head distance, last layer (px of 224)",
     "nmi": "NMI of attention, last layer",
-    "fourier": "Δ log amplitude at the highest frequency, last layer",
+    "fourier": "Δ log amplitude, last layer",
     "dct_energy": "DC share of energy",
 }
 
@@ -69,8 +69,8 @@ def draw(finished: Finished, folder: Path) -> None:
         dots,
         folder / "teachers",
         title="Measures of the teachers",
-        caption=f"Profile {profile}. {images} Whiskers: 95 % intervals over images. Swin: within windows. –: not "
-        "defined.",
+        caption=f"Profile {profile}. {images} Whiskers: 95 % intervals over images. Swin: within windows. Δ: of "
+        "the highest frequency and zero. –: not defined.",
     )
     plans = [plan(name, profile) for name in schema.table_ids() if schema.load_table(name).kind == "table"]
     terms = term_sizes(plans, finished.store)
@@ -160,7 +160,8 @@ def name_of(cell: Cell) -> str:
 def term_sizes(plans: Sequence[Plan], store: Store) -> list[Term]:
     """Sizes of the terms of methods with several, means over their runs; every run counts once.
 
-    Runs that start from others (a fine-tuning) count by what their own method is; so do those they start from.
+    Runs that start from others (a fine-tuning) count by what their own method is; so do those they start from. Terms of
+    a detector are told under its task.
     """
     runs = {key: run for each in plans for key, run in each.runs.items() if not run.label.startswith("teacher ")}
     default = {key: run for key, run in runs.items() if not variant(run)}
@@ -170,9 +171,10 @@ def term_sizes(plans: Sequence[Plan], store: Store) -> list[Term]:
         if not path.is_file() or not (store.folder(key) / "record.json").is_file():
             continue
         lines = [json.loads(line) for line in path.read_text().splitlines() if NORM in line]
+        name = run.spec.task if run.spec.task in ("detect", "segment") else run.spec.method.name
         for when, line in moments(lines):
             for term, sizes in of_terms(line).items():
-                collected.setdefault((run.spec.method.name, term, when), []).append(sizes)
+                collected.setdefault((name, term, when), []).append(sizes)
     found = []
     for (method, term, when), each in collected.items():
         loss, norm, share, ratio = np.mean(np.array(each), axis=0).tolist()

@@ -63,6 +63,11 @@ def test_terms_are_means_over_runs(table, store):
     assert (found["kd", "first"].method, found["kd", "first"].runs, found["kd", "first"].norm) == ("kd", 2, 1.5)
 
 
+def test_terms_of_a_detector_are_not_those_of_the_method_that_trains_it_alone(table, store):
+    runs = {key: replace(run, spec=replace(run.spec, task="detect")) for key, run in table.runs.items()}
+    assert {term.method for term in term_sizes([replace(table, runs=runs)], store)} == {"detect"}
+
+
 def test_agreement_is_over_the_student_that_is_trained_alone(table, store):
     found = agreement([table], store)
     assert found.keys() == {"kd", "scalekd"}
