@@ -18,7 +18,6 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from analysis.hgkd_pictures import grid_of_pictures
 
 ENLARGED = 4  # a pixel becomes so many a side, so that lines and letters are finer than the image
-CONFIDENT = 0.5  # detections with lower scores are not drawn
 OPACITY = 0.55  # of masks
 LINE, LETTERS = 3, 32  # px of enlarged pictures
 PALETTE = [(int(r), int(g), int(b)) for r, g, b, _ in 255 * np.asarray(colormaps["tab20"](np.arange(20)))]
@@ -82,22 +81,24 @@ def draw_detections(
     title: str,
     caption: str,
 ) -> None:
-    """Objects of each image, one column for the truth and for every model.
+    """Objects of each image, one column for the truth and for every model: as many of its surest as there are objects.
+
+    Scores say little between models that were trained for different times, so none is asked for.
 
     Args:
         images: N images in [0, 1].
-        found: heading -> for each image `boxes`, `labels`, `masks` and, where it is no truth, `scores`.
+        found: heading -> for each image `boxes`, `labels`, `masks` and, but for the truth, which comes first, `scores`.
         names: of the classes.
         path: PNG to write.
         title, caption: heading, and the sentence below.
     """
     columns = {}
+    counts = [len(each["labels"]) for each in next(iter(found.values()))]
     for heading, objects in found.items():
         pictures = []
-        for image, each in zip(images, objects, strict=True):
-            sure = (
-                each["scores"] >= CONFIDENT if "scores" in each else torch.ones(len(each["labels"]), dtype=torch.bool)
-            )
+        for image, each, count in zip(images, objects, counts, strict=True):
+            scores = each.get("scores", torch.zeros(len(each["labels"])))
+            sure = scores.argsort(descending=True, stable=True)[:count]
             boxes, labels, masks = (each[part][sure] for part in ("boxes", "labels", "masks"))
             pictures.append(with_objects(image, boxes, labels, masks, names))
         columns[heading] = pictures

@@ -9,6 +9,8 @@ from pathlib import Path
 from analysis.figure_files import save_both
 from analysis.figures import COLOURS, GREY, INK, canvas, house_style, write_texts
 
+GAP = 0.32  # inches between panels: room for the numbers at the ends of two axes
+
 
 @dataclass(frozen=True)
 class Dot:
@@ -32,8 +34,8 @@ def dots_figure(
     """
     with house_style():
         left = 0.25 + 0.098 * max(map(len, lines), default=4)
-        wide = max(1.35, (7.2 - left) / len(panels) - 0.2)
-        width, plot = left + len(panels) * (wide + 0.2), 0.3 * max(2, len(lines))
+        wide = max(1.35, (7.2 - left) / len(panels) - GAP)
+        width, plot = left + len(panels) * (wide + GAP), 0.3 * max(2, len(lines))
         sentences, heading = textwrap.wrap(caption, int(width / 0.078)), textwrap.wrap(title, int(width / 0.128))
         labels = ["\n".join(textwrap.wrap(label, max(10, int(wide / 0.092)))) for label in panels]
         above, below = 0.18 + 0.26 * len(heading), 0.45 + 0.2 * (1 + max(label.count("\n") for label in labels))
@@ -41,7 +43,7 @@ def dots_figure(
         height = above + plot + below
         figure = canvas(width, height)
         for i, (label, dots) in enumerate(zip(labels, panels.values(), strict=True)):
-            place = ((left + i * (wide + 0.2)) / width, below / height, wide / width, plot / height)
+            place = ((left + i * (wide + GAP)) / width, below / height, wide / width, plot / height)
             axes = figure.add_axes(place)
             for y, name in enumerate(lines):
                 if y % 2 == 0:

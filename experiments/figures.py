@@ -410,7 +410,7 @@ def dense_pictures(finished: Finished, folder: Path) -> None:
                 label: [each._asdict() for each in islice(read_detections(at), len(shown))]
                 for label, at in folders.items()
             }
-            texts["caption"] += f" Detections of a score of at least {draw.CONFIDENT}."
+            texts["caption"] += " Of each model as many of its surest detections as there are objects."
             parts = ("boxes", "labels", "masks", "scores")
             tensors = {
                 label: [{name: torch.from_numpy(each[name]) for name in parts if name in each} for each in objects]

@@ -51,12 +51,15 @@ def test_background_and_ignored_pixels_of_a_map_stay_bare():
     np.testing.assert_allclose(picture[0, ENLARGED:], bare, atol=1e-6)
 
 
-def test_detections_below_the_bound_are_not_drawn(tmp_path):
-    images = [torch.zeros(3, 16, 16)]
-    for name, found in {"low": [objects(0.4)], "none": [objects(0.1)], "sure": [objects(0.9)]}.items():
-        draw_detections(images, {"model": found}, NAMES, tmp_path / f"{name}.png", title="t", caption="c")
-    low, none, sure = ((tmp_path / f"{name}.png").read_bytes() for name in ("low", "none", "sure"))
-    assert low == none != sure
+def test_as_many_of_the_surest_detections_are_drawn_as_there_are_objects(tmp_path):
+    images, sure, other = [torch.zeros(3, 16, 16)], objects(0.3), objects(0.1)
+    other["masks"] = other["masks"].roll(6, dims=2)
+    both = {part: torch.cat([other[part], sure[part]]) for part in sure}
+    for name, found in {"one": sure, "two": both, "other": other}.items():
+        columns = {"truth": [objects()], "model": [found]}
+        draw_detections(images, columns, NAMES, tmp_path / f"{name}.png", title="t", caption="c")
+    one, two, different = ((tmp_path / f"{name}.png").read_bytes() for name in ("one", "two", "other"))
+    assert one == two != different
 
 
 def test_segmentations_are_drawn_beside_the_truth(tmp_path):
