@@ -73,6 +73,8 @@ def parse(text: str, *, random: bool = False) -> Name:
     if card is None and not timm.is_model(arch):
         nearest = registry.nearest(arch, [*ZOO, *timm.list_models()])
         raise UserError(f"There is no model '{arch}' in timm {timm.__version__} or in this suite's zoo.{nearest}")
+    if card is None:
+        check_tag(arch)
     file = Path(path) if equals else None
     if file is not None:
         if not file.is_file():
@@ -85,8 +87,6 @@ def parse(text: str, *, random: bool = False) -> Name:
         )
     elif not random:
         published(arch)
-    elif card is None:
-        check_tag(arch)
     return Name(arch, card, file)
 
 
@@ -100,8 +100,7 @@ def check_tag(arch: str) -> None:
 
 
 def published(arch: str) -> None:
-    """Raise UserError unless timm knows published weights for a name, with or without a tag."""
-    check_tag(arch)
+    """Raise UserError unless timm knows published weights for a name, with or without a known tag."""
     if not timm.is_model_pretrained(arch.partition(".")[0]):
         raise UserError(
             f"timm has no published weights of {arch}: give {arch}=FILE.safetensors, or ask for random ones."

@@ -134,6 +134,7 @@ def test_folders_without_images_are_one_sentence(tmp_path):
         ("vit_tiny_patch16_224.augreg_in21k_ft_in1", False, "Did you mean 'augreg_in21k_ft_in1k'?"),
         ("test_vit4.no", False, "has no weights 'no' of test_vit4"),
         ("vit_base_patch16_224.maee", True, "Did you mean 'mae'?"),
+        ("vit_base_patch16_224.maee=absent.safetensors", False, "Did you mean 'mae'?"),
     ],
 )
 def test_what_cannot_be_loaded_is_one_sentence_before_anything_is_built(text, random, sentence):
