@@ -317,7 +317,11 @@ def mask_fault(segmentation: Any, height: int, width: int) -> str | None:
         return None if rings and all(rings) else "each polygon needs at least three points x, y"
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
         return "it must be polygons, or run lengths with 'size' and 'counts'"
-    size, counts = list(segmentation["size"]), segmentation["counts"]
+    size, counts = segmentation["size"], segmentation["counts"]
+    if not isinstance(counts, str | bytes | list) or (
+        isinstance(counts, list) and any(type(run) is not int for run in counts)
+    ):
+        return "its counts must be whole numbers or a text"
     if size != [height, width]:
         return f"its size is {size}, that of the image {[height, width]} (height, width)"
     if isinstance(counts, list) and (sum(counts) != height * width or min(counts) < 0):
@@ -340,7 +344,7 @@ def decode_mask(segmentation: Any, height: int, width: int) -> Bool[np.ndarray, 
     if isinstance(segmentation, list):
         rings = [[float(value) for value in ring] for ring in segmentation]
         return masks.decode(masks.merge(masks.frPyObjects(rings, height, width))).astype(bool)
-    size, counts = list(segmentation["size"]), segmentation["counts"]
+    size, counts = segmentation["size"], segmentation["counts"]
     if isinstance(counts, list):
         runs = np.arange(len(counts)) % 2 == 1
         return np.repeat(runs, counts).reshape(width, height).T

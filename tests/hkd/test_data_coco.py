@@ -215,6 +215,8 @@ def test_files_that_cannot_be_are_refused_with_a_sentence(root):
         ({"size": [5, 5], "counts": [25]}, r"its size is \[5, 5\], that of the image \[12, 20\]"),
         ({"size": [HEIGHT, WIDTH], "counts": [3, 4]}, "its runs sum to 7 px"),
         (None, "it must be polygons, or run lengths"),
+        ({"size": None, "counts": [240]}, "its size is None"),
+        ({"size": [HEIGHT, WIDTH], "counts": ["a"]}, "its counts must be whole numbers"),
         ([None], "each polygon needs at least three points"),
     ],
 )
