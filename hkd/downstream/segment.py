@@ -17,7 +17,8 @@ import torch.distributed
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from lightning_fabric import Fabric
-from torch import Tensor
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor, nn
 
 from hkd.data.dense import IGNORE, DenseSet, DenseSplit
 from hkd.data.dense_loader import DenseLoader, ViewOptions
@@ -114,11 +115,14 @@ def segment(
 
 
 def make_head(spec: RunSpec, backbone: Backbone, data: DenseSet, options: SegmentOptions) -> Segmenter:
-    """The head for the classes of a data set; with `sqrt`, every map of the run's training split is read once."""
+    """The head for the classes of a data set; with `sqrt`, every map of the run's training split is read once.
+
+    On several GPUs the batch norms of head and backbone share their statistics.
+    """
     split = data.load_dense("train", seed=spec.seed, select=spec.evaluate_on == "val")
     check_maps(split)
     class_weights = root_weights(pixel_counts(split)) if options.loss == "sqrt" else None
-    return Segmenter(
+    head = Segmenter(
         backbone,
         len(data.map_names),
         head=options.head,
@@ -129,6 +133,17 @@ def make_head(spec: RunSpec, backbone: Backbone, data: DenseSet, options: Segmen
         dropout=options.dropout,
         class_weights=class_weights,
     )
+    share_statistics(backbone, head)
+    return head
+
+
+def share_statistics(*modules: nn.Module) -> None:
+    """Let batch norms inside the modules take means and variances over the images of all GPUs: the usual two of one
+    are too few. Processes on CPUs keep their own, as torch shares them among GPUs only.
+    """
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "nccl":
+        for module in modules:
+            convert_sync_batchnorm(module)
 
 
 def check_maps(split: DenseSplit) -> None:

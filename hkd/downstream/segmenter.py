@@ -163,7 +163,7 @@ class UperNet(nn.Module):
     """transformers' head, whose class is not public; imported here because that takes seconds.
 
     A pooled map of one position has one value per image and channel, which batch norm cannot normalise while training
-    on a single image: UserError.
+    on a single image, unless it is shared with other processes: UserError.
     """
 
     def __init__(
@@ -178,7 +178,8 @@ class UperNet(nn.Module):
         self.net.add_module("classifier", nn.Sequential(nn.Dropout2d(dropout), self.net.classifier))
 
     def forward(self, maps: Sequence[Tensor]) -> Float[Tensor, "B C h w"]:
-        if self.training and len(maps[0]) == 1:
+        alone = any(type(module) is nn.BatchNorm2d for module in self.net.modules())
+        if self.training and alone and len(maps[0]) == 1:
             raise UserError("UperNet's batch norm needs at least 2 images per process: raise batch_size.")
         return self.net(list(maps))
 

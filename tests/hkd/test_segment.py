@@ -28,6 +28,7 @@ from hkd.downstream.segment import (
     predict,
     predicted_maps,
     segment,
+    share_statistics,
     true_map,
     windows,
 )
@@ -152,6 +153,31 @@ def test_transformers_train_too(tmp_path, student, options):
     )
     assert 0 <= outcome.metrics["miou"] <= 100
     assert ("loss/auxiliary" in outcome.curves[0]) == bool(options.get("auxiliary"))
+
+
+@pytest.mark.parametrize("student", ["resnet18_mini", "hybrid_b16_mini"])
+def test_batch_norms_are_shared_among_gpus_and_only_there(student, monkeypatch):
+    backbone = Backbone(ZOO[student])
+    options = {"width": 16, "pool_scales": (1, 2), "pyramid": (4.0, 2.0, 1.0, 0.5), "auxiliary": 0.4, "dropout": 0.1}
+    head = Segmenter(backbone, 5, head="upernet", **options)
+    step = DenseStep(backbone, head).eval()
+    x = torch.rand(2, 3, 64, 64)
+    logits, names = head.logits(backbone(x)), list(step.state_dict())
+    norms = [name for name, module in step.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+    def shared():
+        return [name for name, module in step.named_modules() if isinstance(module, nn.SyncBatchNorm)]
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
+    share_statistics(backbone, head)
+    assert norms
+    assert not shared()
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "nccl")
+    share_statistics(backbone, head)
+    assert shared() == norms
+    assert list(step.state_dict()) == names
+    torch.testing.assert_close(head.logits(backbone(x)), logits, rtol=0, atol=0)
 
 
 @pytest.mark.slow
