@@ -65,8 +65,11 @@ class Ade20k(DenseFolder):
         path = self.folder / TABLE
         if not path.is_file():
             return tuple(f"class {number}" for number in range(1, self.num_classes + 1))
-        with open(path, newline="", encoding="utf-8") as file:
-            names = [line.get("Name") for line in csv.DictReader(file, delimiter="\t")]
+        try:
+            with open(path, newline="", encoding="utf-8") as file:
+                names = [line.get("Name") for line in csv.DictReader(file, delimiter="\t")]
+        except (ValueError, csv.Error) as error:
+            raise UserError(f"{path} is no table of text ({error}): unpack it again.") from error
         if len(names) < self.num_classes or None in names:
             raise UserError(f"{path} must have a column 'Name' with {self.num_classes} classes: unpack it again.")
         return tuple(str(name).strip() for name in names[: self.num_classes])
@@ -108,11 +111,21 @@ class Ade20k(DenseFolder):
         return sorted(images)
 
     def files(self, part: str, kind: str) -> dict[str, Path]:
-        """Files of a part by their names without suffix."""
+        """Files of a part by their names without suffix.
+
+        Raises:
+            UserError: two files differ in their suffix alone.
+        """
         folder = self.parts(kind)[part]
         sub, prefix = PARTS[part]
         prefix = "" if folder.name == sub else prefix
-        return {Path(name).stem: folder / name for name in file_names(folder) if name.startswith(prefix)}
+        found: dict[str, Path] = {}
+        for name in file_names(folder):
+            if name.startswith(prefix):
+                path = folder / name
+                if found.setdefault(path.stem, path) != path:
+                    raise UserError(f"{found[path.stem]} and {name} beside it have one name: take one of them out.")
+        return found
 
     def load_dense(self, split: SplitName, *, seed: int, select: bool) -> DenseSplit:
         part = source_of(self, split, select)
@@ -177,7 +190,7 @@ class FileMaps(Sequence[Any]):
 
 
 def read_map(path: Path) -> UInt8[np.ndarray, "H W"]:
-    """A grey PNG's values, as they are.
+    """The values of a PNG of one channel, grey or with a palette, as they are in the file.
 
     Raises:
         UserError: not readable, or not of one byte per pixel.
@@ -187,8 +200,16 @@ def read_map(path: Path) -> UInt8[np.ndarray, "H W"]:
     try:
         with Image.open(path) as file:
             raw = np.asarray(file)
+            # Grey values of two or four bits come scaled up to 255.
+            steps = 2 ** grey_bits(path) - 1 if file.format == "PNG" and file.mode == "L" else 255
     except OSError as error:
         raise UserError(f"Cannot read map {path} ({error}): replace it.") from error
     if raw.ndim != 2 or raw.dtype != np.uint8:
         raise UserError(f"{path} is no map: it must have one channel of one byte, as the mode L of PNG.")
-    return raw
+    return raw // np.uint8(255 // steps)
+
+
+def grey_bits(path: Path) -> int:
+    """Bits of a value in a PNG file: the byte of its header after signature, chunk name, width and height."""
+    with open(path, "rb") as file:
+        return file.read(25)[24]

@@ -5,6 +5,7 @@ Any data in that layout is read, such as exported `scenes`. Images stay files; m
 
 import json
 import logging
+import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 PARTS = {"train": "train2017", "test": "val2017"}
 FIELDS = ("image_id", "category_id", "bbox", "area", "segmentation")  # that every annotation must have
+FAR = 100_000  # px beyond zero up to which a polygon may go: drawing one takes memory by its length
+LARGEST = 1e10  # px: areas beyond are in no size of COCO's rules
 CLIPPED, DROPPED, CROWDS, EMPTY = (
     "boxes clipped to their images",
     "boxes without area left out",
@@ -162,6 +165,9 @@ class Coco(DenseFolder):
         repairs = Counter(found.repairs)
         if split == "test":
             chosen = chosen[take_first(len(chosen), self.options["n_test"], self.name)]
+            if not found.entries.objects[chosen].any():
+                what = f"{self.annotation_file(part)} has no objects in its {len(chosen)} images"
+                raise UserError(f"{what}, so nothing could be measured: complete it, or raise n_test.")
         elif split == "val":
             chosen = chosen[cut:]
         else:
@@ -176,7 +182,7 @@ class Coco(DenseFolder):
             paths=PathList(self.folder / PARTS[part], [image["file_name"] for image in images]),
             rows=np.array([image["id"] for image in images], dtype=np.int64),
             sizes=sizes,
-            objects=FileObjects(found, chosen, sizes, self.annotation_file(part), crowds=split != "train"),
+            objects=FileObjects(found, chosen, sizes, crowds=split != "train"),
             object_names=found.names,
             truth=None if split == "train" else official(found, chosen),
             image_size=self.image_size,
@@ -192,13 +198,12 @@ class FileObjects(Sequence[Objects]):
         found: the file.
         chosen: which of its images [N].
         sizes: their height and width [N, 2].
-        path: of the annotation file, for messages.
         crowds: whether crowd regions are objects.
     """
 
-    def __init__(self, found: Listing, chosen: np.ndarray, sizes: np.ndarray, path: Path, *, crowds: bool):
+    def __init__(self, found: Listing, chosen: np.ndarray, sizes: np.ndarray, *, crowds: bool):
         self.entries, self.categories = found.entries, found.categories
-        self.chosen, self.sizes, self.path, self.crowds = chosen, sizes, path, crowds
+        self.chosen, self.sizes, self.crowds = chosen, sizes, crowds
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -210,11 +215,7 @@ class FileObjects(Sequence[Objects]):
         height, width = self.sizes[index].tolist()
         masks = np.zeros((len(group), height, width), dtype=bool)
         for mask, entry in zip(masks, group, strict=True):
-            try:
-                mask[:] = decode_mask(entry["segmentation"], height, width)
-            except (ValueError, TypeError, KeyError, RuntimeError) as error:
-                what = f"{self.path}: the mask of annotation {entry.get('id')} of image {entry['image_id']}"
-                raise UserError(f"{what} cannot be decoded ({error}): correct it.") from error
+            mask[:] = decode_mask(entry["segmentation"], height, width)  # was checked when the file was read
         return Objects(
             clip([entry["bbox"] for entry in group], height, width),
             np.array([self.categories[entry["category_id"]] for entry in group], dtype=np.int64),
@@ -227,7 +228,8 @@ def read_annotations(path: Path) -> Listing:
     """A file of instances, checked.
 
     Raises:
-        UserError: not JSON, a part or field is absent, an id is given twice or not known, a box is no box.
+        UserError: not JSON, a part or field is absent or of a wrong type, an id is given twice or not known, a box or
+            an area is none, a mask cannot be decoded.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -242,6 +244,8 @@ def read_annotations(path: Path) -> Listing:
     categories = {identity: label for label, identity in enumerate(kinds)}
     repairs: Counter[str] = Counter()
     for image in images.values():
+        if not isinstance(image["file_name"], str):
+            raise UserError(f"{path}: image {image['id']} has the file name {image['file_name']!r}; it must be a text.")
         if any(type(image[side]) is not int or image[side] < 1 for side in ("height", "width")):
             what = f"{path}: image {image['id']} has height {image['height']!r} and width {image['width']!r}"
             raise UserError(f"{what}; both must be whole numbers of px, at least 1.")
@@ -252,11 +256,14 @@ def read_annotations(path: Path) -> Listing:
         where = f"{path}: annotation {entry.get('id', f'number {number}')}"
         if gone := [name for name in FIELDS if name not in entry]:
             raise UserError(f"{where} has no '{gone[0]}': complete it.")
-        if entry["image_id"] not in images:
-            raise UserError(f"{where} is of image {entry['image_id']}, which is not listed: add it or take this out.")
-        if entry["category_id"] not in categories:
+        # An id of another type may be unhashable, or equal to a number only for a reader: "17".
+        if type(entry["image_id"]) is not int or entry["image_id"] not in images:
+            raise UserError(f"{where} is of image {entry['image_id']!r}, which is not listed: add it or take this out.")
+        if type(entry["category_id"]) is not int or entry["category_id"] not in categories:
             known = f"{len(categories)} categories, ids {min(categories, default=0)} to {max(categories, default=0)}"
-            raise UserError(f"{where} has category {entry['category_id']}, which is not among the {known}.")
+            raise UserError(f"{where} has category {entry['category_id']!r}, which is not among the {known}.")
+        if entry.get("iscrowd", 0) not in (0, 1):
+            raise UserError(f"{where} has 'iscrowd' {entry['iscrowd']!r}; it must be 0 or 1.")
         image = images[entry["image_id"]]
         box = entry["bbox"]
         if not (isinstance(box, list) and len(box) == 4 and all(is_number(value) for value in box)):
@@ -265,7 +272,9 @@ def read_annotations(path: Path) -> Listing:
         if x2 <= x1 or y2 <= y1:
             repairs[DROPPED] += 1
             continue
-        if fault := mask_fault(entry["segmentation"], image["height"], image["width"]):
+        if not (is_number(entry["area"]) and 0 <= entry["area"] <= LARGEST):
+            raise UserError(f"{where} has the area {entry['area']!r}; it must be a number of px, at least 0.")
+        if fault := decoding_fault(entry["segmentation"], image["height"], image["width"]):
             raise UserError(f"{where} of image {entry['image_id']} has no mask that can be decoded: {fault}.")
         # Less than one px is the rounding of the files.
         x, y, w, h = box
@@ -314,7 +323,15 @@ def mask_fault(segmentation: Any, height: int, width: int) -> str | None:
     """What keeps a mask from being decoded for an image of this size, as far as that is seen without decoding it."""
     if isinstance(segmentation, list):
         rings = [isinstance(ring, list) and len(ring) >= 6 and len(ring) % 2 == 0 for ring in segmentation]
-        return None if rings and all(rings) else "each polygon needs at least three points x, y"
+        if not (rings and all(rings)):
+            return "each polygon needs at least three points x, y"
+        near = all(
+            {*map(type, ring)} <= {int, float}
+            and -FAR <= min(ring) <= max(ring) <= FAR
+            and math.isfinite(sum(ring))  # nan escapes comparisons
+            for ring in segmentation
+        )
+        return None if near else f"the points of a polygon must be numbers of px, from -{FAR} to {FAR}"
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
         return "it must be polygons, or run lengths with 'size' and 'counts'"
     size, counts = segmentation["size"], segmentation["counts"]
@@ -327,6 +344,17 @@ def mask_fault(segmentation: Any, height: int, width: int) -> str | None:
     if isinstance(counts, list) and (sum(counts) != height * width or min(counts) < 0):
         return f"its runs sum to {sum(counts)} px, the image has {height * width}"
     return None
+
+
+def decoding_fault(segmentation: Any, height: int, width: int) -> str | None:
+    """What keeps a mask from being decoded; a text of compressed runs is decoded to see."""
+    fault = mask_fault(segmentation, height, width)
+    if fault is None and isinstance(segmentation, dict) and not isinstance(segmentation["counts"], list):
+        try:
+            decode_mask(segmentation, height, width)
+        except (ValueError, RuntimeError) as error:
+            return str(error)
+    return fault
 
 
 def decode_mask(segmentation: Any, height: int, width: int) -> Bool[np.ndarray, "H W"]:

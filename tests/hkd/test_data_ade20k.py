@@ -1,13 +1,15 @@
 """ADE20K's layout: values to classes, both ways to tell the parts apart, maps that cannot be."""
 
+import struct
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from hkd.data.ade20k import Ade20k
+from hkd.data.ade20k import Ade20k, read_map
 from hkd.data.dense import IGNORE
 from hkd.errors import UserError
 
@@ -112,6 +114,44 @@ def test_a_map_that_is_none_is_told(root):
         take(root).maps[0]
 
 
+def grey_png(values, bits) -> bytes:
+    """A grey PNG by its specification: chunks of length, name, data, checksum; a filter byte before each row."""
+    packed = [
+        bytes(
+            sum(int(v) << (8 - bits * (k + 1)) for k, v in enumerate(row[at : at + 8 // bits]))
+            for at in range(0, len(row), 8 // bits)
+        )
+        for row in values
+    ]
+    header = struct.pack(">IIBBBBB", len(values[0]), len(values), bits, 0, 0, 0, 0)
+    chunks = {b"IHDR": header, b"IDAT": zlib.compress(b"".join(b"\0" + row for row in packed)), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks.items()
+    )
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_grey_maps_of_few_bits_hold_the_values_of_the_file(tmp_path, bits):
+    held = values(1) % (2**bits)
+    (tmp_path / "map.png").write_bytes(grey_png(held, bits))
+    assert read_map(tmp_path / "map.png").tolist() == held.tolist()
+
+
+def test_maps_with_a_palette_hold_its_indices(tmp_path):
+    image = Image.fromarray(values(1).astype(np.uint8), mode="P")
+    image.putpalette([7 * k % 256 for k in range(3 * 16)])
+    image.save(tmp_path / "map.png", bits=4)
+    assert read_map(tmp_path / "map.png").tolist() == values(1).tolist()
+
+
+def test_two_files_of_one_name_are_told(root):
+    path = file_of(root, "images", "ADE_train_00000002")
+    path.with_suffix(".png").write_bytes(path.read_bytes())
+    with pytest.raises(UserError, match=r"ADE_train_00000002\.jpg and ADE_train_00000002\.png beside it have one name"):
+        take(root)
+
+
 def test_images_without_maps_are_told_with_the_first_and_their_number(root):
     gone = file_of(root, "annotations", "ADE_train_00000003")
     gone.unlink()
@@ -144,6 +184,9 @@ def test_names_come_from_the_table_where_there_is_one(root):
     assert ade(root).map_names == tuple(f"thing {k}, it" for k in range(1, 5))
     with pytest.raises(UserError, match="must have a column 'Name' with 5 classes"):
         _ = ade(root, classes=5).map_names
+    table.write_bytes(b"Idx\tName\n1\tcaf\xe9\n")
+    with pytest.raises(UserError, match="is no table of text"):
+        _ = ade(root).map_names
 
 
 def test_the_fingerprint_is_of_files_and_options(root):

@@ -218,6 +218,13 @@ def test_files_that_cannot_be_are_refused_with_a_sentence(root):
         ({"size": None, "counts": [240]}, "its size is None"),
         ({"size": [HEIGHT, WIDTH], "counts": ["a"]}, "its counts must be whole numbers"),
         ([None], "each polygon needs at least three points"),
+        ([["a"] * 6], "the points of a polygon must be numbers of px"),
+        ([[1, 1, 5, 5, 9, float("nan")]], "the points of a polygon must be numbers of px"),
+        ([[1, 1, 5, 5, 9, 1e9]], "the points of a polygon must be numbers of px, from -100000 to 100000"),
+        ([[1, 1, 5, 5, float("-inf"), 9]], "the points of a polygon must be numbers of px"),
+        ({"size": [HEIGHT, WIDTH], "counts": "garbage!!"}, "malformed"),
+        ({"size": [HEIGHT, WIDTH], "counts": "é☃"}, "exceed"),
+        ({"size": [HEIGHT, WIDTH], "counts": ""}, "decoded 0 pixels but expected 240"),
     ],
 )
 @pytest.mark.parametrize("part", ["train2017", "val2017"])
@@ -227,10 +234,39 @@ def test_masks_that_cannot_be_are_told_before_anything_is_trained(root, part, se
         take(root)
 
 
-def test_masks_whose_points_are_no_numbers_are_told_when_they_are_decoded(root):
-    write(root, "train2017", [square(8, 1, [1, 1, 2, 2], segmentation=[["a"] * 6])])
-    with pytest.raises(UserError, match="the mask of annotation 8 of image 1 cannot be decoded"):
-        take(root).objects[0]
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"area": float("nan")}, "has the area nan; it must be a number of px, at least 0"),
+        ({"area": -5}, "has the area -5; it must be a number"),
+        ({"area": 1e300}, "has the area 1e[+]300; it must be a number"),
+        ({"area": "12"}, "has the area '12'; it must be a number"),
+        ({"iscrowd": None}, "has 'iscrowd' None; it must be 0 or 1"),
+        ({"iscrowd": [0]}, r"has 'iscrowd' \[0\]; it must be 0 or 1"),
+        ({"category_id": "17"}, "has category '17', which is not among the 3"),
+        ({"category_id": [17]}, r"has category \[17\], which is not among the 3"),
+        ({"image_id": "1"}, "is of image '1', which is not listed"),
+        ({"image_id": {}}, "is of image {}, which is not listed"),
+    ],
+)
+def test_fields_that_cannot_be_are_refused_with_a_sentence(root, change, why):
+    refused(root, [{**square(8, 1, [1, 1, 2, 2]), **change}], f"annotation 8 {why}")
+
+
+def test_test_images_without_any_object_are_refused_before_training(root):
+    write(root, "val2017", [CROWD], images=3)
+    with pytest.raises(UserError, match=r"instances_val2017\.json has no objects in its 3 images"):
+        take(root, "test")
+
+
+@pytest.mark.parametrize("name", [5, None, ["001.png"]])
+def test_a_file_name_that_is_no_text_is_refused(root, name):
+    path = root / "coco" / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    content["images"][-1]["file_name"] = name
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"image 1 has the file name .*; it must be a text"):
+        take(root)
 
 
 def test_an_image_of_another_size_than_announced_is_told(root):
