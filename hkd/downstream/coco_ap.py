@@ -44,7 +44,7 @@ class AveragePrecision:
     by_class: Float[np.ndarray, " C"]
 
     def named(self, kind: Kind) -> dict[str, float]:
-        """The six means under the names that tables use: `ap_box`, `ap50_box`, ..., `ap_large_box`."""
+        """The six means by name: `ap_box`, `ap50_box`, ..., `ap_large_box`."""
         sizes = {f"ap_{size}_{kind}": getattr(self, size) for size in SIZES}
         return {f"ap_{kind}": self.ap, f"ap50_{kind}": self.ap50, f"ap75_{kind}": self.ap75, **sizes}
 

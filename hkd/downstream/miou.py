@@ -31,7 +31,7 @@ class MeanIoU:
     acc: Float64[Tensor, " C"]
 
     def named(self) -> dict[str, float]:
-        """The means under the names that tables use."""
+        """The means by name."""
         return {"miou": self.miou, "macc": self.macc, "pixel_acc": self.pixels, "miou_foreground": self.foreground}
 
 
