@@ -126,9 +126,9 @@ def markdown(plan: Plan, records: Mapping[str, Record], comparison: Comparison) 
 
 def is_wide(results: Sequence[CellResult]) -> bool:
     """Whether the rows share the same few methods, so that these can be columns."""
-    columns: dict[str, list[tuple[str, str]]] = {}
+    columns: dict[str, list[str]] = {}
     for result in results:
-        columns.setdefault(result.cell.row, []).append((result.cell.method, result.cell.variant))
+        columns.setdefault(result.cell.row, []).append(heading(result.cell))
     return len({tuple(column) for column in columns.values()}) == 1 and len(next(iter(columns.values()))) <= WIDE
 
 

@@ -118,6 +118,20 @@ def test_table_md_prints_the_papers_layout_with_added_columns_marked(written):
     assert "72.10" in lines[4]
 
 
+def test_rows_whose_column_is_named_differently_stand_below_one_another_without_nan(synthetic):
+    plan = synthetic.plan(pairs=2, seeds=2)
+    own = replace(plan, cells=tuple(cell for cell in plan.cells if cell.method == "supervised"))
+    first = own.cells[0].row
+    cells = tuple(replace(cell, added=cell.row == first) for cell in own.cells)
+    records = synthetic.records(plan)
+    for shown, wide in ((own, True), (replace(own, cells=cells), False)):
+        comparison = compare(shown, records)
+        assert render.is_wide(comparison.cells) is wide
+        text = render.markdown(shown, records, comparison)
+        assert "nan" not in text
+        assert ("Baseline (not in the paper)" in text) is not wide
+
+
 def test_the_caption_says_what_was_run_and_how_to_read_it(written):
     text = (written / "table.md").read_text()
     for part in (
