@@ -339,7 +339,7 @@ def mask_fault(segmentation: Any, height: int, width: int) -> str | None:
         isinstance(counts, list) and any(type(run) is not int for run in counts)
     ):
         return "its counts must be whole numbers or a text"
-    if size != [height, width]:
+    if size != [height, width] or {*map(type, size)} != {int}:
         return f"its size is {size}, that of the image {[height, width]} (height, width)"
     if isinstance(counts, list) and (sum(counts) != height * width or min(counts) < 0):
         return f"its runs sum to {sum(counts)} px, the image has {height * width}"

@@ -216,6 +216,7 @@ def test_files_that_cannot_be_are_refused_with_a_sentence(root):
         ({"size": [HEIGHT, WIDTH], "counts": [3, 4]}, "its runs sum to 7 px"),
         (None, "it must be polygons, or run lengths"),
         ({"size": None, "counts": [240]}, "its size is None"),
+        ({"size": [float(HEIGHT), WIDTH], "counts": "0"}, r"its size is \[12.0, 20\]"),
         ({"size": [HEIGHT, WIDTH], "counts": ["a"]}, "its counts must be whole numbers"),
         ([None], "each polygon needs at least three points"),
         ([["a"] * 6], "the points of a polygon must be numbers of px"),
