@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 PARTS = {"train": "train2017", "test": "val2017"}
 FIELDS = ("image_id", "category_id", "bbox", "area", "segmentation")  # that every annotation must have
 FAR = 100_000  # px beyond zero up to which a polygon may go: drawing one takes memory by its length
-LARGEST = 1e10  # px: areas beyond are in no size of COCO's rules
+MOST_AREA = 1e10  # px: COCO's rules count no object beyond it
 CLIPPED, DROPPED, CROWDS, EMPTY = (
     "boxes clipped to their images",
     "boxes without area left out",
@@ -272,8 +273,10 @@ def read_annotations(path: Path) -> Listing:
         if x2 <= x1 or y2 <= y1:
             repairs[DROPPED] += 1
             continue
-        if not (is_number(entry["area"]) and 0 <= entry["area"] <= LARGEST):
-            raise UserError(f"{where} has the area {entry['area']!r}; it must be a number of px, at least 0.")
+        if not (is_number(entry["area"]) and 0 <= entry["area"] <= MOST_AREA):
+            raise UserError(
+                f"{where} has the area {entry['area']!r}; it must be a number of px, from 0 to {MOST_AREA:.0e}."
+            )
         if fault := decoding_fault(entry["segmentation"], image["height"], image["width"]):
             raise UserError(f"{where} of image {entry['image_id']} has no mask that can be decoded: {fault}.")
         # Less than one px is the rounding of the files.
@@ -299,8 +302,8 @@ def by_id(items: list[dict[str, Any]], fields: tuple[str, ...], what: str, path:
 
 
 def is_number(value: Any) -> bool:
-    """Whether JSON gave a finite number."""
-    return type(value) in (int, float) and bool(np.isfinite(value))
+    """Whether JSON gave a number that is finite as a float, which a whole one of 400 digits is not."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def clip(boxes: Sequence[Any], height: int, width: int) -> Float32[np.ndarray, "K 4"]:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from hkd.data.dense import IGNORE
 from hkd.data.dense_loader import DenseBatch
@@ -105,6 +106,11 @@ def test_upernet_says_why_it_cannot_train_on_one_image():
     with pytest.raises(UserError, match="at least 2 images"):
         module.logits(maps)
     assert module.eval().logits(maps).shape == (1, 5, 8, 8)
+    nn.SyncBatchNorm.convert_sync_batchnorm(
+        module
+    )  # with statistics of other GPUs, one image each is enough; here are none
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        module.train().logits(maps)
 
 
 def test_dropout_acts_in_training_alone():
