@@ -25,10 +25,10 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
-from experiments import keys
 from experiments.environment import cores, device, environment, gpus, source_digest
 from experiments.estimate import Durations
 from experiments.plan import Plan, PlannedRun
+from experiments.planning import keys
 from experiments.store import Record, Store
 from hkd.errors import Diverged, Refused, UserError
 from hkd.files import sha256
@@ -222,9 +222,8 @@ def check_code(run: PlannedRun, source: str | None) -> None:
     """Refuse a result whose code was edited between planning and its end: it would stand under the wrong key."""
     if source is None or source_digest() == source:
         return
-    for remembered in (keys.source, keys.imports, keys.module_tree, keys.code_fingerprint):
-        remembered.cache_clear()
-    if keys.run_key(run.spec) != run.key:
+    keys.forget()
+    if keys.run_key(run.spec, run.kind) != run.key:
         raise UserError("its code was edited after it was planned; run the same command again.")
 
 

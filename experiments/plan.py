@@ -10,7 +10,8 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from experiments import places, schema
-from experiments.keys import config_fields, run_key
+from experiments.environment import device
+from experiments.planning.keys import config_fields, device_kind, run_key
 from experiments.schema import Column, Profile, Row, Stage, Table, TeacherMapping
 from hkd.data import DATASETS
 from hkd.errors import UserError
@@ -36,6 +37,7 @@ class PlannedRun:
     label: str = ""  # "scalekd-resnet50_from_swin_l seed 0": for people
     files: tuple[tuple[str, str], ...] = ()
     missing: str | None = None
+    kind: str = "cpu"  # of device that the key is for, as `device_kind` names it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +143,8 @@ class _Planner:
         self.overrides = {key: value for key, value in recipe.items() if value is not None}
         self.runs: dict[str, PlannedRun] = {}
         self.teachers: dict[str, str] = {}  # as Plan.teachers
+        machine = profile.machine
+        self.kind = device_kind(device(machine.accelerator), machine.devices * machine.num_nodes)
 
     def plan(self) -> Plan:
         cells = tuple(
@@ -318,7 +322,7 @@ class _Planner:
 
     def add(self, spec: RunSpec, label: str, facts: "_Facts") -> str:
         """Plan a run unless it is planned already."""
-        key = run_key(spec)
+        key = run_key(spec, self.kind)
         run = PlannedRun(
             key=key,
             spec=spec,
@@ -326,6 +330,7 @@ class _Planner:
             label=label,
             files=tuple(facts.files),
             missing=facts.missing,
+            kind=self.kind,
         )
         self.runs.setdefault(key, run)
         return key

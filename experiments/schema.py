@@ -491,7 +491,7 @@ def checked(folder: str, name: str, loc: tuple[str | int, ...], kind: str, value
 
 def check_options(folder: str, name: str, loc: tuple[str | int, ...], method: str, options: Options) -> None:
     """Refuse methods and options that do not exist, with their place in the file."""
-    from experiments.keys import config_fields
+    from experiments.planning.keys import config_fields
     from hkd.methods import METHODS
 
     checked(folder, name, loc, "method", method, METHODS)

@@ -1,6 +1,6 @@
 """What determines a run: frozen dataclasses, free of torch so that planning stays fast.
 
-Every field that differs from its default enters the key of a run (see experiments/keys.py) unless its class says
+Every field that differs from its default enters the key of a run (see experiments/planning/keys.py) unless its class says
 otherwise. So a field may be added, with a default that means what was done before; but a default may never change,
 because old records would take on a new meaning (a test keeps them). Nothing here computes, and nothing is a path, a
 device or a thread count: those do not determine a result.

@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 import hkd.spec
-from experiments import keys
+from experiments.planning import code, keys
+from experiments.planning.code import Code
+from experiments.planning.lock import Entry, Lock
 from hkd.models.zoo import ZOO
 from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
+from hkd.units import units, units_of
 
 
 def spec(method="kd", options=None, **changes):
@@ -30,18 +33,14 @@ def library(tmp_path, monkeypatch):
     """A private copy of hkd's sources that a test may edit; call the result to get a key computed from it."""
     copy = tmp_path / "hkd"
     shutil.copytree(Path(hkd.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(keys, "ROOT", copy)
-
-    def forget():
-        for cached in (keys.code_fingerprint, keys.source, keys.imports, keys.module_tree):
-            cached.cache_clear()
 
     class Library:
         path = copy
 
-        def key(self, method="kd"):
-            forget()
-            return keys.run_key(spec(method))
+        def key(self, method="kd", kind="cpu"):
+            keys.forget()
+            monkeypatch.setattr(code, "_own", Code(tmp_path))
+            return keys.run_key(spec(method), kind)
 
         def edit(self, name, old, new):
             text = (copy / name).read_text()
@@ -49,7 +48,8 @@ def library(tmp_path, monkeypatch):
             (copy / name).write_text(text.replace(old, new))
 
     yield Library()
-    forget()
+    monkeypatch.undo()
+    keys.forget()
 
 
 def test_a_key_is_16_hex_digits_and_repeats():
@@ -126,7 +126,7 @@ def test_a_constant_in_kd_changes_kd_and_its_importers_only(library):
     path = library.path / "methods" / "kd.py"
     path.write_text(path.read_text() + "\nEXTRA = 1\n")
     changed = {method for method in before if library.key(method) != before[method]}
-    importers = {method for method in before if "hkd.methods.kd" in keys.closure((f"hkd.methods.{method}",))}
+    importers = {method for method in before if "hkd.methods.kd" in code.own_code().closure([f"hkd.methods.{method}"])}
     assert changed == importers
     assert "kd" in changed
     assert "supervised" not in changed
@@ -148,16 +148,41 @@ def test_the_loop_is_part_of_every_run(library):
 
 
 def test_no_run_depends_on_a_registry_or_on_the_zoo():
-    modules = keys.closure(keys.modules(spec("scalekd")))
+    modules = code.own_code().closure(units_of(spec("scalekd")).values())
     assert "hkd.models.zoo" not in modules
     assert not {name for name in modules if name.endswith("__init__")}
     assert {"hkd.methods.scalekd", "hkd.models.swin", "hkd.models.resnet", "hkd.data.digits"} <= modules
 
 
 def test_the_loop_imports_no_method_no_family_and_no_data_set():
-    modules = keys.closure(("hkd.training.train",))
+    modules = code.own_code().closure([units()["task/train"]])
     named = {"hkd.methods.kd", "hkd.methods.scalekd", "hkd.models.swin", "hkd.models.resnet", "hkd.data.digits"}
     assert not named & modules
+
+
+def test_code_that_the_lock_lists_has_a_version_in_the_key_and_other_code_its_digest(library, monkeypatch):
+    unlisted = library.key()
+    library.edit("methods/kd.py", "tau**2", "tau * tau")
+    edited = library.key()
+    assert edited != unlisted
+    with monkeypatch.context() as patch:
+        digest = code.own_code().digest(["hkd.methods.kd"])
+        old = keys.lock().entries["method/kd"]
+        entries = {**keys.lock().entries, "method/kd": old.adding(digest, "cpu")}
+        patch.setattr(keys, "lock", lambda: Lock(entries=entries))
+        assert keys.run_key(spec("kd")) == unlisted, "proved to compute the same: the same key"
+        raised = {**entries, "method/kd": Entry(version=old.version + 1, proved={digest: ("cpu",)})}
+        patch.setattr(keys, "lock", lambda: Lock(entries=raised))
+        assert keys.run_key(spec("kd")) not in (unlisted, edited)
+
+
+def test_a_proof_on_one_kind_of_device_says_nothing_of_another(library):
+    assert library.key(kind="cuda") != library.key(kind="cpu")
+    assert library.key(kind="cpu-ddp") != library.key(kind="cpu")
+    before = library.key(kind="cuda")
+    path = library.path / "methods" / "kd.py"
+    path.write_text("# a comment\n" + path.read_text())
+    assert library.key(kind="cuda") == before
 
 
 def test_options_of_a_method_are_read_without_importing_it():

@@ -1,0 +1,126 @@
+"""What code a unit of the library runs: the import closure of its module, read as syntax trees, never imported.
+
+Docstrings, comments and layout are no part of it. Registries (`__init__.py` files) resolve names lazily and stand
+outside, as does hkd/spec.py, whose values are part of every key themselves.
+"""
+
+import ast
+import importlib.util
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import hkd
+from experiments.store import digest
+
+OUTSIDE = {"hkd.spec"}
+
+
+class Code:
+    """The sources of `hkd` below a folder, each file read once.
+
+    Args:
+        root: the folder that holds `hkd`: a checkout.
+    """
+
+    def __init__(self, root: Path):
+        self.root = Path(root)
+        self._trees: dict[str, ast.Module | None] = {}
+        self._imports: dict[str, frozenset[str]] = {}
+        self._plain: dict[str, str] = {}
+        self._digests: dict[tuple[str, ...], str] = {}
+
+    def digest(self, entry: Iterable[str]) -> str:
+        """16 hexadecimal digits over the syntax trees of the import closure of the entry modules."""
+        names = tuple(sorted(entry))
+        if names not in self._digests:
+            trees = {name: self._module_digest(name) for name in sorted(self.closure(names))}
+            self._digests[names] = digest(trees, size=8)
+        return self._digests[names]
+
+    def closure(self, entry: Iterable[str]) -> set[str]:
+        """The entry modules and every non-package module of `hkd` that they import, transitively."""
+        reached: set[str] = set()
+        waiting = list(entry)
+        while waiting:
+            name = waiting.pop()
+            if name not in reached:
+                reached.add(name)
+                waiting.extend(self.imports(name) - reached)
+        return reached
+
+    def path(self, name: str) -> Path | None:
+        """The file of a module, or None if it has none of its own (a package, an attribute of a module)."""
+        if name.split(".")[0] == "hkd":
+            path = self.root.joinpath(*name.split(".")).with_suffix(".py")
+            return path if path.is_file() else None
+        spec = importlib.util.find_spec(name)
+        return Path(spec.origin) if spec and spec.origin else None
+
+    def tree(self, name: str) -> ast.Module | None:
+        """The syntax tree of a module, or None if it has no file."""
+        if name not in self._trees:
+            path = self.path(name)
+            self._trees[name] = ast.parse(path.read_bytes()) if path else None
+        return self._trees[name]
+
+    def imports(self, name: str) -> frozenset[str]:
+        """Modules of `hkd` named by the import statements of a module, wherever in it they stand."""
+        if name not in self._imports:
+            named: set[str] = set()
+            for node in ast.walk(self.tree(name) or ast.Module(body=[], type_ignores=[])):
+                if isinstance(node, ast.Import):
+                    named.update(alias.name for alias in node.names)
+                elif isinstance(node, ast.ImportFrom) and node.module:
+                    named.update({node.module, *(f"{node.module}.{alias.name}" for alias in node.names)})
+            self._imports[name] = frozenset(
+                module
+                for module in named
+                if module.split(".")[0] == "hkd" and module not in OUTSIDE and self.tree(module) is not None
+            )
+        return self._imports[name]
+
+    def _module_digest(self, name: str) -> str:
+        if name not in self._plain:
+            tree = self.tree(name)
+            assert tree is not None, f"no source for {name}"
+            self._plain[name] = digest(plain(tree))
+        return self._plain[name]
+
+
+def plain(node: Any) -> Any:
+    """A syntax tree as nested lists, the same under every Python version that reads it (unlike `ast.dump`)."""
+    if isinstance(node, ast.AST):
+        fields = []
+        for name, value in ast.iter_fields(node):
+            if name == "body" and isinstance(value, list):
+                value = [item for i, item in enumerate(value) if not (i == 0 and is_docstring(item))]
+            # Empty and absent fields (type_params, kind, ...) come and go between versions.
+            if value not in (None, []) and name not in ("kind", "type_comment"):
+                fields.append([name, plain(value)])
+        return [type(node).__name__, fields]
+    if isinstance(node, list):
+        return [plain(item) for item in node]
+    return [type(node).__name__, repr(node)]
+
+
+def is_docstring(node: ast.AST) -> bool:
+    """Whether a statement is a bare string."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def own_code() -> Code:
+    """The sources of the package that is imported, read on first use; `forget` after they were edited."""
+    global _own
+    if _own is None:
+        _own = Code(Path(hkd.__file__).parent.parent)
+    return _own
+
+
+def forget() -> None:
+    """Read the sources anew."""
+    global _own
+    _own = None
+
+
+_own: Code | None = None

@@ -1,0 +1,98 @@
+"""The identity of a run: a hash of its spec and of what the code that it enters by name computes.
+
+Of every unit that the run enters (task, method, model families, data set) the key holds the version of
+hkd/numerics.lock, if the unit's code is proved to compute it on this kind of device, else the digest of that code. So
+an edit that is proved to move no digit changes no key, an edit that is not makes new keys, and a new method or model
+changes none.
+"""
+
+import ast
+from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import cache
+from typing import Any
+
+from experiments.planning import code
+from experiments.planning.lock import Lock, read_lock
+from experiments.store import digest
+from hkd.methods import METHODS
+from hkd.registry import lookup
+from hkd.spec import ModelCard, RunSpec
+from hkd.units import units_of
+
+
+def run_key(spec: RunSpec, kind: str = "cpu") -> str:
+    """16 hexadecimal digits that name the run; equal for equal spec and code, whatever table or machine asks.
+
+    Args:
+        spec: the run.
+        kind: of device it is carried out on (`device_kind`); matters only for code that is not proved on all kinds.
+    """
+    computes = {unit: computed(unit, module, kind) for unit, module in units_of(spec).items()}
+    return digest({"spec": spec_identity(spec), "units": computes}, size=8)
+
+
+def device_kind(device: str, processes: int) -> str:
+    """The kind of device that a proof is for: `cpu` or `cuda`, with `-ddp` where several processes share a run."""
+    return device + ("-ddp" if processes > 1 else "")
+
+
+def computed(unit: str, module: str, kind: str) -> int | str:
+    """The version of a unit whose code is proved, or the digest of code that is not."""
+    found = code.own_code().digest([module])
+    entry = lock().entries.get(unit)
+    return entry.version if entry is not None and entry.holds(found, kind) else found
+
+
+@cache
+def lock() -> Lock:
+    """The lock of the package that is imported."""
+    return read_lock()
+
+
+def forget() -> None:
+    """Read sources and lock anew: they may have been edited."""
+    code.forget()
+    lock.cache_clear()
+    config_fields.cache_clear()
+
+
+def spec_identity(spec: RunSpec) -> dict[str, Any]:
+    """The spec as plain JSON values, without what only describes a model and without fields at their default."""
+    return reduced(spec)
+
+
+def reduced(value: Any) -> Any:
+    """Dataclasses as dicts of the fields that differ from their default."""
+    if isinstance(value, dict):
+        return {key: reduced(item) for key, item in value.items()}
+    if not is_dataclass(value):
+        return value
+    named = set(value.identity()) if isinstance(value, ModelCard) else {item.name for item in fields(value)}
+    return {
+        item.name: reduced(getattr(value, item.name))
+        for item in fields(value)
+        if item.name in named and getattr(value, item.name) != default(item)
+    }
+
+
+def default(item: Field) -> Any:
+    """The default of a field; MISSING where it has none."""
+    return item.default if item.default_factory is MISSING else item.default_factory()
+
+
+@cache
+def config_fields(method: str) -> dict[str, str]:
+    """Option names of a method and their annotations, read from its source without importing torch.
+
+    Raises:
+        UserError: unknown method.
+    """
+    module, _, name = lookup("method", method, METHODS).partition(":")
+    for node in ast.walk(code.own_code().tree(module) or ast.Module(body=[], type_ignores=[])):
+        if isinstance(node, ast.ClassDef) and node.name == f"{name}Config":
+            return {
+                item.target.id: ast.unparse(item.annotation)
+                for item in node.body
+                if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+            }
+    return {}

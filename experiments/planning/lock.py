@@ -1,0 +1,91 @@
+"""hkd/numerics.lock: which code is proved to compute what, so that an edit that moves no digit keeps every key.
+
+One line a unit: its name, its version, and the digests of its code (experiments/planning/code.py) that are proved to
+compute that version, each with the kinds of device on which that was shown. A line that begins with `!` says which
+changed lines no proof had executed when a digest was added, and why that was accepted.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import hkd
+from hkd.errors import UserError
+from hkd.files import atomic_write
+
+PATH = Path(hkd.__file__).with_name("numerics.lock")
+HEAD = """\
+# What every unit of the library computes: its version, and the digests of the code that is proved to compute it.
+# Written by `hkd numerics prove`, never by hand. A run's key holds the version where its code is listed, else the digest.
+# unit  version  digest=kinds of device it was proved on
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One unit: proved maps a digest of its code to the kinds of device on which it was shown to compute `version`."""
+
+    version: int = 1
+    proved: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def holds(self, digest: str, kind: str) -> bool:
+        """Whether this code is proved on this kind of device."""
+        return kind in self.proved.get(digest, ())
+
+    def adding(self, digest: str, kind: str) -> "Entry":
+        """With one more proof; digests that no kind needs any more are dropped."""
+        kept = {old: tuple(k for k in kinds if k != kind) for old, kinds in self.proved.items()}
+        kept[digest] = tuple(sorted({*kept.get(digest, ()), kind}))
+        return replace(self, proved={old: kinds for old, kinds in kept.items() if kinds})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lock:
+    """All entries by unit, and the notes on lines that no proof executed: (unit, digest, place, reason)."""
+
+    entries: dict[str, Entry] = field(default_factory=dict)
+    unreached: tuple[tuple[str, str, str, str], ...] = ()
+
+    def write(self, path: Path = PATH) -> None:
+        """Store the lock, atomically, in one order. Notes on digests that are no longer listed are dropped."""
+        width = max((len(unit) for unit in self.entries), default=0)
+        lines = [
+            f"{unit:<{width}}  {entry.version:>2}  "
+            + " ".join(f"{digest}={','.join(kinds)}" for digest, kinds in entry.proved.items())
+            for unit, entry in sorted(self.entries.items())
+        ]
+        notes = sorted(
+            {
+                f"! {unit} {digest} {place} {reason}"
+                for unit, digest, place, reason in self.unreached
+                if unit in self.entries and digest in self.entries[unit].proved
+            }
+        )
+        with atomic_write(path) as temporary:
+            temporary.write_text(HEAD + "\n".join([*lines, *notes]) + "\n")
+
+
+def read_lock(path: Path = PATH) -> Lock:
+    """The lock as it was written; an empty one where there is no file.
+
+    Raises:
+        UserError: a line that is none of the lock's.
+    """
+    if not path.is_file():
+        return Lock()
+    entries, unreached = {}, []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        if not line or line.startswith("#"):
+            continue
+        try:
+            if line.startswith("! "):
+                _, unit, digest, place, reason = line.split(" ", 4)
+                unreached.append((unit, digest, place, reason))
+            else:
+                unit, version, *proofs = line.split()
+                proved = {digest: tuple(kinds.split(",")) for digest, kinds in (proof.split("=") for proof in proofs)}
+                entries[unit] = Entry(version=int(version), proved=proved)
+        except ValueError:
+            raise UserError(
+                f"{path}:{number}: not a line of the lock; restore it with `git checkout -- hkd/numerics.lock`."
+            ) from None
+    return Lock(entries=entries, unreached=tuple(unreached))
