@@ -100,12 +100,14 @@ def commit() -> dict[str, Any]:
     return {"commit": head, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
 
 
-def git(*arguments: str) -> str | None:
-    """What git answers in this checkout, or None if it cannot."""
+def git(*arguments: str, folder: Path | None = None) -> str | None:
+    """What git answers in this checkout (or another folder's), or None if it cannot."""
     if shutil.which("git") is None:
         return None
     asked = subprocess.run(
-        ["git", "--no-optional-locks", "-C", str(places.repository()), *arguments], capture_output=True, text=True
+        ["git", "--no-optional-locks", "-C", str(folder or places.repository()), *arguments],
+        capture_output=True,
+        text=True,
     )
     return asked.stdout.strip() if asked.returncode == 0 else None
 

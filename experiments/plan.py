@@ -118,7 +118,19 @@ def plan(
     if count < 1:
         raise UserError(f"seeds must be at least 1, got {count} (params.yaml or --seeds).")
     first = SELECTION_SEED if select else 0
-    return _Planner(table, chosen, tuple(range(first, first + count)), dict(recipe or {}), select).plan()
+    return plan_with(table, chosen, tuple(range(first, first + count)), recipe=recipe, select=select)
+
+
+def plan_with(
+    table: Table,
+    profile: Profile,
+    seeds: tuple[int, ...],
+    *,
+    recipe: Mapping[str, Any] | None = None,
+    select: bool = False,
+) -> Plan:
+    """Plan a table at a profile that are both given as documents; otherwise as `plan`."""
+    return _Planner(table, profile, seeds, dict(recipe or {}), select).plan()
 
 
 class _NoMapping(Exception):

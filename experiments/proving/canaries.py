@@ -1,0 +1,270 @@
+"""Canaries: the runs of all tables, each shrunk to a second and still a whole run through its real task.
+
+At least three epochs of some steps, so that warm-up, the end of the schedule, clipping, moving averages, mixing, drop
+path, fixed views and on-line teachers do what they do in the run it stands for; then evaluation and all its files. Most
+are interrupted and resumed. The papers' own models are replaced by miniatures of their families, their data by samples
+in the same layout; recipes and options of methods stay.
+"""
+
+import itertools
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from experiments import places, schema
+from experiments.plan import PlannedRun, data_facts, plan_with
+from experiments.planning.keys import spec_identity
+from experiments.schema import DataMapping, Profile
+from experiments.store import canonical, digest
+from hkd.models.zoo import ZOO
+from hkd.registry import lookup
+from hkd.spec import DataSpec, MethodSpec, ModelCard, Recipe, RunSpec, TeacherSpec, Weights
+from hkd.units import units_of
+
+PROFILES = ("laptop", "cifar_subset", "cub_subset", "cifar", "paper")
+EPOCHS = 3
+INTERRUPT_AT = 5  # updates done: in the second epoch
+BATCH = {"numbers100": 25, "numbers200": 50, "scenes": 3, "coco": 3, "ade20k": 3}
+SIZE = {  # options that make a data set small: whatever else a profile says of it stays
+    "digits": {"n_train": 24, "test_copies": 1},
+    "digits_unlabelled": {"n_train": 24, "test_copies": 1},
+    "numbers100": {"pool": 2, "n_train": 100, "n_test": 1},
+    "numbers200": {"pool": 2, "n_train": 200, "n_test": 1},
+    "scenes": {"pool": 10, "n_train": 9, "n_test": 3},
+    "cifar100": {"folder": "cifar100", "classes": 3, "n_train": 8, "n_test": 3},
+    "cifar100_unlabelled": {"folder": "cifar100", "classes": 3, "n_train": 8, "n_test": 3},
+    "cub200": {"folder": "CUB_200_2011", "classes": 3, "n_train": 8, "n_test": 3, "image_size": 32, "expected": None},
+    "imagenet1k": {"folder": "imagenet", "classes": 3, "n_train": 8, "n_test": 3, "image_size": 32, "expected": None},
+    "imagenet1k_unlabelled": {"folder": "imagenet", "classes": 3, "n_train": 8, "n_test": 3, "image_size": 32},
+    "folder": {"folder": "folder", "classes": 3, "n_train": 8, "n_test": 3, "image_size": 32, "expected": None},
+    "coco": {"image_size": 64, "max_size": 96, "n_train": 9, "n_test": 3},
+    "ade20k": {"image_size": 64, "max_size": 96, "classes": 4, "n_train": 9, "n_test": 3},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Canary:
+    """One small run: its spec, which canary's weights each `Weights.id` means, and how it is carried out."""
+
+    id: str
+    spec: RunSpec
+    weights: dict[str, str]
+    label: str  # of a run that it stands for
+    runtime: dict[str, Any]
+    interrupt_at: int | None
+
+    @property
+    def units(self) -> set[str]:
+        """The units it enters."""
+        return set(units_of(self.spec))
+
+    def order(self) -> dict[str, Any]:
+        """What the tracer is told, as JSON values."""
+        return {
+            "id": self.id,
+            "spec": asdict(self.spec),
+            "weights": self.weights,
+            "runtime": self.runtime,
+            "interrupt_at": self.interrupt_at,
+        }
+
+
+def canaries(data: Path, device: str = "cpu", tables: tuple[str, ...] = ()) -> dict[str, Canary]:
+    """All canaries by id, each after those whose weights it takes.
+
+    They stand for the runs that bring a pair of units, a value of an option, a set of options or a recipe which no run
+    before them has, and for what these need.
+
+    Args:
+        data: where `write_samples` has put the sample data sets.
+        device: cpu or cuda.
+        tables: ids of tables whose runs they stand for; empty: all, and what no table has.
+    """
+    flock = Flock(device)
+    with data_root(data):
+        for name in PROFILES:
+            profile = small_profile(schema.load_profile(name))
+            for table in tables or schema.table_ids():
+                flock.add_all(plan_with(schema.load_table(table), profile, (0,)).runs)
+        if not tables:
+            flock.add_others()
+    return flock.canaries
+
+
+@contextmanager
+def data_root(path: Path) -> Iterator[None]:
+    """Have data sets looked for below a folder."""
+    before = os.environ.get("HKD_DATA")
+    os.environ["HKD_DATA"] = str(path)
+    data_facts.cache_clear()
+    try:
+        yield
+    finally:
+        data_facts.cache_clear()
+        os.environ.pop("HKD_DATA") if before is None else os.environ.update(HKD_DATA=before)
+
+
+def small_profile(profile: Profile) -> Profile:
+    """A profile with miniatures for its models and small data for its data, where it has none of its own."""
+    laptop = schema.load_profile("laptop")
+    models = {
+        slug: name if is_small(name) else laptop.models.get(slug, "")
+        for slug, name in profile.models.items()
+        if is_small(name) or slug in laptop.models
+    }
+    data = {slug: small_data(mapping) for slug, mapping in profile.data.items()}
+    return profile.model_copy(update={"models": models, "data": data})
+
+
+def is_small(name: str) -> bool:
+    """Whether a card is a miniature: trained in a second."""
+    return "_mini" in name or name.endswith("_64px")
+
+
+def small_data(mapping: DataMapping) -> DataMapping:
+    """The same data set with few images, for teachers too."""
+    options = {**mapping.options, **SIZE.get(mapping.name, {})}
+    return mapping.model_copy(update={"options": options, "teacher_options": {}})
+
+
+class Flock:
+    """Canaries while they are put together.
+
+    Args:
+        device: that they are carried out on.
+    """
+
+    def __init__(self, device: str):
+        self.device = device
+        self.canaries: dict[str, Canary] = {}
+        self.features: set[Any] = set()
+
+    def add_all(self, runs: Mapping[str, PlannedRun]) -> None:
+        """Add the canaries of those of a plan's runs that bring something new."""
+        ids: dict[str, str] = {}  # key of a run -> id of its canary
+        for run in runs.values():
+            features = features_of(run.spec)
+            if not features <= self.features:
+                self.features |= features
+                self.add_run(run, runs, ids)
+
+    def add_run(self, run: PlannedRun, runs: Mapping[str, PlannedRun], ids: dict[str, str]) -> str:
+        """The canary that stands for a run, after those that stand for runs and files whose weights it takes."""
+        if run.key in ids:
+            return ids[run.key]
+        spec, weights = run.spec, {}
+
+        def replaced(source: Weights, model: ModelCard, classes: int | None) -> Weights:
+            """The weights of a canary in place of a run's or a file's."""
+            if source.kind == "random":
+                return source
+            if source.kind == "file" and classes == 0:
+                return Weights(kind="random", id="3")
+            of_run = source.kind == "run"
+            canary = self.add_run(runs[source.id], runs, ids) if of_run else self.add_file(spec, model)
+            weights[canary] = canary
+            return Weights(kind="run", id=canary)
+
+        teachers = {}
+        for role, teacher in spec.teachers.items():
+            classes = teacher.classes if teacher.classes in (None, 0, 10) else None
+            source = replaced(teacher.weights, teacher.model, classes)
+            teachers[role] = TeacherSpec(model=teacher.model, weights=source, classes=classes)
+        init = None
+        if spec.init is not None:
+            headless = spec.task in ("pretrain", "probe", "detect", "segment")
+            init = replaced(spec.init, spec.student, 0 if headless else None)
+        small = replace(spec, teachers=teachers, init=init, recipe=small_recipe(spec))
+        ids[run.key] = self.add(small, weights, run.label)
+        return ids[run.key]
+
+    def add_file(self, spec: RunSpec, model: ModelCard) -> str:
+        """The canary that leaves weights of a model with a classifier for the data of a run."""
+        recipe = Recipe(epochs=1, batch_size=BATCH.get(spec.data.name, 8))
+        method = MethodSpec(name="supervised")
+        trained = RunSpec(task="train", data=spec.data, student=model, method=method, recipe=recipe)
+        return self.add(trained, {}, f"weights of {model.name}")
+
+    def add_others(self) -> None:
+        """Runs of units that no table has."""
+        for canary in list(self.canaries.values()):
+            spec = canary.spec
+            if spec.data.name == "imagenet1k_unlabelled":
+                options = SIZE["cifar100_unlabelled"]
+                fingerprint, missing = data_facts(
+                    "cifar100_unlabelled", json.dumps(options, sort_keys=True), places.data()
+                )
+                assert missing is None, missing
+                data = DataSpec(name="cifar100_unlabelled", options=options, fingerprint=fingerprint)
+                self.add(replace(spec, data=data), canary.weights, "other data")
+                break
+        for canary in list(self.canaries.values()):
+            spec = canary.spec
+            if spec.student.family == "sparse_resnet" and spec.method.name == "masked_pixels":
+                card = replace(
+                    lookup("model", "convnext_t_mini", ZOO), name="sparse_convnext", family="sparse_convnext"
+                )
+                self.add(replace(spec, student=card), canary.weights, "another sparse family")
+
+    def add(self, spec: RunSpec, weights: dict[str, str], label: str) -> str:
+        """Add a canary unless there is one of the same spec; its id."""
+        identity = digest(spec_identity(without_origin(spec)), size=8)
+        # A few more ways to carry out a run, spread over all of them by their names.
+        draw = int(identity, 16)
+        runtime: dict[str, Any] = {"accelerator": self.device, "checkpoint_every_s": 0.0, "report_every_s": 0.0}
+        if spec.recipe is not None and draw % 4 == 0 and spec.task in ("train", "pretrain"):
+            runtime["micro_batch"] = (spec.recipe.batch_size + 1) // 2
+        if draw % 5 == 0 and spec.data.name in ("digits", "numbers100", "numbers200", "scenes"):
+            spec = replace(spec, evaluate_on="val")
+        canary = Canary(
+            id=identity,
+            spec=spec,
+            weights=weights,
+            label=label,
+            runtime=runtime,
+            interrupt_at=None if spec.recipe is None else INTERRUPT_AT,
+        )
+        self.canaries.setdefault(identity, canary)
+        return identity
+
+
+def features_of(spec: RunSpec) -> set[Any]:
+    """What a run brings: its units by pairs, every value of an option, the options that are set together, its recipe."""
+    kinds = (("method", spec.method.name, spec.method.options), ("task", spec.task, spec.task_options))
+    recipe = None if spec.recipe is None else replace(spec.recipe, lr=1.0, min_lr=0.0, warmup_lr=0.0, weight_decay=0.1)
+    return {
+        *itertools.combinations(sorted(units_of(spec)), 2),
+        *((kind, of, name, canonical(value)) for kind, of, options in kinds for name, value in options.items()),
+        *((kind, of, *sorted(options)) for kind, of, options in kinds),
+        (spec.task, None if recipe is None else replace(recipe, epochs=EPOCHS, batch_size=1, warmup_epochs=0.0)),
+    }
+
+
+def small_recipe(spec: RunSpec) -> Recipe | None:
+    """The recipe with three epochs of small batches; lengths in epochs shrink with it."""
+    recipe = spec.recipe
+    if recipe is None:
+        return None
+    share = EPOCHS / recipe.epochs
+    return replace(
+        recipe,
+        epochs=EPOCHS,
+        batch_size=BATCH.get(spec.data.name, 8),
+        warmup_epochs=max(recipe.warmup_epochs * share, 0.7) if recipe.warmup_epochs else 0.0,
+        milestones=tuple(milestone * share for milestone in recipe.milestones),
+        views=None if recipe.views is None else min(recipe.views, 2),
+    )
+
+
+def without_origin(spec: RunSpec) -> RunSpec:
+    """The spec without whose weights it takes: these change numbers, and no code that runs."""
+
+    def blank(source: Weights) -> Weights:
+        return replace(source, id="")
+
+    teachers = {role: replace(teacher, weights=blank(teacher.weights)) for role, teacher in spec.teachers.items()}
+    return replace(spec, teachers=teachers, init=None if spec.init is None else blank(spec.init))

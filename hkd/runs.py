@@ -1,0 +1,34 @@
+"""A run in plain values: what another process, in whatever checkout of the library, is asked to carry out."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hkd.registry import load, lookup
+from hkd.spec import RunSpec
+from hkd.training import TASKS
+from hkd.training.runtime import Runtime
+from hkd.training.worker import decode
+
+
+def run_document(
+    spec: Mapping[str, Any],
+    weights: Mapping[str, str],
+    folder: str,
+    runtime: Mapping[str, Any],
+    report: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    """Carry out a run in this process and give its metrics, cost and curves.
+
+    Args:
+        spec: a `RunSpec` as JSON holds it.
+        weights: file of every teacher and of `init`, by the id of its `Weights`.
+        folder: of the run; made if needed.
+        runtime: fields of `Runtime`.
+        report: called with progress.
+    """
+    order = decode(RunSpec, spec)
+    task = load(lookup("task", order.task, TASKS))
+    files = {name: Path(path) for name, path in weights.items()}
+    return asdict(task(order, files, Path(folder), decode(Runtime, runtime), report))
