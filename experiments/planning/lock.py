@@ -15,7 +15,7 @@ from hkd.files import atomic_write
 PATH = Path(hkd.__file__).with_name("numerics.lock")
 HEAD = """\
 # What every unit of the library computes: its version, and the digests of the code that is proved to compute it.
-# Written by `hkd numerics prove`, never by hand. A run's key holds the version where its code is listed, else the digest.
+# Written by `hkd numerics prove`, never by hand. A run's key holds the version where its code is listed, or the digest.
 # unit  version  digest=kinds of device it was proved on
 """
 

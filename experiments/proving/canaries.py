@@ -233,7 +233,7 @@ class Flock:
 
 
 def features_of(spec: RunSpec) -> set[Any]:
-    """What a run brings: its units by pairs, every value of an option, the options that are set together, its recipe."""
+    """What a run brings: its units by pairs, values of options, options that are set together, its recipe."""
     kinds = (("method", spec.method.name, spec.method.options), ("task", spec.task, spec.task_options))
     recipe = None if spec.recipe is None else replace(spec.recipe, lr=1.0, min_lr=0.0, warmup_lr=0.0, weight_decay=0.1)
     return {

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -146,7 +146,7 @@ def prove(
         say(f"{len(flock)} canaries enter them.")
         traces = traced(flock, new, old, Path(scratch), samples, say, fail_fast)
         differences = compare(flock, *traces)
-        verdicts = {unit: judged(unit, flock, differences, new, old, traces, unreached) for unit in moved}
+        verdicts = judge(moved, flock, new, old, traces, unreached)
         raised = raised_units(verdicts, flock, differences) if accept else ()
         return Proof(
             base=name,
@@ -226,7 +226,7 @@ def traced(
         order = {"root": str(which.root), "data": str(folder / "data"), "runs": [c.order() for c in flock.values()]}
         (folder / "order.json").write_text(json.dumps(order))
         single = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-        log = open(folder / "log", "wb")  # noqa: SIM115: closed below
+        log = open(folder / "log", "wb")  # noqa: SIM115
         command = [sys.executable, str(TRACER), str(folder / "order.json"), str(folder)]
         processes.append(
             (subprocess.Popen(command, env={**os.environ, **single}, stdout=log, stderr=log, cwd=folder), log)
@@ -247,17 +247,20 @@ def traced(
             process.kill()
             process.wait()
             log.close()
-    traces = []
     for folder in folders:
         if not (folder / "finished").is_file() and not fail_fast:
             last = (folder / "log").read_text().strip().splitlines()[-1:] or ["no message"]
             raise UserError(f"The {folder.name} library did not carry out the canaries: {last[0]}")
-        trace = Trace({name: read(folder, name) for name in flock if (folder / f"{name}.json").is_file()})
-        if (folder / "lines.json").is_file():
-            lines = json.loads((folder / "lines.json").read_text())
-            trace.lines = {m: {int(n): set(c) for n, c in found.items()} for m, found in lines.items()}
-        traces.append(trace)
-    return traces[0], traces[1]
+    return read_trace(folders[0], flock), read_trace(folders[1], flock)
+
+
+def read_trace(folder: Path, flock: Iterable[str]) -> Trace:
+    """What the tracer left in a folder."""
+    trace = Trace({name: read(folder, name) for name in flock if (folder / f"{name}.json").is_file()})
+    if (folder / "lines.json").is_file():
+        lines = json.loads((folder / "lines.json").read_text())
+        trace.lines = {m: {int(n): set(c) for n, c in found.items()} for m, found in lines.items()}
+    return trace
 
 
 def read(folder: Path, name: str) -> dict[str, Any]:
@@ -287,11 +290,10 @@ def first_difference(new: dict[str, Any], old: dict[str, Any]) -> str | None:
     if not new or not old:
         return None
     step = 0
-    for i, (a, b) in enumerate(zip(new["events"], old["events"], strict=False)):
+    for a, b in zip(new["events"], old["events"], strict=False):
         if a != b:
             return f"{place_of(a, step)}: {detail(a, b)}"
         step += a[0] == "parameters"
-        del i
     if len(new["events"]) != len(old["events"]):
         return f"after step {step}: {len(new['events'])} events instead of {len(old['events'])}"
     for name in ("status", "reason", "facts", "files"):
@@ -339,6 +341,19 @@ def inner(a: Any, b: Any) -> str:
         at = next(i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y)
         return f"{at}: {inner(a[at], b[at])}"
     return f"{str(a)[:200]} instead of {str(b)[:200]}"
+
+
+def judge(
+    moved: Iterable[str],
+    flock: Mapping[str, Canary],
+    new: Side,
+    old: Side,
+    traces: tuple[Trace, Trace],
+    reason: str | None = None,
+) -> dict[str, Verdict]:
+    """Verdicts on units whose code changed, from the traces of new and old code."""
+    differences = compare(flock, *traces)
+    return {unit: judged(unit, flock, differences, new, old, traces, reason) for unit in moved}
 
 
 def judged(

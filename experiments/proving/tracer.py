@@ -92,7 +92,7 @@ class Watch:
     def end(self):
         if self.optimizer is not None:
             state = self.optimizer.state_dict()["state"].values()
-            tensors = [self.digest(value) for entry in state for _, value in sorted(entry.items(), key=str)]
+            tensors = [tensor_digest(value) for entry in state for _, value in sorted(entry.items(), key=str)]
             self.events.append(["optimizer", sorted(tensors)])
         return self.events
 
@@ -112,18 +112,22 @@ class Watch:
         self.steps += 1
         self.optimizer = optimizer
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self.events.append(["gradients", sorted(self.digest(gradient) for gradient in gradients)])
+        self.events.append(["gradients", sorted(tensor_digest(gradient) for gradient in gradients)])
 
     def stepped(self, optimizer, args, kwargs):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self.events.append(["parameters", sorted(self.digest(parameter) for parameter in parameters)])
+        self.events.append(["parameters", sorted(tensor_digest(parameter) for parameter in parameters)])
 
-    def digest(self, value):
-        if not isinstance(value, self.torch.Tensor):
-            return f"{type(value).__name__} {value!r}"
-        array = value.detach().cpu().contiguous().reshape(-1)
-        content = array.view(self.torch.uint8).numpy().tobytes() if array.numel() else b""
-        return short(f"{value.dtype} {tuple(value.shape)}".encode() + content)
+
+def tensor_digest(value):
+    """Type, shape and every bit of a tensor; other values by what they print."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return f"{type(value).__name__} {value!r}"
+    array = value.detach().cpu().contiguous().reshape(-1)
+    content = array.view(torch.uint8).numpy().tobytes() if array.numel() else b""
+    return short(f"{value.dtype} {tuple(value.shape)}".encode() + content)
 
 
 def short(content):
@@ -147,8 +151,8 @@ def digests(folder):
     for path in sorted(folder.glob("*")) if folder.is_dir() else ():
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
-                for name in file.keys():  # noqa: SIM118: no mapping
-                    held[f"{path.name}: {name}"] = Watch.digest(_torch(), file.get_tensor(name))
+                for name in file.keys():  # noqa: SIM118
+                    held[f"{path.name}: {name}"] = tensor_digest(file.get_tensor(name))
         elif path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
                 for name in sorted(arrays):
@@ -160,15 +164,6 @@ def digests(folder):
         elif path.is_file() and not path.name.startswith("."):
             held[path.name] = "there"
     return held
-
-
-class _torch:
-    """What `Watch.digest` needs of a watch."""
-
-    def __init__(self):
-        import torch
-
-        self.torch = torch
 
 
 def start_coverage(root):

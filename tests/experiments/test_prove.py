@@ -1,0 +1,237 @@
+"""The prover: every seeded change of a number is refused, every seeded rewriting is accepted."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hkd
+from experiments.planning.code import Code
+from experiments.proving.canaries import canaries
+from experiments.proving.prove import TRACER, Side, judge, needed, raised_units, read_trace
+from experiments.proving.samples import write_samples
+from hkd.units import units
+
+SOURCES = Path(hkd.__file__).parent
+FORKING = Path(__file__).with_name("forking_tracer.py")
+
+# Where, what stands there, and what is put in its place: each moves a number of some runs.
+MUTATIONS = {
+    "order of later epochs": ("data/loader.py", '"order", epoch)', '"order", min(epoch, 1))'),
+    "weight decay of 1-d parameters": ("training/recipe.py", "not recipe.decay_1d", "recipe.decay_1d"),
+    "a loss coefficient": ("methods/kd.py", "tau**2 *", "tau *"),
+    "an off-by-one in the schedule": ("training/loop.py", "step_update(here.updates)", "step_update(here.updates + 1)"),
+    "the start of the moving average": ("training/loop.py", "if run.ema is not None:", "if run.ema and here.updates:"),
+    "the moving average is not kept": ("training/train.py", "if run.ema is not None:", "if run.ema is None and False:"),
+    "an offset of crops": ("data/augment.py", "- draws.shift[:, :1]).clamp", "- draws.shift[:, :1] - 1).clamp"),
+    "an eps": ("methods/feature_mimicking.py", "eps=EPS)", "eps=10.0)"),
+    "a constant": ("data/augment.py", "ATTEMPTS = 10", "ATTEMPTS = 9"),
+    "a swapped norm": ("training/loop.py", "max_norm=run.recipe.clip_grad,", "max_norm=0.1 * run.recipe.clip_grad,"),
+    "a stream of random numbers": ("training/train.py", 'seed_all(spec.seed, "adapters")', "seed_all(spec.seed)"),
+    "a teacher left in training mode": ("models/tap_model.py", "super().train(train_mode)", "super().train(True)"),
+    "a student evaluated in training mode": ("training/evaluate.py", "    model.eval()\n", "    model.train()\n"),
+    "smoothing of soft targets": ("training/recipe.py", "if targets.ndim == 1 else 0.0", "if True else 0.0"),
+    "means of curves": ("training/journal.py", "total / (self.read *", "total / (self.read * 2 *"),
+    "an optimiser that forgets": (
+        "training/checkpoint.py",
+        'run.optimizer.load_state_dict(content["optimizer"])',
+        'content["optimizer"]',
+    ),
+    "random numbers after a resumption": (
+        "training/checkpoint.py",
+        'set_rng_state(content["rng"][run.fabric.global_rank])',
+        "pass",
+    ),
+    "shares of micro-batches": ("training/loop.py", "backward(share * sum", "backward(sum"),
+    "the length of the warm-up": (
+        "training/recipe.py",
+        "warmup_epochs=round(recipe.warmup_epochs * steps)",
+        "warmup_epochs=int(recipe.warmup_epochs * steps)",
+    ),
+    "labels that are drawn": ("data/base.py", "rng.permutation(held)[:count]", "held[:count]"),
+    "the number of a fixed view": ("data/loader.py", "view = item.epoch % self.views", "view = 0"),
+    "a learning rate by layer": ("training/recipe.py", "layer_decay=layer_decay, **", "layer_decay=0.5, **"),
+    "a place that few runs reach": ("training/cost.py", "wall_s * processes", "wall_s * 2 * processes"),
+}
+
+# Where, and pairs of what stands there and what is put in its place: no number moves.
+REWRITINGS = {
+    "a local variable renamed": [("training/loop.py", "total", "sums")],
+    "a function extracted": [
+        (
+            "training/recipe.py",
+            "    return recipe.lr * recipe.batch_size / recipe.lr_batch if recipe.lr_batch else recipe.lr\n",
+            "    return scaled(recipe) if recipe.lr_batch else recipe.lr\n\n\n"
+            "def scaled(recipe: Recipe) -> float:\n    return recipe.lr * recipe.batch_size / recipe.lr_batch\n",
+        )
+    ],
+    "a function moved to another module": [
+        ("training/loop.py", "MOVE parts", "data/batch.py"),
+        ("training/loop.py", "from hkd.data.batch import Batch\n", "from hkd.data.batch import Batch, parts\n"),
+        (
+            "data/batch.py",
+            "from dataclasses import dataclass, field\n",
+            "from collections.abc import Iterator\nfrom dataclasses import dataclass, field\n",
+        ),
+    ],
+    "pure statements in another order": [
+        (
+            "methods/kd.py",
+            "    log_p_s = F.log_softmax(logits_s / tau, dim=1)\n"
+            "    log_p_t = F.log_softmax(logits_t.detach() / tau, dim=1)\n",
+            "    log_p_t = F.log_softmax(logits_t.detach() / tau, dim=1)\n"
+            "    log_p_s = F.log_softmax(logits_s / tau, dim=1)\n",
+        )
+    ],
+    "the text of an error": [("methods/kd.py", "tau must be positive, got", "tau is not positive:")],
+    "an annotation in quotes": [("training/recipe.py", "recipe: Recipe) -> float", 'recipe: "Recipe") -> "float"')],
+    "a module renamed": [("methods/logits.py", "RENAME", "methods/of_logits.py")],
+    "a variable put in place": [
+        (
+            "methods/kd.py",
+            '        kd = kd_loss(taps_s.logits, taps_t["teacher"].logits, tau=config.tau)\n',
+            '        logits_t = taps_t["teacher"].logits\n        kd = kd_loss(taps_s.logits, logits_t, tau=config.tau)\n',
+        )
+    ],
+    "a private function renamed": [("training/recipe.py", "_cross_entropy", "_smoothed")],
+    "a comment, a docstring and layout": [
+        ("training/loop.py", '"""The training loop: one', '"""A loop: one'),
+        (
+            "training/loop.py",
+            "    run.step.train()\n",
+            "    # Dropout and statistics are on.\n\n    run.step.train()\n",
+        ),
+    ],
+}
+
+
+def edited(root: Path, edits: list[tuple[str, str, str]]) -> Path:
+    """A copy of the library below a folder, with some text in it replaced."""
+    copy = root / "hkd"
+    shutil.copytree(SOURCES, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    for name, old, new in edits:
+        path = copy / name
+        text = path.read_text()
+        if old == "RENAME":
+            path.rename(copy / new)
+            before, after = (f"hkd.{file.removesuffix('.py').replace('/', '.')} import" for file in (name, new))
+            for other in copy.rglob("*.py"):
+                other.write_text(other.read_text().replace(before, after))
+        elif old.startswith("MOVE "):
+            start = text.index(f"\n\ndef {old[5:]}(")
+            end = text.find("\n\n\n", start + 2)
+            path.write_text(text[:start] + text[end:])
+            (copy / new).write_text((copy / new).read_text() + "\n" + text[start:end] + "\n")
+        else:
+            assert old in text, f"{old!r} is no longer in {name}"
+            path.write_text(text.replace(old, new))
+    return root
+
+
+def chosen(flock):
+    """A dozen canaries that between them do what a training can do, and those whose weights they take."""
+    wishes = [
+        lambda c, r: c.spec.method.name == "kd" and c.spec.data.name == "digits" and r.views,
+        lambda c, r: c.spec.method.name == "scalekd" and r.views,
+        lambda c, r: c.spec.method.name == "hcd" and c.spec.data.name == "numbers100",
+        lambda c, r: c.spec.method.name == "hgkd",
+        lambda c, r: c.spec.method.name == "hybrid",
+        lambda c, r: c.spec.method.name == "dkd",
+        lambda c, r: c.spec.method.name == "dist",
+        lambda c, r: c.spec.method.name == "ofa",
+        lambda c, r: c.spec.task == "evaluate",
+        lambda c, r: c.spec.task == "probe",
+        lambda c, r: r and r.ema_decay and r.clip_grad and r.randaugment and r.label_smoothing,
+        lambda c, r: r and r.layer_decay and r.mixup and r.label_smoothing,
+        lambda c, r: r and r.decay_1d and r.crop == "resized",
+        lambda c, r: c.runtime.get("micro_batch") and c.spec.method.name == "kd",
+        lambda c, r: c.spec.student.family == "swin" and c.spec.teachers,
+    ]
+    names = {next(n for n, c in flock.items() if wish(c, c.spec.recipe)) for wish in wishes}
+    for name in reversed(list(flock)):
+        if name in names:
+            names |= set(flock[name].weights.values())
+    return {name: canary for name, canary in flock.items() if name in names}
+
+
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory):
+    """(canaries, side and trace of the code as it is, sides and traces by name of every edit)."""
+    scratch = tmp_path_factory.mktemp("proving")
+    write_samples(scratch / "samples")
+    flock = chosen(canaries(scratch / "samples"))
+    edits = {"as it is": [], **{name: [edit] for name, edit in MUTATIONS.items()}, **REWRITINGS}
+    arguments, sides = [], {}
+    for number, (name, changes) in enumerate(edits.items()):
+        root, out = edited(scratch / f"code{number}", changes), scratch / f"out{number}"
+        out.mkdir()
+        shutil.copytree(scratch / "samples", out / "data")
+        order = {"root": str(root), "data": str(out / "data"), "runs": [c.order() for c in flock.values()]}
+        (out / "order.json").write_text(json.dumps(order))
+        arguments += [out / "order.json", out]
+        sides[name] = Side(root, Code(root), units()), out
+    subprocess.run(
+        [sys.executable, FORKING, TRACER, *arguments], check=True, timeout=3000, env={**os.environ, "PYTHONPATH": ""}
+    )
+    read = {name: (side, read_trace(out, flock)) for name, (side, out) in sides.items()}
+    return flock, *read["as it is"], read
+
+
+def verdicts(traced, name):
+    flock, old, before, edits = traced
+    new, after = edits[name]
+    moved = [unit for unit in new.units if new.digest(unit) != old.digest(unit)]
+    assert moved, "the edit reaches no unit"
+    entered = {unit for canary in flock.values() for unit in canary.units}
+    return {u: v for u, v in judge(moved, flock, new, old, (after, before)).items() if u in entered}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_an_edit_that_moves_a_number_is_refused(traced, name):
+    found = {verdict.status for verdict in verdicts(traced, name).values()}
+    assert found & {"differs", "unreached"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("name", REWRITINGS)
+def test_an_edit_that_moves_no_number_is_accepted(traced, name):
+    refused = [verdict for verdict in verdicts(traced, name).values() if verdict.status != "proved"]
+    assert refused == []
+
+
+@pytest.mark.slow
+def test_a_difference_is_told_by_step_term_and_tensor(traced):
+    found = verdicts(traced, "a loss coefficient")["method/kd"]
+    assert "losses of step 0: kd" in found.differences[0]
+    assert "gradients of step 0" in verdicts(traced, "a learning rate by layer")["task/train"].differences[0] or (
+        "parameters after the update of step"
+        in verdicts(traced, "a learning rate by layer")["task/train"].differences[0]
+    )
+
+
+@pytest.mark.slow
+def test_the_fewest_versions_rise_that_give_every_differing_run_a_new_key(traced):
+    flock, old, before, edits = traced
+    new, after = edits["a loss coefficient"]
+    found = verdicts(traced, "a loss coefficient")
+    differing = {name for name in flock if after.results[name]["events"] != before.results[name]["events"]}
+    raised = raised_units(found, flock, {name: "" for name in differing})
+    assert raised
+    assert all(flock[name].units & set(raised) for name in differing)
+    assert not any(unit.startswith(("data/", "family/", "task/")) for unit in raised)
+
+
+def test_canaries_that_no_changed_unit_enters_are_not_run_unless_their_weights_are_taken(tmp_path):
+    write_samples(tmp_path)
+    flock = canaries(tmp_path, tables=("scalekd_table9",))
+    few = needed(flock, {"method/scalekd"})
+    assert set(few) < set(flock)
+    assert all("method/scalekd" in few[name].units or any(name in c.weights for c in few.values()) for name in few)
+    assert list(few) == [name for name in flock if name in few]
