@@ -22,7 +22,7 @@ from torch import Tensor
 
 from analysis.accumulate import Moments, NotFinite
 from hkd.errors import UserError
-from hkd.methods.feature_mimicking import directions
+from hkd.methods.parts.feature_mimicking import directions
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SKETCH = 256  # K for principal directions

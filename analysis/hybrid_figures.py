@@ -31,7 +31,7 @@ from analysis.figure_files import Number, csv_text, save_both
 from analysis.figures import COLOURS, GREY, INK, canvas, house_style, write_texts
 from analysis.measure import measure
 from analysis.model import untrained
-from hkd.methods.token_decoder import TokenDecoder
+from hkd.methods.parts.token_decoder import TokenDecoder
 from hkd.models.tap_model import TapModel
 from hkd.spec import ModelCard
 from hkd.training.step import Step

@@ -16,7 +16,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from hkd.data.augment import to_float
+from hkd.data.loading.augment import to_float
 from hkd.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")

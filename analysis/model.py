@@ -2,7 +2,7 @@
 
     vit_small_patch16_224                      timm's name, its published weights (with or without a tag behind a dot)
     vit_small_patch16_224=my/file.safetensors  the same architecture with weights of a file
-    swin_s_mini=my/file.safetensors            a model of hkd.models.zoo
+    swin_s_mini=my/file.safetensors            a model of hkd.models.cards.zoo
 
 Files hold tensors by name; code in them is never run, and every tensor must fit.
 """
@@ -23,9 +23,9 @@ from analysis.attention import patch_grid
 from hkd import registry
 from hkd.errors import UserError
 from hkd.models import FAMILIES
+from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel
 from hkd.models.weights import load_weights, read_weights
-from hkd.models.zoo import ZOO
 from hkd.spec import ModelCard
 from hkd.training.rng import seed_all
 

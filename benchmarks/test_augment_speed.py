@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from hkd.data.base import Split
-from hkd.data.loader import Loader
+from hkd.data.loading.loader import Loader
 from hkd.spec import Recipe
 
 IMAGES, BATCH, REQUIRED = 2048, 256, 4.0

@@ -15,8 +15,8 @@ import torch
 from hkd.data.batch import Batch
 from hkd.models.tap_model import TapModel, Teacher
 from hkd.spec import MethodSpec, ModelCard, Recipe
+from hkd.tasks.train import make_method
 from hkd.training.step import Step
-from hkd.training.train import make_method
 
 ROUNDS, BATCH = 5, 8
 REQUIRED = 0.6  # student's forward and backward, masked over unmasked

@@ -14,8 +14,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel
-from hkd.models.zoo import ZOO
 
 CARDS = [
     "resnet18_mini",

@@ -16,7 +16,7 @@ PROCESSES, STEPS = 3, 30  # of each kind, in turn
 SCRIPT = f"""
 import json, time, torch
 from hkd.models.tap_model import TapModel
-from hkd.models.zoo import ZOO
+from hkd.models.cards.zoo import ZOO
 torch.set_num_threads(1)
 model = TapModel(ZOO["resnet18_mini"], 100)
 images, times = torch.rand(50, 3, 32, 32), []

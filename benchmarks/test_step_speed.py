@@ -20,14 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hkd.models.zoo import ZOO
+from hkd.models.cards.zoo import ZOO
 from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
+from hkd.tasks.train import prepare
 from hkd.training.checkpoint import Checkpoints
 from hkd.training.journal import Journal
 from hkd.training.loop import fit
 from hkd.training.runtime import Runtime
 from hkd.training.state import Training
-from hkd.training.train import prepare
 
 STUDENTS = ["resnet50_mini", "mobilenet_v1_mini", "convnext_t_mini", "mixer_s16_mini", "vit_s16_mini", "swin_t_mini"]
 HCD_STUDENTS = ["resnet18_mini", "mobilenet_v2_mini", "deit_t_mini", "swin_p_mini", "resmlp_s12_mini"]

@@ -339,10 +339,10 @@ def fetch(name: str) -> int:
     """Get the published weights of a model through timm, as safetensors in the weights folder.
 
     Args:
-        name: of a model in hkd/models/zoo.py, such as swin_s.
+        name: of a model in hkd/models/cards/zoo.py, such as swin_s.
     """
     from experiments.teachers import record_sha256
-    from hkd.models.zoo import ZOO
+    from hkd.models.cards.zoo import ZOO
 
     card = lookup("model", name, ZOO)
     if card.pretrained is None:
@@ -364,20 +364,20 @@ def convert(card: str, source: Path, *, classes: int = 1000) -> int:
     """Make a checkpoint of an older timm, or of a model's authors, a weights file of this suite.
 
     Args:
-        card: name of its model in hkd/models/zoo.py, such as swin_t.
+        card: name of its model in hkd/models/cards/zoo.py, such as swin_t.
         source: .pth, .pt or .safetensors with tensors by name; code in it is never run.
         classes: of its classifier; other than 1000, the file's name says so. Encoders of masked image modelling (MAE,
             BEiT, CAE) have none, and this is not read.
     """
-    from hkd.models.zoo import ZOO
+    from hkd.models.cards.zoo import ZOO
 
     model = lookup("model", card, ZOO)
     if model.family in ("mim_vit", "beit"):
-        from hkd.models.mim_checkpoints import convert_file as convert_weights
+        from hkd.models.convert.mim_checkpoints import convert_file as convert_weights
 
         classes, path = 0, places.weights() / f"{card}.safetensors"
     else:
-        from hkd.models.legacy import convert as convert_weights
+        from hkd.models.convert.legacy import convert as convert_weights
 
         if classes < 1:
             raise UserError(f"--classes is {classes}; it must be at least 1.")
@@ -485,7 +485,7 @@ def analyse(
     docs/analysis.md says what the measures are. One that a model cannot give is refused by name, the others go on.
 
     Args:
-        model: timm names (published weights), or NAME=FILE.safetensors with a timm name or one of hkd/models/zoo.py.
+        model: timm names (published weights), or NAME=FILE.safetensors with a timm name or a model of ours.
         images: folder of JPEG, PNG or WebP files, searched with all folders below it.
         measures: attention_distance, attention_nmi, fourier, dct_spectrum, attention_maps; all unless some are named.
         output: folder for what is found; the default is results/analysis.

@@ -9,7 +9,7 @@ from typing import Literal
 from experiments import environment, places, schema
 from experiments.plan import how_to_get
 from hkd.data import DATASETS
-from hkd.models.zoo import ZOO
+from hkd.models.cards.zoo import ZOO
 from hkd.registry import load, lookup
 
 

@@ -34,7 +34,7 @@ from hkd.errors import Diverged, Refused, UserError
 from hkd.files import sha256
 from hkd.methods import METHODS
 from hkd.registry import configured, load, lookup
-from hkd.training import TASKS
+from hkd.tasks import TASKS
 from hkd.training.runtime import Runtime
 from hkd.worker_errors import sentence_of
 

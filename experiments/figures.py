@@ -67,7 +67,7 @@ class Finished:
 
     def step(self, run: PlannedRun) -> Any:
         """Student and method of a run, with their weights."""
-        from hkd.training.restore import restore
+        from hkd.tasks.restore import restore
 
         return restore(run.spec, self.weights(run), self.store.folder(run.key), self.runtime)
 
@@ -81,7 +81,7 @@ class Finished:
         if run.spec.task != "probe":
             return self.step(run).student
         from hkd.models.tap_model import TapModel
-        from hkd.training.evaluate import give_weights
+        from hkd.training.inputs import give_weights
 
         assert run.spec.init is not None
         model = TapModel(run.spec.student, 0)
@@ -134,7 +134,7 @@ class Images:
     def __iter__(self) -> "Iterator[Tensor]":
         import torch
 
-        from hkd.data.loader import Loader
+        from hkd.data.loading.loader import Loader
 
         if self.split.images is not None:
             held = self.split.images
@@ -146,7 +146,7 @@ class Images:
 
 def test_images(data: DataSpec, runtime: Runtime, count: int) -> Images:
     """At most `count` test images, evenly spaced: the first ones of a set sorted by class would be of few classes."""
-    from hkd.training.evaluate import open_data
+    from hkd.training.inputs import open_data
 
     split = open_data(data, runtime)[0].load("test", seed=0, select=False)
     return Images(spaced(split, count), len(split))
@@ -186,12 +186,12 @@ def hgkd_pictures(finished: Finished, folder: Path) -> None:
     import torch
 
     from analysis import hgkd_pictures as draw
-    from hkd.training.evaluate import open_data
+    from hkd.training.inputs import open_data
 
     runs = finished.runs
     split = open_data(next(iter(runs.values())).spec.data, finished.runtime)[0].load("test", seed=0, select=False)
     if split.images is None:
-        from hkd.data.loader import Loader
+        from hkd.data.loading.loader import Loader
 
         loader = Loader(split, None, num_classes=0, seed=0, train=False, batch_size=SHOWN)
         images = next(loader.epoch(0)).x
@@ -385,9 +385,9 @@ def dense_pictures(finished: Finished, folder: Path) -> None:
     import torch
 
     from analysis import dense_pictures as draw
-    from hkd.downstream.detect import read_detections
-    from hkd.downstream.segment import BACKGROUND, PREDICTIONS, predicted_maps
-    from hkd.training.evaluate import open_data
+    from hkd.tasks.detect import read_detections
+    from hkd.training.inputs import open_data
+    from hkd.tasks.segment import BACKGROUND, PREDICTIONS, predicted_maps
 
     rows = {row.row: row.label[1] for row in finished.table.rows}
     for task in ("detect", "segment"):

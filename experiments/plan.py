@@ -16,7 +16,7 @@ from experiments.schema import Column, Profile, Row, Stage, Table, TeacherMappin
 from hkd.data import DATASETS
 from hkd.errors import UserError
 from hkd.files import sha256
-from hkd.models.zoo import ZOO
+from hkd.models.cards.zoo import ZOO
 from hkd.registry import load, lookup
 from hkd.spec import DataSpec, MethodSpec, ModelCard, Recipe, RunSpec, TeacherSpec, Weights
 

@@ -18,7 +18,7 @@ from hkd.errors import UserError
 from hkd.models.tap_model import TapModel, Teacher
 from hkd.registry import load, lookup
 from hkd.spec import DataSpec, ModelCard
-from hkd.training.train import make_method
+from hkd.tasks.train import make_method
 
 
 def refused_cells(plan: Plan) -> dict[str, list[tuple[str, str]]]:

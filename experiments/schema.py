@@ -12,7 +12,7 @@ from ruamel.yaml.error import MarkedYAMLError
 from hkd.errors import UserError
 from hkd.registry import lookup, nearest
 from hkd.spec import Recipe
-from hkd.training import TASKS
+from hkd.tasks import TASKS
 
 HERE = Path(__file__).parent
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]  # no dots: DVC reads them as nesting
@@ -157,7 +157,7 @@ class Profile(Document):
     seeds: int  # per cell
     table_seeds: dict[Slug, int] = {}  # of these tables instead
     data: dict[Slug, DataMapping]
-    models: dict[Slug, str]  # the paper's model -> name in hkd.models.zoo
+    models: dict[Slug, str]  # the paper's model -> name in hkd.models.cards.zoo
     teachers: dict[TeacherName, TeacherMapping]
     students: dict[Slug, str | dict[Slug, str]]  # the paper's student -> recipe, or one per strategy
     recipes: dict[str, Recipe]
@@ -372,7 +372,7 @@ def stages(table: Table) -> list[tuple[tuple[str | int, ...], Stage]]:
 def load_profile(name: str) -> Profile:
     """experiments/profiles/<name>.yaml, with recipes, models and method options checked."""
     from hkd.data import DATASETS
-    from hkd.models.zoo import ZOO
+    from hkd.models.cards.zoo import ZOO
 
     profile: Profile = read("profile", "profiles", name, Profile)
     for table in profile.table_seeds:

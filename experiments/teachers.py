@@ -14,7 +14,7 @@ from experiments.plan import cached_sha256, plan
 from experiments.schema import TeacherEntry, TeacherMapping
 from experiments.store import Store
 from hkd.files import atomic_write
-from hkd.models.zoo import ZOO
+from hkd.models.cards.zoo import ZOO
 from hkd.registry import lookup
 from hkd.spec import ModelCard
 
@@ -89,7 +89,7 @@ def record_sha256(model: str, digest: str) -> bool:
     """Write the SHA-256 of fetched weights into the manifest, if it names these and has none yet.
 
     Args:
-        model: name of the model in hkd/models/zoo.py.
+        model: name of the model in hkd/models/cards/zoo.py.
         digest: SHA-256 in hex.
 
     Returns:

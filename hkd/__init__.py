@@ -9,7 +9,7 @@ from typing import Any
 
 PUBLIC = {
     "Batch": "hkd.data.batch:Batch",
-    "Distiller": "hkd.distiller:Distiller",
+    "Distiller": "hkd.distiller.module:Distiller",
     "METHODS": "hkd.methods:METHODS",
     "Method": "hkd.methods.base:Method",
     "ModelCard": "hkd.spec:ModelCard",
@@ -21,7 +21,7 @@ PUBLIC = {
     "Teacher": "hkd.models.tap_model:Teacher",
     "UserError": "hkd.errors:UserError",
     "Want": "hkd.models.taps:Want",
-    "ZOO": "hkd.models.zoo:ZOO",
+    "ZOO": "hkd.models.cards.zoo:ZOO",
 }
 __all__ = list(PUBLIC)
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from hkd.registry import load, lookup
 from hkd.spec import RunSpec
-from hkd.training import TASKS
+from hkd.tasks import TASKS
+from hkd.tasks.worker import decode
 from hkd.training.runtime import Runtime
-from hkd.training.worker import decode
 
 
 def run_document(

@@ -1,6 +1,6 @@
 """What determines a run: frozen dataclasses, free of torch so that planning stays fast.
 
-Every field that differs from its default enters the key of a run (see experiments/planning/keys.py) unless its class says
+Every field that differs from its default enters the key of a run (experiments.planning.keys) unless its class says
 otherwise. So a field may be added, with a default that means what was done before; but a default may never change,
 because old records would take on a new meaning (a test keeps them). Nothing here computes, and nothing is a path, a
 device or a thread count: those do not determine a result.
@@ -137,7 +137,7 @@ class Recipe:
 class RunSpec:
     """One training or evaluation, completely.
 
-    task: key of hkd.training.TASKS. `evaluate_on` is "test" for reported runs and "val" while settings are chosen.
+    task: key of hkd.tasks.TASKS. `evaluate_on` is "test" for reported runs and "val" while settings are chosen.
     `init` starts the student from other weights (fine-tuning); None is a random initialisation drawn from `seed`.
     `recipe` is None for tasks that do not train.
     """

@@ -5,7 +5,7 @@ from hkd.methods import METHODS
 from hkd.models import FAMILIES
 from hkd.registry import lookup
 from hkd.spec import RunSpec
-from hkd.training import TASKS
+from hkd.tasks import TASKS
 
 KINDS = {"task": TASKS, "method": METHODS, "family": FAMILIES, "data": DATASETS}
 

@@ -14,7 +14,7 @@ from hkd.data import DATASETS
 from hkd.methods import METHODS
 from hkd.models import FAMILIES
 from hkd.registry import load
-from hkd.training import TASKS
+from hkd.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("dvc", "dvclive", "pandas", "matplotlib", "seaborn", "sklearn", "pydantic", "distributed", "spconv")

@@ -20,7 +20,7 @@ from experiments.plan import PlannedRun, data_facts, plan_with
 from experiments.planning.keys import spec_identity
 from experiments.schema import DataMapping, Profile
 from experiments.store import canonical, digest
-from hkd.models.zoo import ZOO
+from hkd.models.cards.zoo import ZOO
 from hkd.registry import lookup
 from hkd.spec import DataSpec, MethodSpec, ModelCard, Recipe, RunSpec, TeacherSpec, Weights
 from hkd.units import units_of

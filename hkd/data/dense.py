@@ -94,7 +94,9 @@ class DenseSplit:
         if self.images is not None:
             return self.images[index]
         assert self.paths is not None
-        from hkd.data.sources import decode  # late, because planning imports this file and must not wait for torch
+        from hkd.data.loading.sources import (
+            decode,
+        )  # late, because planning imports this file and must not wait for torch
 
         path = self.paths[index]
         try:

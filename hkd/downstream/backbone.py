@@ -25,16 +25,16 @@ from torch import Tensor, nn
 from hkd import registry
 from hkd.errors import Refused, UserError
 from hkd.models import FAMILIES
-from hkd.models.beit import without_own_bias
-from hkd.models.eva import EvaFamily
-from hkd.models.family import Family, tokens_to_map
-from hkd.models.mixer import MixerFamily
-from hkd.models.swin import SwinFamily
+from hkd.models.families.base import Family, tokens_to_map
+from hkd.models.families.beit import without_own_bias
+from hkd.models.families.eva import EvaFamily
+from hkd.models.families.mixer import MixerFamily
+from hkd.models.families.swin import SwinFamily
+from hkd.models.families.vit import ViTFamily
 from hkd.models.tap_model import TapModel
-from hkd.models.vit import ViTFamily
 from hkd.models.weights import read_weights
 from hkd.spec import ModelCard, Weights
-from hkd.training.evaluate import give_weights
+from hkd.training.inputs import give_weights
 
 STAGES = 4
 

@@ -21,7 +21,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.roi_heads import RoIHeads, paste_masks_in_image
 from torchvision.ops import MultiScaleRoIAlign
 
-from hkd.data.dense_loader import DenseBatch
+from hkd.data.loading.dense import DenseBatch
 from hkd.downstream.backbone import Backbone
 from hkd.downstream.cascade import CascadeRoIHeads, SharedPredictor
 from hkd.downstream.pyramid import make_pyramid

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from hkd.data.dense import IGNORE
-from hkd.data.dense_loader import DenseBatch
+from hkd.data.loading.dense import DenseBatch
 from hkd.downstream.backbone import STAGES, Backbone
 from hkd.errors import Refused, UserError
 

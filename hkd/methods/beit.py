@@ -32,8 +32,15 @@ from torch import Tensor, nn
 
 from hkd.data.batch import Batch
 from hkd.methods.base import Criterion, Method, Needs
-from hkd.methods.patch_codebook import PatchCodebook, several_processes
-from hkd.methods.patches import masked_student, patch_tokens, patchify, random_visible, split_patches, square_patches
+from hkd.methods.parts.patch_codebook import PatchCodebook, several_processes
+from hkd.methods.parts.patches import (
+    masked_student,
+    patch_tokens,
+    patchify,
+    random_visible,
+    split_patches,
+    square_patches,
+)
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps
 from hkd.spec import FORBID, ModelCard, Recipe

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hkd.data.batch import Batch
 from hkd.methods.base import Criterion, Method, Needs
-from hkd.methods.logits import exact, several_samples
+from hkd.methods.parts.logits import exact, several_samples
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
 from hkd.registry import lookup

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -24,13 +23,13 @@ from torch.autograd.function import once_differentiable
 from hkd.data.batch import Batch
 from hkd.errors import UserError
 from hkd.methods.base import Criterion, Method, Needs, Samples
-from hkd.methods.logits import class_index, exact
+from hkd.methods.parts.gathering import SHORTEST, gathered
+from hkd.methods.parts.logits import class_index, exact
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
 from hkd.spec import FORBID
 
 EPS = 1e-7  # of the loss
-SHORTEST = 1e-5  # length of an embedding that still has a direction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +98,7 @@ def contrast(
     """
     similarity = (anchors / tau @ bank.T).gather(1, picks)
     if log_z.isneginf():
-        sums = everywhere(similarity.detach().flatten().logsumexp(0, keepdim=True))
+        sums = gathered(similarity.detach().flatten().logsumexp(0, keepdim=True))
         log_z = sums.logsumexp(0) + math.log(len(bank) / (similarity.numel() * len(sums)))
     return crd_loss(similarity - log_z, len(bank)), log_z
 
@@ -123,15 +122,6 @@ class _Contrast(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None]:
         (grad,) = ctx.saved_tensors
         return upstream * grad, None, None, None, None
-
-
-def everywhere(tensor: Float[Tensor, "B ..."] | Int[Tensor, " B"]) -> Tensor:
-    """The tensors of all processes, one after the other by rank; equally many rows in each."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return tensor
-    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, tensor.detach().contiguous())
-    return torch.cat(parts)
 
 
 class CRD(Method):
@@ -218,9 +208,9 @@ class CRD(Method):
             crd_s, log_z_s = _Contrast.apply(v_s, self.bank_t, picks, self.log_z[0], config.tau)
             crd_t, log_z_t = _Contrast.apply(v_t, self.bank_s, picks, self.log_z[1], config.tau)
         self.log_z.copy_(torch.stack([log_z_s, log_z_t]))
-        rows = everywhere(batch.index)
+        rows = gathered(batch.index)
         for bank, new in ((self.bank_s, v_s), (self.bank_t, v_t)):
-            mixed = config.momentum * bank[rows] + (1 - config.momentum) * everywhere(new.detach())
+            mixed = config.momentum * bank[rows] + (1 - config.momentum) * gathered(new.detach())
             bank.index_copy_(0, rows, F.normalize(mixed, dim=1, eps=SHORTEST))
         task = self.criterion(taps_s.logits, batch.y)
         return {"task": config.w_task * task, "crd_s": config.weight * crd_s, "crd_t": config.weight * crd_t}

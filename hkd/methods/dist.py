@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hkd.data.batch import Batch
 from hkd.methods.base import Criterion, Method, Needs
-from hkd.methods.logits import exact, same_classes, several_samples
+from hkd.methods.parts.logits import exact, same_classes, several_samples
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
 from hkd.spec import FORBID

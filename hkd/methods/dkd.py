@@ -18,7 +18,7 @@ from torch import Tensor
 from hkd.data.batch import Batch
 from hkd.errors import Refused
 from hkd.methods.base import Criterion, Method, Needs
-from hkd.methods.logits import class_index, exact, same_classes
+from hkd.methods.parts.logits import class_index, exact, same_classes
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
 from hkd.spec import FORBID

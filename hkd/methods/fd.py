@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hkd.data.batch import Batch
 from hkd.methods.base import Criterion, Method, Needs
-from hkd.methods.feature_mimicking import mimic_loss, to_grid, to_tokens
+from hkd.methods.parts.feature_mimicking import mimic_loss, to_grid, to_tokens
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
 from hkd.registry import lookup

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hkd.data.batch import Batch
 from hkd.errors import Refused
 from hkd.methods.base import Criterion, Method, Needs
-from hkd.methods.logits import exact
+from hkd.methods.parts.logits import exact
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
 from hkd.spec import FORBID

@@ -2,7 +2,7 @@
 
 Source: arXiv:2511.10942 gives the structure and no equations; the losses, their weights and the modules follow
 third-party re-implementations that disagree with each other (docs/hcd.md lists every open reading, its default here and
-the option that takes the other one). Projectors: `hkd.methods.stage_projector`.
+the option that takes the other one). Projectors: `hkd.methods.parts.stage_projector`.
 Each stage i of the student and the teacher's pooled feature are mapped to n sub-logits z_ij (complementary feature
 mapper, CFM); with the teacher's logits z_t added they are u_ij, extra targets of the student (sub-logit decoupled
 distillation, SDD), which an orthogonality loss keeps apart.
@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from hkd.data.batch import Batch
 from hkd.methods.base import Criterion, Method, Needs
 from hkd.methods.kd import kd_loss
-from hkd.methods.logits import class_index, same_classes
-from hkd.methods.stage_projector import StageProjectors, initialise
+from hkd.methods.parts.logits import class_index, same_classes
+from hkd.methods.parts.stage_projector import StageProjectors, initialise
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
 from hkd.registry import lookup

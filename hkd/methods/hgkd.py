@@ -2,7 +2,7 @@ r"""H-GKD: a sparse convolutional student that sees part of an image learns, wit
 pre-trained by masked image modelling makes of it.
 
 Source: arXiv:2309.09571. No official code exists, and the paper has no equations: options settle what it leaves open.
-The student's stage maps go through a U-Net decoder (`hkd.models.unet`) that predicts the teacher's patch features F; a
+The student's stage maps go through a U-Net decoder (`parts.unet`) that predicts the teacher's patch features F; a
 linear map of the student's last sparse map, averaged over its *active* positions, is to lie among a queue Q of teacher
 embeddings as the teacher's embedding z_T (mean of its patch features, unit length) does:
 
@@ -31,11 +31,11 @@ from torch import Tensor, nn
 from hkd.data.batch import Batch
 from hkd.errors import Refused, UserError
 from hkd.methods.base import Criterion, Method, Needs, Samples
-from hkd.methods.crd import SHORTEST
-from hkd.methods.embedding_queue import EmbeddingQueue
-from hkd.methods.feature_mimicking import to_grid
-from hkd.methods.logits import exact
-from hkd.methods.masking import (
+from hkd.methods.parts.gathering import SHORTEST
+from hkd.methods.parts.embedding_queue import EmbeddingQueue
+from hkd.methods.parts.feature_mimicking import to_grid
+from hkd.methods.parts.logits import exact
+from hkd.methods.parts.masks import (
     active_mean,
     mask_batch,
     mask_grid,
@@ -45,10 +45,10 @@ from hkd.methods.masking import (
     takes_mask,
     visible_cells,
 )
-from hkd.models.sparse import mask_at
+from hkd.methods.parts.unet import UNetDecoder, initialise
+from hkd.models.sparse.modules import mask_at
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
-from hkd.models.unet import UNetDecoder, initialise
 from hkd.registry import lookup
 from hkd.spec import FORBID, ModelCard, Recipe
 

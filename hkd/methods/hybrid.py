@@ -11,7 +11,7 @@ of late layers i. The teachers see the whole image and the student the patches t
     L_r = mean_{i \in \{L-1, L-2\}} mean\; \ell(R_s^i - R_m^i[keep, keep]), \quad R = Q K^T
 
 with l the smooth L1 distance. The progressive mask drops, before some blocks of Tm, the tokens most like the mean of
-those still kept (`hkd.methods.token_mask`).
+those still kept (`hkd.methods.parts.token_mask`).
 
 Layers are counted from 1 in options, as the paper counts them; layer i is block i - 1.
 
@@ -19,7 +19,7 @@ Decided here where the paper is silent: cosine similarity; the class token is co
 the student's final norm and F_c before the teacher's, normalised per token; the direct mask looks at the output of Tm's
 last layer; block outputs and attention outputs of the student are compared as they are; `relation_heads` and
 `relation_scale` are independent. The asymmetric encoder of its Figure 7, described by the name of FD alone, is a BEiT
-with one table of relative positions (`hkd.models.hybrid_beit`); it learns features, not relations.
+with one table of relative positions (`hkd.models.families.hybrid_beit`); it learns features, not relations.
 Shapes: B batch, P prefix tokens, N = g * g patches, n kept ones, M = P + n, D width, h heads, d width of a head.
 """
 
@@ -35,9 +35,9 @@ from torch import Tensor, nn
 
 from hkd.data.batch import Batch
 from hkd.methods.base import Criterion, Method, Needs
-from hkd.methods.logits import exact
-from hkd.methods.patches import patch_tokens, random_visible, split_patches
-from hkd.methods.relations import (
+from hkd.methods.parts.logits import exact
+from hkd.methods.parts.patches import patch_tokens, random_visible, split_patches
+from hkd.methods.parts.relations import (
     PLAIN,
     SCALED,
     Shape,
@@ -49,10 +49,10 @@ from hkd.methods.relations import (
     refuse_relations,
     relations,
 )
-from hkd.methods.token_decoder import TokenDecoder, xavier
-from hkd.methods.token_mask import gather_tokens, kept_after, redundant_mask, share_kept, with_prefix
+from hkd.methods.parts.token_decoder import TokenDecoder, xavier
+from hkd.methods.parts.token_mask import gather_tokens, kept_after, redundant_mask, share_kept, with_prefix
 from hkd.models import FAMILIES
-from hkd.models.hybrid_vit import TokenTaps
+from hkd.models.families.hybrid_vit import TokenTaps
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
 from hkd.registry import load, lookup

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from hkd.data.batch import Batch
 from hkd.methods.base import Criterion, Method, Needs
-from hkd.methods.patches import (
+from hkd.methods.parts.patches import (
     masked_student,
     patch_tokens,
     patchify,

@@ -1,7 +1,7 @@
 r"""Masked pixel reconstruction: the control that tells H-GKD's teacher from its masks, encoder and decoder.
 
 Source: SparK, arXiv:2301.03580, which the sparse baseline of H-GKD (arXiv:2309.09571) is taken to be. The student sees
-part of an image; a U-Net decoder (`hkd.models.unet`) goes up to the image's own size, where a 1x1 convolution gives the
+part of an image; a U-Net decoder (`parts.unet`) goes up to the image's own size, where a 1x1 convolution gives the
 pixels. With x_c the 3 c^2 values of cell c and M the masked cells:
 
 .. math:: L = \frac{1}{|M|} \sum_{c \in M} \frac{1}{3 c^2}
@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from hkd.data.batch import Batch
 from hkd.errors import Refused
 from hkd.methods.base import Criterion, Method, Needs
-from hkd.methods.logits import exact
 from hkd.methods.mae import mae_loss, patch_statistics
-from hkd.methods.masking import mask_batch, mask_grid, refuse_student, stage_maps, stage_shapes, visible_cells
-from hkd.methods.patches import patchify, unpatchify
+from hkd.methods.parts.logits import exact
+from hkd.methods.parts.masks import mask_batch, mask_grid, refuse_student, stage_maps, stage_shapes, visible_cells
+from hkd.methods.parts.patches import patchify, unpatchify
+from hkd.methods.parts.unet import UNetDecoder, initialise
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
-from hkd.models.unet import UNetDecoder, initialise
 from hkd.registry import lookup
 from hkd.spec import FORBID, ModelCard, Recipe
 

@@ -9,7 +9,7 @@ keys k what moving averages of student and projection make of it; both have unit
 
 The averages take a step before every forward pass of training, w <- m w + (1 - m) w_student, with m rising to 1 by a
 cosine over the run. Under several processes keys are those of all. There is no queue. Deviations: views are drawn as
-`hkd.methods.views` says, without blur, grey and solarising; batch norm is of one process; the patch embedding learns;
+`parts.views` says, without blur, grey and solarising; batch norm is of one process; the patch embedding learns;
 a step that is done in parts (micro-batches) moves the averages once per part. No teacher, no labels.
 Shapes: B batch, V = 2 B views, D width.
 """
@@ -26,17 +26,17 @@ from torch import Tensor
 
 from hkd.data.batch import Batch
 from hkd.methods.base import Criterion, Method, Needs, Samples
-from hkd.methods.views import check_views, everyone, head, refuse_student, two_views, unit
+from hkd.methods.parts.views import check_views, everyone, head, refuse_student, two_views, unit
+from hkd.models.families.view_vit import MovingAverage, ViewTaps
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps
-from hkd.models.view_vit import MovingAverage, ViewTaps
 from hkd.spec import FORBID, ModelCard, Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class MoCoConfig:
     """tau: temperature. momentum: m at the start; rises: to 1 at the end, else m stays. hidden, width: of projection
-    (three linear maps) and prediction (two). The rest draws views (see `hkd.methods.views.augmented`).
+    (three linear maps) and prediction (two). The rest draws views (see `hkd.methods.parts.views.augmented`).
 
     Raises ValueError unless tau > 0, momentum is in [0, 1], sizes are at least 1 and strengths are in range.
     """

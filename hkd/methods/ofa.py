@@ -4,7 +4,7 @@ Source: Hao et al. 2023, arXiv:2310.19444, and its official repository `Hao840/O
 The two disagree: the paper raises only the true class's term to the power, the code the other probabilities too
 (`form`); at eps 1 they agree. In both forms the hard-label term is the task loss on the final logits alone, as in the
 code. As there, the loss is not multiplied by tau squared.
-Deviations: projectors on small grids, see `hkd.methods.stage_projector`.
+Deviations: projectors on small grids, see `hkd.methods.parts.stage_projector`.
 Shapes: B batch, C classes, S stages, E projected width.
 """
 
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from hkd.data.batch import Batch
 from hkd.methods.base import Criterion, Method, Needs
-from hkd.methods.logits import class_index, same_classes
-from hkd.methods.stage_projector import StageProjectors, initialise
+from hkd.methods.parts.logits import class_index, same_classes
+from hkd.methods.parts.stage_projector import StageProjectors, initialise
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
 from hkd.registry import lookup

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from hkd.data.batch import Batch
 from hkd.methods.base import Method, Needs
-from hkd.methods.logits import exact, several_samples
+from hkd.methods.parts.logits import exact, several_samples
 from hkd.models.taps import Taps, Want
 from hkd.spec import FORBID
 

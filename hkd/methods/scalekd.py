@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from hkd.data.batch import Batch
 from hkd.errors import Refused
 from hkd.methods.base import Criterion, Method, Needs
-from hkd.methods.cross_attention import ConvolutionProjector, CrossAttentionProjector
-from hkd.methods.feature_mimicking import mimic_loss, to_tokens
+from hkd.methods.parts.cross_attention import ConvolutionProjector, CrossAttentionProjector
+from hkd.methods.parts.feature_mimicking import mimic_loss, to_tokens
 from hkd.models import FAMILIES
 from hkd.models.tap_model import Tail, Teacher
 from hkd.models.taps import TapInfo, Taps, Want

@@ -6,7 +6,7 @@ the other view of i's image,
 .. math:: L = \frac{1}{V} \sum_i -\log \frac{\exp(z_i z_{j(i)} / \tau)}{\sum_{k \ne i} \exp(z_i z_k / \tau)}
 
 Under several processes a view is compared with those of all, and gradients reach those of its own. Deviations: views
-are drawn as `hkd.methods.views` says, without blur and grey; batch norm in the head is of one process. No teacher, no
+are drawn as `parts.views` says, without blur and grey; batch norm in the head is of one process. No teacher, no
 labels. Shapes: B batch, V = 2 B views, D width.
 """
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hkd.data.batch import Batch
 from hkd.methods.base import Criterion, Method, Needs
-from hkd.methods.views import check_views, everyone, head, refuse_student, two_views, unit
+from hkd.methods.parts.views import check_views, everyone, head, refuse_student, two_views, unit
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps
 from hkd.spec import FORBID, ModelCard, Recipe
@@ -30,7 +30,7 @@ from hkd.spec import FORBID, ModelCard, Recipe
 @dataclass(frozen=True, kw_only=True)
 class SimCLRConfig:
     """tau: temperature. hidden, width: of the projection; None: the student's own width. The rest draws views (see
-    `hkd.methods.views.augmented`).
+    `hkd.methods.parts.views.augmented`).
 
     Raises ValueError unless tau > 0, sizes are at least 1 and strengths are in range.
     """

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hkd import registry
 from hkd.errors import UserError
 from hkd.models import FAMILIES
-from hkd.models.family import Family, Tail
+from hkd.models.families.base import Family, Tail
 from hkd.models.taps import TapInfo, Taps, Want
 from hkd.spec import ModelCard
 

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from hkd.data.batch import Batch
-from hkd.data.loader import Loader
+from hkd.data.loading.loader import Loader
 from hkd.files import atomic_write
 from hkd.methods.base import Method
 from hkd.models.tap_model import Teacher

@@ -1,6 +1,6 @@
 """The engine (Lightning Fabric), and runs that take several processes, started through torchrun.
 
-One process makes its own Fabric and nothing is launched. Several are one `torchrun` of `hkd.training.worker` in the
+One process makes its own Fabric and nothing is launched. Several are one `torchrun` of `hkd.tasks.worker` in the
 run's folder, which reads launch.json there and leaves outcome.json.
 """
 
@@ -151,7 +151,7 @@ def launch(
 def _torchrun(runtime: Runtime, folder: Path) -> list[str]:
     where = ["--standalone"] if runtime.num_nodes == 1 else [f"--nnodes={runtime.num_nodes}", "--rdzv-backend=c10d"]
     command = [sys.executable, "-m", "torch.distributed.run", *where, f"--nproc-per-node={runtime.devices}"]
-    return [*command, "-m", "hkd.training.worker", str(folder)]
+    return [*command, "-m", "hkd.tasks.worker", str(folder)]
 
 
 def _supervise(command: list[str], folder: Path, report: Callable[[dict[str, Any]], None]) -> None:

@@ -8,7 +8,7 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch.optim import Optimizer
 
-from hkd.data.loader import Loader
+from hkd.data.loading.loader import Loader
 from hkd.spec import Recipe
 from hkd.training.cache import Teachers
 from hkd.training.step import Step

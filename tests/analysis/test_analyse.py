@@ -24,9 +24,9 @@ from analysis.model import load, parse
 from analysis.plots import depth_figure, draw
 from analysis.report import Analysis, AttentionMaps, markdown, number, slug, write
 from hkd.errors import Refused, UserError
+from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel
 from hkd.models.weights import save_weights
-from hkd.models.zoo import ZOO
 
 ROOT = Path(__file__).parents[2]
 RANDOM = np.random.default_rng(0)

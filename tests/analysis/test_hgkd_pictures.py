@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from analysis.hgkd_pictures import as_colours, draw_active_sets, draw_features, draw_paintings, draw_queue, hide
-from hkd.models.zoo import ZOO
+from hkd.models.cards.zoo import ZOO
 from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
-from hkd.training.pretrain import pretrain
-from hkd.training.restore import restore
+from hkd.tasks.pretrain import pretrain
+from hkd.tasks.restore import restore
 from hkd.training.runtime import Runtime
 
 RUNTIME = Runtime(accelerator="cpu")

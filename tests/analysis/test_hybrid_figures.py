@@ -21,11 +21,11 @@ from analysis.hybrid_figures import (
     places,
     query_maps,
 )
-from hkd.models.hybrid_vit import split_heads
-from hkd.models.zoo import ZOO
+from hkd.models.cards.zoo import ZOO
+from hkd.models.families.hybrid_vit import split_heads
 from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
-from hkd.training.pretrain import pretrain
-from hkd.training.restore import restore
+from hkd.tasks.pretrain import pretrain
+from hkd.tasks.restore import restore
 from hkd.training.runtime import Runtime
 
 CARD = ZOO["hybrid_b16_mini"]

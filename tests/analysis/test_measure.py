@@ -20,8 +20,8 @@ from analysis.attention_distance import attention_distance
 from analysis.attention_nmi import attention_nmi
 from analysis.measure import MEASURES, Measurement, measure
 from hkd.errors import Refused, UserError
+from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel
-from hkd.models.zoo import ZOO
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3, "num_classes": 5}
 IMAGES = torch.rand(7, 3, 32, 32, generator=torch.Generator().manual_seed(0))

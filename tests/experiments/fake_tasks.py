@@ -128,7 +128,7 @@ BEHAVIOURS = {
 
 def register() -> None:
     from hkd.methods import METHODS
-    from hkd.training import TASKS
+    from hkd.tasks import TASKS
 
     METHODS["fake"] = "tests.experiments.fake_tasks:FakeMethod"
     TASKS["fake"] = "tests.experiments.fake_tasks:task"

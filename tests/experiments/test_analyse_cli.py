@@ -15,9 +15,9 @@ from PIL import Image
 from analysis.measure import ALL
 from experiments import analyse, cli
 from hkd.errors import UserError
+from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel
 from hkd.models.weights import save_weights
-from hkd.models.zoo import ZOO
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "docs" / "analysis.md", *sorted((ROOT / "docs" / "analysis").glob("*.md"))]

@@ -14,7 +14,7 @@ from experiments.reproduce import table_lock
 from experiments.store import Store
 from hkd.errors import UserError
 from hkd.methods import METHODS
-from hkd.training import TASKS
+from hkd.tasks import TASKS
 from tests.experiments.fake_tasks import fake_plan, fake_run
 
 ROOT = Path(__file__).parents[2]

@@ -21,11 +21,11 @@ from experiments.plan import Cell, Plan, PlannedRun
 from experiments.schema import Table
 from experiments.store import Store
 from hkd.data.base import PathList, Split
+from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel
-from hkd.models.zoo import ZOO
 from hkd.registry import load
 from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
-from hkd.training.pretrain import pretrain
+from hkd.tasks.pretrain import pretrain
 from hkd.training.runtime import Runtime
 
 test_images.__test__ = False  # a helper, not a test

@@ -17,7 +17,7 @@ from experiments.execute import Event, Graph, StorageError, bound, choose_gpus, 
 from experiments.store import Store
 from hkd.errors import UserError
 from hkd.methods import METHODS
-from hkd.training import TASKS
+from hkd.tasks import TASKS
 from hkd.training.runtime import Runtime
 from tests.experiments.fake_tasks import fake_plan, fake_run
 

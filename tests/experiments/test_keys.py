@@ -10,7 +10,7 @@ import hkd.spec
 from experiments.planning import code, keys
 from experiments.planning.code import Code
 from experiments.planning.lock import Entry, Lock
-from hkd.models.zoo import ZOO
+from hkd.models.cards.zoo import ZOO
 from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
 from hkd.units import units, units_of
 
@@ -149,14 +149,25 @@ def test_the_loop_is_part_of_every_run(library):
 
 def test_no_run_depends_on_a_registry_or_on_the_zoo():
     modules = code.own_code().closure(units_of(spec("scalekd")).values())
-    assert "hkd.models.zoo" not in modules
+    assert "hkd.models.cards.zoo" not in modules
     assert not {name for name in modules if name.endswith("__init__")}
-    assert {"hkd.methods.scalekd", "hkd.models.swin", "hkd.models.resnet", "hkd.data.digits"} <= modules
+    assert {
+        "hkd.methods.scalekd",
+        "hkd.models.families.swin",
+        "hkd.models.families.resnet",
+        "hkd.data.digits",
+    } <= modules
 
 
 def test_the_loop_imports_no_method_no_family_and_no_data_set():
     modules = code.own_code().closure([units()["task/train"]])
-    named = {"hkd.methods.kd", "hkd.methods.scalekd", "hkd.models.swin", "hkd.models.resnet", "hkd.data.digits"}
+    named = {
+        "hkd.methods.kd",
+        "hkd.methods.scalekd",
+        "hkd.models.families.swin",
+        "hkd.models.families.resnet",
+        "hkd.data.digits",
+    }
     assert not named & modules
 
 

@@ -12,7 +12,7 @@ LOCK = Lock(
         "task/train": Entry(version=2, proved={"aaaa": ("cuda",), "bbbb": ("cpu",)}),
         "data/digits": Entry(proved={"cccc": ("cpu",)}),
     },
-    unreached=(("task/train", "bbbb", "hkd/training/train.py:3", "only on a GPU"),),
+    unreached=(("task/train", "bbbb", "hkd/tasks/train.py:3", "only on a GPU"),),
 )
 
 

@@ -21,19 +21,19 @@ FORKING = Path(__file__).with_name("forking_tracer.py")
 
 # Where, what stands there, and what is put in its place: each moves a number of some runs.
 MUTATIONS = {
-    "order of later epochs": ("data/loader.py", '"order", epoch)', '"order", min(epoch, 1))'),
+    "order of later epochs": ("data/loading/loader.py", '"order", epoch)', '"order", min(epoch, 1))'),
     "weight decay of 1-d parameters": ("training/recipe.py", "not recipe.decay_1d", "recipe.decay_1d"),
     "a loss coefficient": ("methods/kd.py", "tau**2 *", "tau *"),
     "an off-by-one in the schedule": ("training/loop.py", "step_update(here.updates)", "step_update(here.updates + 1)"),
     "the start of the moving average": ("training/loop.py", "if run.ema is not None:", "if run.ema and here.updates:"),
-    "the moving average is not kept": ("training/train.py", "if run.ema is not None:", "if run.ema is None and False:"),
-    "an offset of crops": ("data/augment.py", "- draws.shift[:, :1]).clamp", "- draws.shift[:, :1] - 1).clamp"),
-    "an eps": ("methods/feature_mimicking.py", "eps=EPS)", "eps=10.0)"),
-    "a constant": ("data/augment.py", "ATTEMPTS = 10", "ATTEMPTS = 9"),
+    "the moving average is not kept": ("tasks/train.py", "if run.ema is not None:", "if run.ema is None and False:"),
+    "an offset of crops": ("data/loading/augment.py", "- draws.shift[:, :1]).clamp", "- draws.shift[:, :1] - 1).clamp"),
+    "an eps": ("methods/parts/feature_mimicking.py", "eps=EPS)", "eps=10.0)"),
+    "a constant": ("data/loading/augment.py", "ATTEMPTS = 10", "ATTEMPTS = 9"),
     "a swapped norm": ("training/loop.py", "max_norm=run.recipe.clip_grad,", "max_norm=0.1 * run.recipe.clip_grad,"),
-    "a stream of random numbers": ("training/train.py", 'seed_all(spec.seed, "adapters")', "seed_all(spec.seed)"),
+    "a stream of random numbers": ("tasks/train.py", 'seed_all(spec.seed, "adapters")', "seed_all(spec.seed)"),
     "a teacher left in training mode": ("models/tap_model.py", "super().train(train_mode)", "super().train(True)"),
-    "a student evaluated in training mode": ("training/evaluate.py", "    model.eval()\n", "    model.train()\n"),
+    "a student evaluated in training mode": ("tasks/evaluate.py", "    model.eval()\n", "    model.train()\n"),
     "smoothing of soft targets": ("training/recipe.py", "if targets.ndim == 1 else 0.0", "if True else 0.0"),
     "means of curves": ("training/journal.py", "total / (self.read *", "total / (self.read * 2 *"),
     "an optimiser that forgets": (
@@ -53,7 +53,7 @@ MUTATIONS = {
         "warmup_epochs=int(recipe.warmup_epochs * steps)",
     ),
     "labels that are drawn": ("data/base.py", "rng.permutation(held)[:count]", "held[:count]"),
-    "the number of a fixed view": ("data/loader.py", "view = item.epoch % self.views", "view = 0"),
+    "the number of a fixed view": ("data/loading/loader.py", "view = item.epoch % self.views", "view = 0"),
     "a learning rate by layer": ("training/recipe.py", "layer_decay=layer_decay, **", "layer_decay=0.5, **"),
     "a place that few runs reach": ("training/cost.py", "wall_s * processes", "wall_s * 2 * processes"),
 }
@@ -89,12 +89,13 @@ REWRITINGS = {
     ],
     "the text of an error": [("methods/kd.py", "tau must be positive, got", "tau is not positive:")],
     "an annotation in quotes": [("training/recipe.py", "recipe: Recipe) -> float", 'recipe: "Recipe") -> "float"')],
-    "a module renamed": [("methods/logits.py", "RENAME", "methods/of_logits.py")],
+    "a module renamed": [("methods/parts/logits.py", "RENAME", "methods/parts/of_logits.py")],
     "a variable put in place": [
         (
             "methods/kd.py",
             '        kd = kd_loss(taps_s.logits, taps_t["teacher"].logits, tau=config.tau)\n',
-            '        logits_t = taps_t["teacher"].logits\n        kd = kd_loss(taps_s.logits, logits_t, tau=config.tau)\n',
+            '        logits_t = taps_t["teacher"].logits\n'
+            "        kd = kd_loss(taps_s.logits, logits_t, tau=config.tau)\n",
         )
     ],
     "a private function renamed": [("training/recipe.py", "_cross_entropy", "_smoothed")],
@@ -218,11 +219,11 @@ def test_a_difference_is_told_by_step_term_and_tensor(traced):
 
 @pytest.mark.slow
 def test_the_fewest_versions_rise_that_give_every_differing_run_a_new_key(traced):
-    flock, old, before, edits = traced
-    new, after = edits["a loss coefficient"]
+    flock, _, before, edits = traced
+    after = edits["a loss coefficient"][1]
     found = verdicts(traced, "a loss coefficient")
     differing = {name for name in flock if after.results[name]["events"] != before.results[name]["events"]}
-    raised = raised_units(found, flock, {name: "" for name in differing})
+    raised = raised_units(found, flock, dict.fromkeys(differing, ""))
     assert raised
     assert all(flock[name].units & set(raised) for name in differing)
     assert not any(unit.startswith(("data/", "family/", "task/")) for unit in raised)

@@ -10,7 +10,7 @@ import torch
 
 from experiments import cli, refusals
 from experiments.plan import Cell, PlannedRun, plan
-from hkd.models.zoo import ZOO
+from hkd.models.cards.zoo import ZOO
 from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
 from tests.experiments.fake_tasks import fake_plan
 

@@ -6,7 +6,7 @@ from experiments import schema, teachers
 from experiments.plan import plan
 from experiments.store import Record, Store
 from hkd.errors import UserError
-from hkd.models.zoo import ZOO
+from hkd.models.cards.zoo import ZOO
 
 
 def test_every_teacher_of_every_profile_has_its_weights_source_and_licence():

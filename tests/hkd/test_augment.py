@@ -11,7 +11,7 @@ from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 
-from hkd.data.augment import Augment, generator, resized_crop, to_float
+from hkd.data.loading.augment import Augment, generator, resized_crop, to_float
 from hkd.spec import Recipe
 
 

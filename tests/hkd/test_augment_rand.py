@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from timm.data.auto_augment import _FILL, AugmentOp, rand_augment_transform
 
-from hkd.data.randaugment import FILL, INCREASING, OPERATIONS, RandAugment, parse
+from hkd.data.loading.randaugment import FILL, INCREASING, OPERATIONS, RandAugment, parse
 from hkd.errors import UserError
 
 GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")

@@ -10,9 +10,9 @@ from timm.models.beit import gen_relative_position_index
 
 from hkd.downstream.backbone import Backbone, load_pretrained
 from hkd.errors import Refused, UserError
+from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel
 from hkd.models.taps import Want
-from hkd.models.zoo import ZOO
 from hkd.spec import Weights
 
 NAMES = (

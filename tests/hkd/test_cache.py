@@ -9,10 +9,10 @@ from torch import nn
 
 import hkd.training.cache as cache_module
 from hkd.data.base import Split
-from hkd.data.loader import Loader
+from hkd.data.loading.loader import Loader
+from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import Taps, Want
-from hkd.models.zoo import ZOO
 from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
 from hkd.training.cache import Cached, Online, flatten, make_teachers, unflatten
 

@@ -14,7 +14,7 @@ from PIL import Image
 from hkd.data import cub200, sources
 from hkd.data.cub200 import Cub200, square
 from hkd.data.folder import CACHE
-from hkd.data.loader import Loader
+from hkd.data.loading.loader import Loader
 from hkd.errors import UserError
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "cub200"

@@ -10,7 +10,7 @@ from PIL import Image
 from hkd.data import DATASETS, folder
 from hkd.data.folder import CACHE, ClassFolder
 from hkd.data.imagenet1k import ImageNet1k
-from hkd.data.loader import Loader
+from hkd.data.loading.loader import Loader
 from hkd.errors import UserError
 from hkd.registry import load as load_class
 

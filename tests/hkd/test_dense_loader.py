@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hkd.data.dense import IGNORE, DenseSplit, Objects
-from hkd.data.dense_loader import DenseLoader, Draws, ViewOptions, shown_size
+from hkd.data.loading.dense import DenseLoader, Draws, ViewOptions, shown_size
 from hkd.data.scenes import Scenes, bounds
 from hkd.errors import UserError
 from hkd.spec import Recipe

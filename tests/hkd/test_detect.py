@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from hkd.data.dense_loader import DenseLoader, ViewOptions
+from hkd.data.loading.dense import DenseLoader, ViewOptions
 from hkd.data.scenes import Scenes
 from hkd.downstream.coco_ap import CocoAP
-from hkd.downstream.detect import detect, read_detections, restore_detector
 from hkd.downstream.detector import Detector
 from hkd.errors import Diverged, Refused, UserError
+from hkd.models.cards.zoo import ZOO
 from hkd.models.weights import read_weights
-from hkd.models.zoo import ZOO
 from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
+from hkd.tasks.detect import detect, read_detections, restore_detector
 from hkd.training.runtime import Runtime
 
 ARCHIVE = Path(__file__).parents[3] / "shared" / "data" / "coco" / "coco100_320px.tar.xz"

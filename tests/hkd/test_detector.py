@@ -9,12 +9,12 @@ from torch import nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from hkd.data.dense_loader import DenseBatch
+from hkd.data.loading.dense import DenseBatch
 from hkd.downstream.backbone import Backbone
-from hkd.downstream.dense_training import DenseStep, freeze_unused
 from hkd.downstream.detector import Detections, Detector, DetectorOptions
 from hkd.errors import Refused
-from hkd.models.zoo import ZOO
+from hkd.models.cards.zoo import ZOO
+from hkd.tasks.dense import DenseStep, freeze_unused
 
 SMALL = DetectorOptions(
     width=16,

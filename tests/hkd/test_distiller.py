@@ -12,13 +12,13 @@ from torch import nn
 
 import hkd
 from hkd.data.batch import Batch
-from hkd.distiller import Distiller
+from hkd.distiller.module import Distiller
 from hkd.errors import Refused, UserError
 from hkd.methods import METHODS
 from hkd.methods.base import Method, Needs, Samples
+from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel, Teacher
 from hkd.models.taps import Want
-from hkd.models.zoo import ZOO
 from hkd.training.step import Step
 
 CLASSES = 5

@@ -10,18 +10,18 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset
 
+import hkd.tasks.worker as worker
 import hkd.training.distributed as distributed
-import hkd.training.worker as worker
 from hkd.data.batch import Batch
 from hkd.errors import Diverged, Refused, UserError
+from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel
-from hkd.models.zoo import ZOO
 from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
+from hkd.tasks.train import train
 from hkd.training.distributed import launch, make_fabric, to_device, write_outcome
 from hkd.training.outcome import Outcome
 from hkd.training.rng import seed_all
 from hkd.training.runtime import Runtime
-from hkd.training.train import train
 from hkd.worker_errors import sentence_of
 
 # No batch norm and no stochastic depth: a process normalises by its own share, and draws its own masks.

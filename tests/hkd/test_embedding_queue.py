@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import multiprocessing
 
-from hkd.methods.embedding_queue import EmbeddingQueue
-from hkd.methods.masking import active_mean, draw_visible, visible_cells
+from hkd.methods.parts.embedding_queue import EmbeddingQueue
+from hkd.methods.parts.masks import active_mean, draw_visible, visible_cells
 
 BASIS = torch.eye(6)  # row i stands for embedding i
 

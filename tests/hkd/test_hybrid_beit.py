@@ -9,12 +9,12 @@ import torch
 from hkd.data.batch import Batch
 from hkd.errors import Refused
 from hkd.methods.hybrid import Hybrid, HybridConfig
+from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel, Teacher
 from hkd.models.taps import Want
-from hkd.models.zoo import ZOO
 from hkd.spec import MethodSpec, ModelCard, Recipe
+from hkd.tasks.train import make_method
 from hkd.training.step import Step
-from hkd.training.train import make_method
 
 SIZES = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 2}
 SHARED = {"use_abs_pos_emb": False, "use_rel_pos_bias": False, "use_shared_rel_pos_bias": True, "use_fc_norm": False}

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from hkd.errors import UserError
-from hkd.models.legacy import convert, modernise
+from hkd.models.cards.zoo import ZOO
+from hkd.models.convert.legacy import convert, modernise
 from hkd.models.tap_model import TapModel
 from hkd.models.weights import load_weights
-from hkd.models.zoo import ZOO
 
 SWINS = [name for name, card in ZOO.items() if card.family == "swin" and name.endswith("_mini")]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hkd.errors import Refused, UserError
-from hkd.methods.logits import class_index, exact, same_classes, several_samples
+from hkd.methods.parts.logits import class_index, exact, same_classes, several_samples
 from hkd.models.taps import TapInfo
 
 

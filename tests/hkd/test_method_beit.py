@@ -15,11 +15,11 @@ from torch import multiprocessing
 from hkd.data.batch import Batch
 from hkd.errors import Refused, UserError
 from hkd.methods.beit import BEiT, BEiTConfig, blockwise_visible
-from hkd.methods.patch_codebook import PatchCodebook
-from hkd.methods.patches import patchify
+from hkd.methods.parts.patch_codebook import PatchCodebook
+from hkd.methods.parts.patches import patchify
+from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel
 from hkd.models.taps import TapInfo
-from hkd.models.zoo import ZOO
 from hkd.spec import ModelCard, Recipe
 from hkd.training.recipe import make_optimizer
 from hkd.training.step import Step

@@ -21,14 +21,14 @@ from hkd.errors import Refused
 from hkd.methods import METHODS
 from hkd.methods.base import Method, Samples
 from hkd.models import FAMILIES
+from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel, Teacher
-from hkd.models.zoo import ZOO
 from hkd.registry import load
 from hkd.spec import DataSpec, MethodSpec, ModelCard, Recipe, RunSpec, TeacherSpec, Weights
-from hkd.training.pretrain import pretrain
+from hkd.tasks.pretrain import pretrain
+from hkd.tasks.train import train
 from hkd.training.runtime import Runtime
 from hkd.training.step import Step
-from hkd.training.train import train
 
 RECIPE = Recipe(epochs=1, batch_size=4)
 CLASSES = 5

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 
 from hkd.data.batch import Batch
 from hkd.methods.fd import FD, FDConfig
-from hkd.methods.feature_mimicking import mimic_loss, to_tokens
+from hkd.methods.parts.feature_mimicking import mimic_loss, to_tokens
+from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps
-from hkd.models.zoo import ZOO
 
 
 @pytest.fixture(scope="module")

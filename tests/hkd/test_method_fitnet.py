@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from hkd.data.batch import Batch
 from hkd.errors import Refused
 from hkd.methods.fitnet import FitNet, FitNetConfig, pooled
+from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel, Teacher
 from hkd.models.taps import TapInfo, Taps
-from hkd.models.zoo import ZOO
 
 
 class Side(Teacher):

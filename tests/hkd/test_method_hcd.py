@@ -17,9 +17,9 @@ from hkd.data.batch import Batch
 from hkd.errors import Refused
 from hkd.methods.hcd import HCD, HCDConfig, orthogonality_loss, repeated, target_kl
 from hkd.methods.supervised import Supervised, SupervisedConfig
+from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel, Teacher
 from hkd.models.taps import TapInfo, Taps
-from hkd.models.zoo import ZOO
 
 INFO = TapInfo(
     classes=3, pooled=12, final=(12, 2, 2), stages={1: (6, 8, 8), 2: (6, 8, 8), 3: (10, 4, 4), 4: (12, 2, 2)}

@@ -27,10 +27,10 @@ from hkd.methods.hgkd import (
     pearson,
     similarity_loss,
 )
+from hkd.methods.parts.unet import UNetDecoder
+from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel, Teacher
 from hkd.models.taps import TapInfo, Taps, Want
-from hkd.models.unet import UNetDecoder
-from hkd.models.zoo import ZOO
 from hkd.spec import Recipe
 from hkd.training.recipe import make_optimizer
 from hkd.training.step import Step

@@ -14,16 +14,16 @@ from hkd.data.batch import Batch
 from hkd.data.digits import Digits
 from hkd.errors import Refused, UserError
 from hkd.methods.hybrid import Hybrid, HybridConfig, distance, kept_counts, late_blocks, mask_blocks, normalise_tokens
-from hkd.methods.relations import projected, relations
-from hkd.methods.token_mask import kept_after, redundant_mask
+from hkd.methods.parts.relations import projected, relations
+from hkd.methods.parts.token_mask import kept_after, redundant_mask
+from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel, Teacher
 from hkd.models.taps import Want
-from hkd.models.zoo import ZOO
 from hkd.spec import DataSpec, MethodSpec, ModelCard, Recipe, RunSpec, TeacherSpec, Weights
-from hkd.training.pretrain import pretrain
+from hkd.tasks.pretrain import pretrain
+from hkd.tasks.train import make_method
 from hkd.training.runtime import Runtime
 from hkd.training.step import Step
-from hkd.training.train import make_method
 
 VIT = "timm.models.vision_transformer:VisionTransformer"
 SIZES = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 4, "num_heads": 2}

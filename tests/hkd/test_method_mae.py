@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from hkd.data.batch import Batch
 from hkd.errors import Refused
 from hkd.methods.mae import MAE, MAEConfig, mae_loss
-from hkd.methods.patches import patchify, random_visible, unpatchify
+from hkd.methods.parts.patches import patchify, random_visible, unpatchify
+from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel
 from hkd.models.taps import TapInfo
-from hkd.models.zoo import ZOO
 from hkd.spec import ModelCard, Recipe
 from hkd.training.recipe import make_optimizer
 from hkd.training.step import Step

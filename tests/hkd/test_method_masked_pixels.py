@@ -12,9 +12,9 @@ from hkd.data.batch import Batch
 from hkd.errors import Refused
 from hkd.methods.base import Samples
 from hkd.methods.masked_pixels import MaskedPixels, MaskedPixelsConfig
+from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel
 from hkd.models.taps import TapInfo, Taps, Want
-from hkd.models.zoo import ZOO
 from hkd.spec import Recipe
 from hkd.training.step import Step
 

@@ -11,10 +11,10 @@ from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 
 from hkd.errors import UserError
-from hkd.models.mim_checkpoints import convert, convert_file, load_encoder, recognise, trained_as
+from hkd.models.cards.zoo import ZOO
+from hkd.models.convert.mim_checkpoints import convert, convert_file, load_encoder, recognise, trained_as
 from hkd.models.tap_model import TapModel
 from hkd.models.weights import load_weights
-from hkd.models.zoo import ZOO
 from hkd.spec import ModelCard
 
 SIZES = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 0}

@@ -8,7 +8,7 @@ import torch
 from timm.layers import LayerNorm
 
 from hkd.errors import Refused, UserError
-from hkd.models.beit import bias_between
+from hkd.models.families.beit import bias_between
 from hkd.models.tap_model import TapModel, Teacher
 from hkd.models.taps import Want
 from hkd.spec import ModelCard

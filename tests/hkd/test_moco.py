@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from hkd.data.batch import Batch
-from hkd.methods import views
 from hkd.methods.base import Samples
 from hkd.methods.moco import MoCo, MoCoConfig, info_nce
+from hkd.methods.parts import views
+from hkd.models.cards.zoo import ZOO
+from hkd.models.families.view_vit import MovingAverage
 from hkd.models.tap_model import TapModel
-from hkd.models.view_vit import MovingAverage
-from hkd.models.zoo import ZOO
 from hkd.spec import MethodSpec, ModelCard, Recipe
+from hkd.tasks.train import make_method
 from hkd.training.recipe import make_optimizer
 from hkd.training.step import Step
-from hkd.training.train import make_method
 
 CARD = ModelCard(
     name="tiny",

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from hkd.errors import Refused
+from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel, Teacher
 from hkd.models.taps import Want
-from hkd.models.zoo import ZOO
 
 TAILED = ["swin_t_mini", "swin_s_mini", "swin_b_mini", "swin_l_mini", "eva_l14_mini", "vit_s16_mini", "vit_b14_mini"]
 FAMILIES = ["resnet50_mini", "mobilenet_v1_mini", "convnext_t_mini", "mixer_s16_mini", "swin_l_mini", "eva_l14_mini"]

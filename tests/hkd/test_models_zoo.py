@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hkd.errors import UserError
 from hkd.models import FAMILIES
+from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel
-from hkd.models.zoo import ZOO
 from hkd.spec import ModelCard
 
 # Name: parameters in millions (1000 classes) and shapes of stages 3, 4, both as the method papers' tables give them.
@@ -148,7 +148,7 @@ def test_normalisation_is_that_of_the_published_weights(name):
 
 
 def test_zoo_is_read_without_torch():
-    code = "import sys, hkd.models.zoo; assert not {'torch', 'timm'} & set(sys.modules)"
+    code = "import sys, hkd.models.cards.zoo; assert not {'torch', 'timm'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

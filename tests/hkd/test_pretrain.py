@@ -15,13 +15,13 @@ from hkd.data.digits import Digits
 from hkd.data.unlabelled import UnlabelledDigits
 from hkd.errors import UserError
 from hkd.methods.hgkd import HGKD
+from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel
-from hkd.models.zoo import ZOO
 from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
-from hkd.training.pretrain import pretrain
-from hkd.training.probe import linear_probe, probe
+from hkd.tasks.pretrain import pretrain
+from hkd.tasks.probe import linear_probe, probe
+from hkd.tasks.train import train
 from hkd.training.runtime import Runtime
-from hkd.training.train import train
 
 LABELLED, UNLABELLED = (DataSpec(name=name, options={"n_train": 40}) for name in ("digits", "digits_unlabelled"))
 STUDENT, TEACHER = ZOO["sparse_resnet18_mini"], ZOO["mae_b16_mini"]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hkd.downstream.backbone import Backbone
 from hkd.downstream.pyramid import Simple, TopDown, make_pyramid
 from hkd.errors import Refused
-from hkd.models.zoo import ZOO
+from hkd.models.cards.zoo import ZOO
 
 
 @pytest.mark.parametrize(

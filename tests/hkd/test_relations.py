@@ -6,7 +6,7 @@ import pytest
 import torch
 from timm.layers import Attention, LayerNorm
 
-from hkd.methods.relations import (
+from hkd.methods.parts.relations import (
     SCALED,
     Shape,
     attended,
@@ -18,8 +18,8 @@ from hkd.methods.relations import (
     regroup,
     relations,
 )
+from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import Teacher
-from hkd.models.zoo import ZOO
 from hkd.spec import ModelCard
 
 VIT = "timm.models.vision_transformer:VisionTransformer"

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from hkd.data.batch import Batch
 from hkd.errors import Refused
-from hkd.methods.feature_mimicking import mimic_loss, to_tokens
+from hkd.methods.parts.feature_mimicking import mimic_loss, to_tokens
 from hkd.methods.scalekd import (
     ScaleKD,
     ScaleKDConfig,
@@ -21,9 +21,9 @@ from hkd.methods.scalekd import (
     tail_views,
 )
 from hkd.methods.supervised import Supervised, SupervisedConfig
+from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel, Teacher
 from hkd.models.taps import TapInfo, Taps, Want
-from hkd.models.zoo import ZOO
 from hkd.spec import Recipe
 
 INFO = TapInfo(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hkd.errors import Refused
-from hkd.methods.cross_attention import ConvolutionProjector, CrossAttentionProjector
+from hkd.methods.parts.cross_attention import ConvolutionProjector, CrossAttentionProjector
 
 
 def cap(in_width=6, grid=(2, 3), out_width=8, queries: int | None = 4, **options) -> CrossAttentionProjector:

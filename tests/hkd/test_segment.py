@@ -17,9 +17,13 @@ from torch import nn
 from hkd.data.dense import IGNORE, DenseSplit
 from hkd.data.scenes import Scenes
 from hkd.downstream.backbone import Backbone
-from hkd.downstream.dense_training import DenseStep, restore_dense
 from hkd.downstream.miou import Confusion
-from hkd.downstream.segment import (
+from hkd.downstream.segmenter import Segmenter
+from hkd.errors import Refused, UserError
+from hkd.models.cards.zoo import ZOO
+from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec
+from hkd.tasks.dense import DenseStep, restore_dense
+from hkd.tasks.segment import (
     SegmentOptions,
     check_maps,
     make_head,
@@ -32,10 +36,6 @@ from hkd.downstream.segment import (
     true_map,
     windows,
 )
-from hkd.downstream.segmenter import Segmenter
-from hkd.errors import Refused, UserError
-from hkd.models.zoo import ZOO
-from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec
 from hkd.training.runtime import Runtime
 
 ARCHIVE = Path(__file__).parents[3] / "shared" / "data" / "ade20k" / "ade20k_val3.tar.xz"

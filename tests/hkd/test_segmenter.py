@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hkd.data.dense import IGNORE
-from hkd.data.dense_loader import DenseBatch
+from hkd.data.loading.dense import DenseBatch
 from hkd.downstream.backbone import Backbone
 from hkd.downstream.segmenter import FPN, Rescale, Segmenter, pixel_loss, resized, root_weights
 from hkd.errors import Refused, UserError
-from hkd.models.zoo import ZOO
+from hkd.models.cards.zoo import ZOO
 
 OPTIONS = {"width": 16, "pool_scales": (1, 2), "pyramid": (4.0, 2.0, 1.0, 0.5), "auxiliary": 0.4, "dropout": 0.1}
 

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hkd.data.batch import Batch
-from hkd.methods import views
+from hkd.methods.parts import views
+from hkd.methods.parts.views import augmented, cropped, head, two_views
 from hkd.methods.simclr import SimCLR, SimCLRConfig, nt_xent
-from hkd.methods.views import augmented, cropped, head, two_views
+from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel
-from hkd.models.zoo import ZOO
 from hkd.spec import MethodSpec, ModelCard, Recipe
+from hkd.tasks.train import make_method
 from hkd.training.step import Step
-from hkd.training.train import make_method
 
 CARD = ModelCard(
     name="tiny",

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hkd.errors import Refused, UserError
-from hkd.methods.stage_projector import PatchMerging, StageProjectors, is_isotropic, merges
+from hkd.methods.parts.stage_projector import PatchMerging, StageProjectors, is_isotropic, merges
 from hkd.models.taps import TapInfo, Taps
 
 

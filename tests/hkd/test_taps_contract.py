@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from hkd.errors import UserError
+from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel
 from hkd.models.taps import Want
-from hkd.models.zoo import ZOO
 from hkd.spec import ModelCard
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}

@@ -18,20 +18,20 @@ from safetensors.torch import load_file
 import hkd.training.checkpoint as checkpoint_module
 import hkd.training.journal as journal_module
 from hkd.data.digits import Digits
-from hkd.data.loader import Loader
+from hkd.data.loading.loader import Loader
 from hkd.errors import Diverged, Refused, UserError
 from hkd.methods.supervised import Supervised
+from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel
 from hkd.models.weights import save_weights
-from hkd.models.zoo import ZOO
 from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
+from hkd.tasks.evaluate import evaluate
+from hkd.tasks.train import train
+from hkd.tasks.worker import decode
 from hkd.training.cost import gpu_seconds
 from hkd.training.distributed import encode_order
-from hkd.training.evaluate import evaluate
 from hkd.training.rng import seed_all
 from hkd.training.runtime import Runtime
-from hkd.training.train import train
-from hkd.training.worker import decode
 
 DATA = DataSpec(name="digits", options={"n_train": 20})
 RECIPE = Recipe(epochs=3, batch_size=8, lr=1e-3, warmup_epochs=1.0, shift=2)  # 2 steps an epoch
@@ -215,7 +215,7 @@ def test_a_process_killed_with_sigkill_resumes_to_the_same_bytes(tmp_path):
     folder.mkdir()
     order = encode_order(spec, {}, replace(RUNTIME, checkpoint_every_s=0.0), parent=None)
     (folder / "launch.json").write_text(json.dumps(order))
-    command = [sys.executable, "-m", "hkd.training.worker", str(folder)]
+    command = [sys.executable, "-m", "hkd.tasks.worker", str(folder)]
     process = subprocess.Popen(command, env=os.environ | {"RANK": "0"})
     while not (folder / "report.json").exists() or json.loads((folder / "report.json").read_text())["step"] < 20:
         assert process.poll() is None

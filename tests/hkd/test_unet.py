@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hkd.errors import Refused
-from hkd.models.unet import Densify, UNetDecoder, initialise, scales
+from hkd.methods.parts.unet import Densify, UNetDecoder, initialise, scales
 
 RESNET50 = {1: (256, 56, 56), 2: (512, 28, 28), 3: (1024, 14, 14), 4: (2048, 7, 7)}
 TWIN = {1: (8, 16, 16), 2: (12, 8, 8), 3: (16, 4, 4), 4: (20, 4, 4)}  # stages 3 and 4 share a scale

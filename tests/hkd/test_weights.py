@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from hkd.errors import UserError
+from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel
 from hkd.models.weights import load_weights, save_weights
-from hkd.models.zoo import ZOO
 
 
 def build(name="resnet18_mini", classes=10):

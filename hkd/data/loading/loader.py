@@ -1,0 +1,265 @@
+"""From a split and a recipe to batches: order, share of each process, augmentation, views, mixup, exact resume.
+
+What a batch holds is a function of (split, recipe, seed, epoch, step) alone, so an epoch can start at any step
+without having loaded the steps before, and any number of processes sees the same global batches.
+"""
+
+from collections.abc import Iterator
+from copy import copy
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from timm.data.mixup import Mixup
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from hkd.data.base import OnCorrupt, Split
+from hkd.data.batch import Batch
+from hkd.data.loading.augment import Augment, Draws, generator
+from hkd.data.loading.sources import FileSource, MemorySource
+from hkd.errors import UserError
+from hkd.spec import Recipe
+
+MIX_GROUP = 8  # mixup pairs images within groups of at most this many, so that processes need not exchange images
+EVALUATION_BATCH = 256
+
+
+class Item(NamedTuple):
+    """One batch to load: a step of an epoch, or of a pass over all images in fixed view `whole_view`."""
+
+    epoch: int
+    step: int
+    whole_view: int | None = None
+
+
+@dataclass
+class Loaded:
+    """A batch as it leaves a worker (None: no image of it is left), and the files that could not be read."""
+
+    batch: Batch | None
+    corrupt: dict[str, str]
+
+
+class Loader:
+    """Batches of a split.
+
+    Training: shuffled by (seed, epoch), augmented as the recipe says, full batches only. Evaluation: all images in
+    order, unchanged, the last batch smaller. Images in memory are augmented here; files are read by `workers`.
+
+    Args:
+        split: what to show.
+        recipe: batch size and augmentation; may be None for evaluation.
+        num_classes: C, for the soft targets of mixup.
+        seed: of the run.
+        rank, world: this process and their number; each gets its contiguous part of every global batch.
+        train: training or evaluation.
+        workers: processes that decode files; images in memory need none.
+        on_corrupt: "stop" raises UserError naming the file; "skip" counts it in `corrupt` and shows the next readable
+            image of the batch in its place (training) or leaves it out (evaluation).
+        batch_size: global; None takes the recipe's (evaluation without one: 256).
+
+    Raises:
+        UserError: batch larger than the data, or not divisible by the processes, or unfit for mixup.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        recipe: Recipe | None,
+        *,
+        num_classes: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        train: bool = True,
+        workers: int = 0,
+        on_corrupt: OnCorrupt = "stop",
+        batch_size: int | None = None,
+    ):
+        self.split, self.seed, self.train, self.rank, self.world = split, seed, train, rank, world
+        self.workers, self.on_corrupt = workers, on_corrupt
+        self.batch_size = batch_size or (recipe.batch_size if recipe else EVALUATION_BATCH)
+        self.corrupt: dict[str, str] = dict.fromkeys(split.corrupt, "left out when the data was loaded")
+        self.labels = torch.from_numpy(split.labels)
+        self.augment: Augment | None = None
+        self.views: int | None = None
+        self.mixup: Mixup | None = None
+        if train:
+            if recipe is None:
+                raise ValueError("training needs a recipe")
+            self.views = recipe.views
+            self.mixup = mixup(recipe, num_classes) if recipe.mixup or recipe.cutmix else None
+            if self.views != 1:  # a single view is the image itself
+                self.augment = Augment(recipe, split.side, seed)
+        self.source: MemorySource | FileSource
+        if split.images is not None:
+            self.source = MemorySource(torch.from_numpy(split.images), self.augment)
+        else:
+            assert split.paths is not None
+            self.source = FileSource(split.paths, split.side, split.crop_pct, self.augment, fill=train)
+        self._ordered: dict[int, Tensor] = {}  # the order of the current epoch
+        self._pipeline: DataLoader | None = None
+        self._sampler = _Sampler()
+        self._check()
+
+    def __getstate__(self) -> dict[str, object]:
+        """What worker processes need: everything but the pipeline they belong to."""
+        return {**self.__dict__, "_pipeline": None}
+
+    def _check(self) -> None:
+        count, size, share = len(self.labels), self.batch_size, self.batch_size // self.world
+        if not count:
+            raise UserError("The data has no images: check its options.")
+        if self.train and size > count:
+            raise UserError(f"batch_size {size} is larger than the {count} training images; use at most {count}.")
+        if self.train and size % self.world:
+            raise UserError(f"batch_size {size} cannot be shared equally by {self.world} processes.")
+        if self.mixup and (size % 2 or share % mix_group(size)):
+            need = f"a multiple of {mix_group(size)}" if size % 2 == 0 else "an even number of"
+            raise UserError(f"mixup and cutmix need {need} images per process, got {share}: change batch_size.")
+
+    @property
+    def steps(self) -> int:
+        """Global batches per epoch."""
+        return len(self.labels) // self.batch_size if self.train else -(-len(self.labels) // self.batch_size)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Batches of an epoch (0-based) from step `start` on; what comes before is not loaded.
+
+        In evaluation a process without a share of the last batch gets no batch there.
+        """
+        return self._run([Item(epoch, step) for step in range(start, self.steps)])
+
+    def view(self, view: int) -> Iterator[Batch]:
+        """All images in order as fixed view `view` shows them (training with views), in batches of `batch_size`.
+
+        Every process sees all of them. This is what a cache of teacher outputs is filled from.
+        """
+        if not self.views or not 0 <= view < self.views:
+            raise ValueError(f"this loader has {self.views or 0} views, asked for view {view}")
+        return self._run([Item(0, step, view) for step in range(-(-len(self.labels) // self.batch_size))])
+
+    def _run(self, items: list[Item]) -> Iterator[Batch]:
+        in_memory = isinstance(self.source, MemorySource)
+        for loaded in map(self.load, items) if in_memory else self._through_workers(items):
+            if loaded.corrupt and self.on_corrupt == "stop":
+                name, reason = next(iter(loaded.corrupt.items()))
+                raise UserError(f"Cannot read image {name} ({reason}): replace it, or ask to skip corrupt images.")
+            self.corrupt.update(loaded.corrupt)
+            if loaded.batch is not None:
+                yield loaded.batch
+
+    def _through_workers(self, items: list[Item]) -> Iterator[Loaded]:
+        """Items through worker processes that stay alive between epochs; in this process when there are none."""
+        if self._pipeline is None:
+            self._pipeline = DataLoader(
+                _Items(copy(self)),  # a copy, or the cycle of references would delay the end of the workers by 5 s
+                sampler=self._sampler,
+                batch_size=None,
+                num_workers=self.workers,
+                collate_fn=_same,
+                persistent_workers=self.workers > 0,
+                generator=torch.Generator(),  # or every epoch would draw from the global one
+            )
+        self._sampler.items = items
+        return iter(self._pipeline)
+
+    def load(self, item: Item) -> Loaded:
+        """This process's part of one global batch, or one batch of a whole view."""
+        index = self._positions(item)
+        if not len(index):
+            return Loaded(None, {})
+        view = item.whole_view
+        if view is None and self.views:
+            view = item.epoch % self.views
+        shown = self.source(index, self._draws(item) if view is None else None, view)
+        if not len(shown.index):
+            return Loaded(None, shown.corrupt)
+        x, y = shown.x, self.labels[shown.index]
+        if self.mixup:
+            x, y = self._mix(self.mixup, x, y, item)
+        views = None if view is None else torch.full((len(x),), view)
+        return Loaded(Batch(x, y, shown.index, views), shown.corrupt)
+
+    def _positions(self, item: Item) -> Int[Tensor, " b"]:
+        """Positions in the split of this process's images."""
+        start, end = item.step * self.batch_size, min((item.step + 1) * self.batch_size, len(self.labels))
+        if item.whole_view is not None:
+            return torch.arange(start, end)
+        share = -(-(end - start) // self.world)
+        start, end = min(start + self.rank * share, end), min(start + (self.rank + 1) * share, end)
+        return self._order(item.epoch)[start:end] if self.train else torch.arange(start, end)
+
+    def _order(self, epoch: int) -> Int[Tensor, " N"]:
+        if epoch not in self._ordered:
+            order = torch.randperm(len(self.labels), generator=generator(self.seed, "order", epoch))
+            self._ordered = {epoch: order}
+        return self._ordered[epoch]
+
+    def _draws(self, item: Item) -> Draws | None:
+        """The draws of this process's images, out of those of the global batch."""
+        if self.augment is None:
+            return None
+        share = self.batch_size // self.world
+        draws = self.augment.draw(self.batch_size, item.epoch, item.step)
+        return draws[self.rank * share : (self.rank + 1) * share]
+
+    def _mix(self, mix: Mixup, x: Tensor, y: Tensor, item: Item) -> tuple[Tensor, Tensor]:
+        """timm's Mixup on groups of images, each with its own stream of NumPy's global generator, which is put back."""
+        size = mix_group(self.batch_size)
+        first = self.rank * (self.batch_size // self.world) // size
+        state = np.random.get_state()
+        mixed = []
+        try:
+            for group, (images, labels) in enumerate(zip(x.split(size), y.split(size), strict=True), start=first):
+                np.random.seed(generator(self.seed, "mix", item.epoch, item.step, group).initial_seed())
+                mixed.append(mix(images, labels))
+        finally:
+            np.random.set_state(state)
+        return torch.cat([images for images, _ in mixed]), torch.cat([targets for _, targets in mixed])
+
+
+def mixup(recipe: Recipe, num_classes: int) -> Mixup:
+    """Per-image mixup and cutmix; the soft targets carry the recipe's label smoothing."""
+    return Mixup(
+        mixup_alpha=recipe.mixup,
+        cutmix_alpha=recipe.cutmix,
+        mode="elem",
+        label_smoothing=recipe.label_smoothing,
+        num_classes=num_classes,
+    )
+
+
+def mix_group(batch_size: int) -> int:
+    """The largest even divisor of the batch that is at most MIX_GROUP; 2 where there is none."""
+    return next((size for size in range(MIX_GROUP, 2, -2) if batch_size % size == 0), 2)
+
+
+class _Items(Dataset):
+    """Batches by item, as a DataLoader asks for them."""
+
+    def __init__(self, loader: Loader):
+        self.loader = loader
+
+    def __getitem__(self, item: Item) -> Loaded:
+        return self.loader.load(item)
+
+
+class _Sampler(Sampler):
+    """Hands out the items of the current epoch."""
+
+    def __init__(self) -> None:
+        self.items: list[Item] = []
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+def _same(loaded: Any) -> Any:
+    return loaded

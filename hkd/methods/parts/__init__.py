@@ -1,0 +1,1 @@
+"""What methods are put together from; nothing here is a method."""

@@ -1,0 +1,1 @@
+"""Checkpoints of other projects, with names as timm has them."""

@@ -1,0 +1,1 @@
+"""One file each: how an architecture is built, run and tapped."""

@@ -1,0 +1,27 @@
+"""MobileNet-V1: Howard et al. 2017, arXiv:1704.04861, as timm's EfficientNet class builds it."""
+
+from functools import partial
+from typing import Any
+
+from timm.models._efficientnet_builder import decode_arch_def, round_channels
+
+from hkd.models.families.base import Family
+
+
+class MobileNetFamily(Family):
+    """Keys of its own in `ModelCard.kwargs`.
+
+    stem_stride: stride of the first convolution (2 unless given). blocks: stages in timm's block notation, for cards
+    whose `arch` is the class. width: multiplier of all channel counts, with `blocks`.
+    """
+
+    name = "mobilenet"
+
+    def construct(self, arch: str, kwargs: dict[str, Any]) -> Any:
+        stem_stride, blocks, width = kwargs.pop("stem_stride", 2), kwargs.pop("blocks", None), kwargs.pop("width", 1.0)
+        if blocks is not None:
+            kwargs["block_args"] = decode_arch_def([list(stage) for stage in blocks])
+            kwargs["round_chs_fn"] = partial(round_channels, multiplier=width)
+        net = super().construct(arch, kwargs)
+        net.conv_stem.stride = (stem_stride, stem_stride)
+        return net
