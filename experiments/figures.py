@@ -386,8 +386,8 @@ def dense_pictures(finished: Finished, folder: Path) -> None:
 
     from analysis import dense_pictures as draw
     from hkd.tasks.detect import read_detections
-    from hkd.training.inputs import open_data
     from hkd.tasks.segment import BACKGROUND, PREDICTIONS, predicted_maps
+    from hkd.training.inputs import open_data
 
     rows = {row.row: row.label[1] for row in finished.table.rows}
     for task in ("detect", "segment"):

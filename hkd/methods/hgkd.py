@@ -31,9 +31,9 @@ from torch import Tensor, nn
 from hkd.data.batch import Batch
 from hkd.errors import Refused, UserError
 from hkd.methods.base import Criterion, Method, Needs, Samples
-from hkd.methods.parts.gathering import SHORTEST
 from hkd.methods.parts.embedding_queue import EmbeddingQueue
 from hkd.methods.parts.feature_mimicking import to_grid
+from hkd.methods.parts.gathering import SHORTEST
 from hkd.methods.parts.logits import exact
 from hkd.methods.parts.masks import (
     active_mean,
