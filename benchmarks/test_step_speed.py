@@ -26,8 +26,8 @@ from hkd.tasks.train import prepare
 from hkd.training.checkpoint import Checkpoints
 from hkd.training.journal import Journal
 from hkd.training.loop import fit
-from hkd.training.runtime import Runtime
-from hkd.training.state import Training
+from hkd.training.job import Runtime
+from hkd.training.step import Training
 
 STUDENTS = ["resnet50_mini", "mobilenet_v1_mini", "convnext_t_mini", "mixer_s16_mini", "vit_s16_mini", "swin_t_mini"]
 HCD_STUDENTS = ["resnet18_mini", "mobilenet_v2_mini", "deit_t_mini", "swin_p_mini", "resmlp_s12_mini"]

@@ -19,7 +19,7 @@ from experiments.execute import run_plan
 from experiments.plan import plan
 from experiments.render import write_table
 from experiments.store import Store
-from hkd.training.runtime import Runtime
+from hkd.training.job import Runtime
 from tests.experiments.conftest import Synthetic
 
 ROOT = Path(__file__).parent.parent

@@ -30,13 +30,12 @@ from experiments.estimate import Durations
 from experiments.plan import Plan, PlannedRun
 from experiments.planning import keys
 from experiments.store import Record, Store
-from hkd.errors import Diverged, Refused, UserError
+from hkd.errors import Diverged, Refused, UserError, sentence_of
 from hkd.files import sha256
 from hkd.methods import METHODS
 from hkd.registry import configured, load, lookup
 from hkd.tasks import TASKS
-from hkd.training.runtime import Runtime
-from hkd.worker_errors import sentence_of
+from hkd.training.job import Job, Runtime
 
 FINAL = ("done", "diverged", "refused")  # statuses that are never tried again
 TOPIC = "hkd-progress"
@@ -140,7 +139,7 @@ def carry_out(
         check_sources(run, weights, store)
         task = load(lookup("task", run.spec.task, TASKS))
         one_thread()
-        outcome = task(run.spec, weights, folder, runtime, report)
+        outcome = task(Job(run.spec, weights, folder, runtime, report))
         check_code(run, source)
         write_live(folder / "live", outcome.curves)
         facts = {

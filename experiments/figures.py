@@ -17,7 +17,7 @@ from experiments.store import Record, Store
 from hkd.errors import UserError
 from hkd.registry import load
 from hkd.spec import DataSpec
-from hkd.training.runtime import Runtime
+from hkd.training.job import Runtime
 
 if TYPE_CHECKING:  # planning does without torch
     from torch import Tensor
@@ -67,7 +67,7 @@ class Finished:
 
     def step(self, run: PlannedRun) -> Any:
         """Student and method of a run, with their weights."""
-        from hkd.tasks.restore import restore
+        from hkd.tasks.train import restore
 
         return restore(run.spec, self.weights(run), self.store.folder(run.key), self.runtime)
 

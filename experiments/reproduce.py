@@ -17,7 +17,7 @@ from experiments.params import load_params
 from experiments.plan import Plan, plan
 from experiments.store import Record, Store
 from hkd.errors import UserError
-from hkd.training.runtime import Runtime
+from hkd.training.job import Runtime
 
 if TYPE_CHECKING:  # pandas takes a second to import, and planning does without
     from experiments.compare import Comparison

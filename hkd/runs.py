@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from hkd.registry import load, lookup
-from hkd.spec import RunSpec
 from hkd.tasks import TASKS
-from hkd.tasks.worker import decode
-from hkd.training.runtime import Runtime
+from hkd.tasks.launch import decode
 
 
 def run_document(
@@ -28,7 +26,5 @@ def run_document(
         runtime: fields of `Runtime`.
         report: called with progress.
     """
-    order = decode(RunSpec, spec)
-    task = load(lookup("task", order.task, TASKS))
-    files = {name: Path(path) for name, path in weights.items()}
-    return asdict(task(order, files, Path(folder), decode(Runtime, runtime), report))
+    job = decode({"spec": spec, "weights": weights, "runtime": runtime}, Path(folder), report)
+    return asdict(load(lookup("task", job.spec.task, TASKS))(job))

@@ -1,7 +1,10 @@
 """One batch as the loop and the methods see it."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -20,3 +23,33 @@ class Batch:
     index: Int[Tensor, " B"]
     view: Int[Tensor, " B"] | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def to(self, device: torch.device) -> Self:
+        """The batch with all it holds on a device; itself if it is there."""
+        return self if self.x.device == device else self._with(lambda value: moved(value, device))
+
+    def rows(self, rows: slice) -> Self:
+        """Some of its images, with what belongs to them."""
+        return self._with(lambda value: picked(value, rows))
+
+    def _with(self, change: Callable[[Any], Any]) -> Self:
+        return replace(self, **{item.name: change(getattr(self, item.name)) for item in fields(self)})
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """A tensor, or all in a list or dictionary, on a device."""
+    if isinstance(value, dict):
+        return {name: moved(item, device) for name, item in value.items()}
+    if isinstance(value, list):
+        return [moved(item, device) for item in value]
+    return None if value is None else value.to(device, non_blocking=True)
+
+
+def picked(value: Any, rows: slice) -> Any:
+    """Entries of a tensor or list, or of all in a dictionary."""
+    if isinstance(value, dict):
+        return {name: picked(item, rows) for name, item in value.items()}
+    return None if value is None else value[rows]

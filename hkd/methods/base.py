@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from hkd.data.batch import Batch
@@ -83,6 +84,18 @@ class Method(nn.Module, ABC):
     def student_inputs(self, batch: Batch, taps_t: Mapping[str, Taps]) -> dict[str, Any]:
         """Extra keyword arguments of the student's forward (a mask, kept tokens)."""
         return {}
+
+    def diagnostics(self) -> dict[str, float]:
+        """Figures of the epoch that has ended, for its line of the curves; what they are summed from starts anew."""
+        return {}
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the method's own parameters that are exempt from weight decay."""
+        return set()
+
+    def picture(self, batch: Batch, taps_s: Taps) -> Float[Tensor, "B 3 S S"] | None:
+        """What the method makes of images, in [0, 1], for looking at; None where it makes none."""
+        return None
 
     @abstractmethod
     def forward(self, batch: Batch, taps_s: Taps, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """The task of detection and instance segmentation: Mask R-CNN on a backbone, measured by COCO's average precision."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +21,8 @@ from hkd.files import atomic_write
 from hkd.registry import configured
 from hkd.spec import FORBID, RunSpec
 from hkd.tasks.dense import DenseStep, restore_dense, run_dense
-from hkd.training.outcome import Outcome
-from hkd.training.runtime import Runtime
+from hkd.tasks.launch import task
+from hkd.training.job import Job, Outcome, Runtime
 
 PREDICTIONS = "detections.npz"
 NOTHING = (
@@ -43,16 +43,11 @@ class DetectOptions(DetectorOptions, ViewOptions):
         ViewOptions.__post_init__(self)
 
 
-def detect(
-    spec: RunSpec,
-    weights: Mapping[str, Path],
-    folder: Path,
-    runtime: Runtime,
-    report: Callable[[dict[str, Any]], None],
-) -> Outcome:
+@task
+def detect(job: Job) -> Outcome:
     """The task: train a detector and measure it.
 
-    Arguments, files and failures are those of `hkd.tasks.dense.run_dense`; detections.npz holds what was
+    Files and failures are those of `hkd.tasks.dense.run_dense`; detections.npz holds what was
     found (see `read_detections`).
 
     Returns:
@@ -63,13 +58,9 @@ def detect(
         UserError: also for data without objects.
     """
     return run_dense(
-        spec,
-        weights,
-        folder,
-        runtime,
-        report,
+        job,
         wants="objects",
-        options=options_of(spec),
+        options=options_of(job.spec),
         make_head=make_detector,
         evaluate=evaluate,
     )
@@ -100,6 +91,7 @@ def evaluate(step: DenseStep, loader: DenseLoader, fabric: Fabric, folder: Path)
     judge = CocoAP(split.coco(), borders=split.size_borders)
     detector: Detector = step.method  # type: ignore[assignment]
     for batch in loader.epoch(0):
+        batch = batch.to(fabric.device)
         with fabric.autocast():
             found = detector.detect(step.student(batch.x), batch)
         for position, size, one in zip(batch.index.tolist(), batch.sizes, found, strict=True):

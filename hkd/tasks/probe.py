@@ -3,11 +3,7 @@
 Shapes: N images, D feature width, C classes.
 """
 
-import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,15 +15,15 @@ from torch import Tensor
 from hkd.data.base import Split
 from hkd.data.loading.loader import Loader
 from hkd.errors import UserError
-from hkd.files import atomic_write
 from hkd.models.tap_model import Teacher
 from hkd.registry import configured
-from hkd.spec import FORBID, RunSpec
-from hkd.training.cost import gpu_seconds, peak_memory_mib, reset_peak_memory
-from hkd.training.distributed import launch, make_fabric, reduce, to_device, under_torchrun
+from hkd.spec import FORBID
+from hkd.tasks.evaluate import write_predictions
+from hkd.tasks.launch import task
+from hkd.training.cost import Meter
+from hkd.training.distributed import make_fabric, reduce
 from hkd.training.inputs import evaluation_split, give_weights, open_data
-from hkd.training.outcome import Outcome
-from hkd.training.runtime import Runtime
+from hkd.training.job import Job, Outcome, Runtime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +38,8 @@ class ProbeOptions:
             raise ValueError(f"l2 must be positive, got {self.l2}")
 
 
-def probe(
-    spec: RunSpec,
-    weights: Mapping[str, Path],
-    folder: Path,
-    runtime: Runtime,
-    report: Callable[[dict[str, Any]], None],
-) -> Outcome:
+@task
+def probe(job: Job) -> Outcome:
     """Top-1 accuracy of a linear classifier on the frozen features of the model that `spec.init` names.
 
     The classifier is fitted to all training images of the data, unaugmented; features are standardised by them. All
@@ -57,21 +48,18 @@ def probe(
     Raises:
         UserError: no weights to probe, or data without classes.
     """
-    if runtime.processes > 1 and not under_torchrun():
-        return launch(spec, weights, folder, runtime, report)
+    spec, runtime, folder, meter = job.spec, job.runtime, job.folder, Meter()
     if spec.init is None:
         raise UserError("A linear probe needs weights to probe: give the run an `init`.")
     options = configured(ProbeOptions, "Task 'probe'", spec.task_options)
-    reset_peak_memory()
-    started, cpu_started = time.perf_counter(), time.process_time()
     fabric = make_fabric(runtime, "32-true")
     data, _ = open_data(spec.data, runtime)
     if not data.num_classes:
         raise UserError(f"A linear probe needs labels, and '{spec.data.name}' has none.")
     model = Teacher(spec.student, 0)
-    give_weights(model, spec.init, weights)
+    give_weights(model, spec.init, job.weights)
     model.to(fabric.device)
-    train = data.load("train", seed=spec.seed, select=spec.evaluate_on == "val", on_corrupt=runtime.on_corrupt)
+    train = data.load("train", seed=spec.seed, select=job.select, on_corrupt=runtime.on_corrupt)
     held = evaluation_split(spec, data, runtime)
     x_train, y_train, _ = features(model, train, runtime, fabric)
     x_held, y_held, rows = features(model, held, runtime, fabric)
@@ -79,19 +67,9 @@ def probe(
     labels, predicted = y_held.cpu().numpy(), predictions.cpu().numpy()
     if fabric.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(folder / "predictions.npz") as temporary, open(temporary, "wb") as file:
-            np.savez(file, row=rows, label=labels, prediction=predicted)
+        write_predictions(rows, labels, predicted, folder)
     fabric.barrier()
-    wall_s = time.perf_counter() - started
-    return Outcome(
-        metrics={"top1": 100 * float((predicted == labels).mean())},
-        cost={
-            "wall_s": wall_s,
-            "cpu_s": time.process_time() - cpu_started,
-            "gpu_s": gpu_seconds(wall_s, fabric.device, fabric.world_size),
-            "peak_memory_mib": peak_memory_mib(fabric.device),
-        },
-    )
+    return Outcome(metrics={"top1": 100 * float((predicted == labels).mean())}, cost=meter.cost(fabric))
 
 
 def features(
@@ -112,7 +90,7 @@ def features(
     found = torch.zeros(len(split), model.info.pooled, device=fabric.device)
     read = torch.zeros(len(split), device=fabric.device)
     for batch in loader.epoch(0):
-        batch = to_device(batch, fabric.device)
+        batch = batch.to(fabric.device)
         found[batch.index], read[batch.index] = model(batch.x).pooled.float(), 1.0
     seen = reduce(fabric, read, "sum") > 0
     labels = torch.from_numpy(split.labels).to(fabric.device)

@@ -5,7 +5,7 @@ head of weight .4, images scaled by .5 to 2 and cropped to 512 px.
 Shapes: B images of one size, C classes, H W sides of an image in px, N images of a split.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,9 +30,9 @@ from hkd.files import atomic_write
 from hkd.registry import configured
 from hkd.spec import FORBID, RunSpec
 from hkd.tasks.dense import DenseStep, run_dense
+from hkd.tasks.launch import task
 from hkd.training.distributed import reduce
-from hkd.training.outcome import Outcome
-from hkd.training.runtime import Runtime
+from hkd.training.job import Job, Outcome
 
 BACKGROUND = "background"  # a class of this name is left out of foreground_miou
 PREDICTIONS = "maps.npz"
@@ -81,16 +81,11 @@ class SegmentOptions(ViewOptions):
             raise ValueError(f"stride {self.stride} would leave pixels between windows of {self.window} px")
 
 
-def segment(
-    spec: RunSpec,
-    weights: Mapping[str, Path],
-    folder: Path,
-    runtime: Runtime,
-    report: Callable[[dict[str, Any]], None],
-) -> Outcome:
+@task
+def segment(job: Job) -> Outcome:
     """Train a backbone with a segmentation head, or go on where an interrupted run stopped, and evaluate it.
 
-    Arguments, files and failures are those of `hkd.tasks.dense.run_dense`; maps.npz holds the
+    Files and failures are those of `hkd.tasks.dense.run_dense`; maps.npz holds the
     predicted maps (see `predicted_maps`).
 
     Returns:
@@ -100,16 +95,12 @@ def segment(
     Raises:
         UserError: also for maps with values that are no class, or of another size than their images.
     """
-    options = configured(SegmentOptions, f"Task '{spec.task}'", spec.task_options)
+    options = configured(SegmentOptions, "Task 'segment'", job.spec.task_options)
     return run_dense(
-        spec,
-        weights,
-        folder,
-        runtime,
-        report,
+        job,
         wants="maps",
         options=options,
-        make_head=partial(make_head, spec),
+        make_head=partial(make_head, job.spec),
         evaluate=partial(evaluate, options),
     )
 
@@ -200,6 +191,7 @@ def evaluate(
     confusion = Confusion(len(split.map_names))
     found: dict[int, UInt8[np.ndarray, "H W"]] = {}
     for batch in loader.epoch(0):
+        batch = batch.to(fabric.device)
         sizes = batch.sizes.tolist()
         together = [slice(None)] if len(set(map(tuple, sizes))) == 1 else [slice(i, i + 1) for i in range(len(sizes))]
         for part in together:

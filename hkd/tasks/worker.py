@@ -7,31 +7,24 @@ leaves that meets a user's mistake.
 import json
 import os
 import sys
-import typing
-from collections.abc import Callable
-from dataclasses import is_dataclass
 from pathlib import Path
-from types import UnionType
 from typing import Any
 
-from hkd import registry
-from hkd.errors import Diverged, UserError
+from hkd.errors import Diverged, UserError, sentence_of
 from hkd.files import atomic_write
-from hkd.spec import RunSpec
+from hkd.registry import load, lookup
 from hkd.tasks import TASKS
-from hkd.training.distributed import LAUNCH, REPORT, write_outcome
-from hkd.training.runtime import Runtime
-from hkd.worker_errors import sentence_of
+from hkd.tasks.launch import LAUNCH, REPORT, decode, write_outcome
+from hkd.training.job import Report
 
 
 def main(folder: Path) -> None:
     """Take part in the run that launch.json describes."""
     order = json.loads((folder / LAUNCH).read_text())
-    spec, runtime = decode(RunSpec, order["spec"]), decode(Runtime, order["runtime"])
-    weights = {name: Path(path) for name, path in order["weights"].items()}
-    task = registry.load(registry.lookup("task", spec.task, TASKS))
+    job = decode(order, folder, reporter(folder, order["parent"]))
+    task = load(lookup("task", job.spec.task, TASKS))
     try:
-        outcome = task(spec, weights, folder, runtime, reporter(folder, order["parent"]))
+        outcome = task(job)
     except Diverged as error:  # agreed on: all ranks are here
         outcome = error
     except UserError as error:
@@ -42,7 +35,7 @@ def main(folder: Path) -> None:
         write_outcome(folder, outcome)
 
 
-def reporter(folder: Path, parent: int | None) -> Callable[[dict[str, Any]], None]:
+def reporter(folder: Path, parent: int | None) -> Report:
     """Write progress for the process that waits; stop when it is gone, so that nothing trains unseen."""
 
     def report(news: dict[str, Any]) -> None:
@@ -55,21 +48,6 @@ def reporter(folder: Path, parent: int | None) -> Callable[[dict[str, Any]], Non
             temporary.write_text(json.dumps(news))
 
     return report
-
-
-def decode(kind: Any, value: Any) -> Any:
-    """A value of the annotated type from what JSON made of it (dataclasses, tuples, paths, optional ones)."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (UnionType, typing.Union):
-        return None if value is None else decode(next(a for a in arguments if a is not type(None)), value)
-    if isinstance(kind, type) and is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        return kind(**{name: decode(hints[name], item) for name, item in value.items()})
-    if origin is tuple:
-        return tuple(value)
-    if origin is dict:
-        return {name: decode(arguments[1], item) for name, item in value.items()}
-    return Path(value) if kind is Path else value
 
 
 if __name__ == "__main__":

@@ -30,7 +30,6 @@ from hkd.methods.base import Method
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import Taps, Want
 from hkd.spec import RunSpec
-from hkd.training.distributed import to_device
 
 log = logging.getLogger(__name__)
 
@@ -125,19 +124,19 @@ def make_teachers(
             log.info("the outputs of teacher '%s' exceed %d MiB and are not cached", role, MEMORY_LIMIT >> 20)
         elif path is not None and not path.exists() and _bytes(tables) < FILE_LIMIT:
             _save(tables, path)
-        sources[role] = online if tables is None else Cached(_to(tables, device), len(loader.labels))
+        sources[role] = online if tables is None else Cached(_to(tables, device), loader.count)
     return Teachers(sources)
 
 
 def _fill(source: Source, loader: Loader, device: torch.device) -> dict[str, Tensor] | None:
     """Tables of all views of all images, or None if they would exceed the limit."""
-    count, views = len(loader.labels), loader.views or 0
+    count, views = loader.count, loader.views or 0
     tables: dict[str, Tensor] = {}
     for view in range(views):
         for batch in loader.view(view):
-            taps = flatten(source(to_device(batch, device)), len(batch.y))
+            taps = flatten(source(batch.to(device)), len(batch))
             if not tables:
-                if _bytes(taps) / len(batch.y) * views * count > MEMORY_LIMIT:
+                if _bytes(taps) / len(batch) * views * count > MEMORY_LIMIT:
                     return None
                 shape = views * count
                 tables = {name: tap.new_zeros(shape, *tap.shape[1:]) for name, tap in taps.items()}

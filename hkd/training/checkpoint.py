@@ -12,7 +12,6 @@ import logging
 import os
 import pickle
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,11 @@ from lightning_fabric import Fabric
 from hkd.errors import UserError
 from hkd.files import atomic_write
 from hkd.spec import RunSpec
+from hkd.training.cost import Meter
 from hkd.training.distributed import agree
 from hkd.training.journal import Journal
 from hkd.training.rng import rng_state, seed_all, set_rng_state
-from hkd.training.state import Training
+from hkd.training.step import Training
 
 log = logging.getLogger(__name__)
 
@@ -48,24 +48,16 @@ class Checkpoints:
         path: the file; one at a time is kept.
         spec: the run it belongs to.
         every_s: seconds between checkpoints; 0 is after every reading of the losses.
+        meter: of the run's cost.
     """
 
-    def __init__(self, path: Path, spec: RunSpec, every_s: float):
-        self.path, self.spec, self.every_s = path, spec, every_s
-        self.started = self.saved = time.perf_counter()
-        self.cpu_started = time.process_time()
-        self.spent: Mapping[str, float] = {"wall_s": 0.0, "cpu_s": 0.0}  # before the last interruption
+    def __init__(self, path: Path, spec: RunSpec, every_s: float, meter: Meter):
+        self.path, self.spec, self.every_s, self.meter = path, spec, every_s, meter
+        self.saved = time.perf_counter()
 
     def due(self, fabric: Fabric) -> bool:
         """Whether it is time for the next checkpoint: the same in every process, although their clocks differ."""
         return agree(fabric, time.perf_counter() - self.saved >= self.every_s)[0]
-
-    def costs(self) -> dict[str, float]:
-        """Seconds spent so far, those of interrupted attempts included up to their last checkpoint."""
-        return {
-            "wall_s": self.spent["wall_s"] + time.perf_counter() - self.started,
-            "cpu_s": self.spent["cpu_s"] + time.process_time() - self.cpu_started,
-        }
 
     def save(self, run: Training, journal: Journal) -> None:
         """Write the state of the run, atomically; in every process, because each has random generators."""
@@ -79,7 +71,7 @@ class Checkpoints:
                 **_parts(run),
                 "position": asdict(run.position),
                 "journal": journal.state(),
-                "spent": self.costs(),
+                "spent": self.meter.spent(),
                 "rng": states,
             }
             with atomic_write(self.path) as temporary:
@@ -108,7 +100,7 @@ class Checkpoints:
         run.fabric.strategy.precision.load_state_dict(content["scaler"])
         run.position.__dict__.update(content["position"])
         journal.restore(content["journal"])
-        self.spent = content["spent"]
+        self.meter.before = content["spent"]
         if len(content["rng"]) == run.fabric.world_size:
             set_rng_state(content["rng"][run.fabric.global_rank])
         else:  # another number of processes: new streams, as the shares are new

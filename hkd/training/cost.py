@@ -1,17 +1,49 @@
-"""What a run costs this process: its memory at the peak, and the sentence when there is not enough of it."""
+"""What a run costs: seconds, memory at the peak, and the sentence when there is not enough of it."""
 
 import resource
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 
 from hkd.errors import UserError
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+class Meter:
+    """Measures from its making on what a run costs this process.
+
+    Attributes:
+        before: seconds spent before an interruption (`spent` of then).
+    """
+
+    def __init__(self) -> None:
+        reset_peak_memory()
+        self.before: Mapping[str, float] = {"wall_s": 0.0, "cpu_s": 0.0}
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def spent(self) -> dict[str, float]:
+        """Seconds so far: wall-clock time and this process's CPU time, interrupted attempts included."""
+        return {
+            "wall_s": self.before["wall_s"] + time.perf_counter() - self._wall,
+            "cpu_s": self.before["cpu_s"] + time.process_time() - self._cpu,
+        }
+
+    def cost(self, fabric: Fabric, student: nn.Module | None = None) -> dict[str, float]:
+        """`spent`, GPU seconds, trainable parameters of the student in millions and the peak of memory in MiB."""
+        spent = self.spent()
+        return {
+            **spent,
+            "gpu_s": gpu_seconds(spent["wall_s"], fabric.device, fabric.world_size),
+            **({} if student is None else {"student_params_m": millions(student)}),
+            "peak_memory_mib": peak_memory_mib(fabric.device),
+        }
 
 
 def reset_peak_memory() -> None:

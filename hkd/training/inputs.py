@@ -10,8 +10,8 @@ from hkd.errors import UserError
 from hkd.models.tap_model import TapModel
 from hkd.models.weights import load_weights
 from hkd.spec import DataSpec, RunSpec, Weights
+from hkd.training.job import Runtime
 from hkd.training.rng import seed_all
-from hkd.training.runtime import Runtime
 
 
 def open_data(spec: DataSpec, runtime: Runtime) -> tuple[DataSet, str]:

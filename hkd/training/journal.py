@@ -99,8 +99,8 @@ class Journal:
         self._read(epoch)
         return True
 
-    def close_epoch(self, epoch: int, lr: float) -> None:
-        """Turn the sums of an epoch into its line of the curves."""
+    def close_epoch(self, epoch: int, lr: float, more: Mapping[str, float] | None = None) -> None:
+        """Turn the sums of an epoch into its line of the curves; `more` are further figures of it."""
         self._read(epoch)
         hits = self.sums.pop("hits", None)
         totals = [*self.sums.values(), *([] if hits is None else [hits]), float(self.images)]
@@ -112,7 +112,7 @@ class Journal:
             line["train_top1"] = 100 * totals[-2] / totals[-1]
         line |= {"lr": lr, "seconds": self.seconds}
         line |= {f"grad_norm/{name}": norm for name, norm in self.norms.items()}
-        self.curves.append(line)
+        self.curves.append(line | dict(more or {}))
         self.norms, self.sums, self.images, self.read, self.seconds = {}, {}, 0, 0, 0.0
 
     @property

@@ -7,9 +7,8 @@ from torch import Tensor, nn
 
 from hkd.data.batch import Batch
 from hkd.training.checkpoint import Checkpoints
-from hkd.training.distributed import to_device
 from hkd.training.journal import Journal
-from hkd.training.state import Training
+from hkd.training.step import Training
 
 
 def fit(run: Training, journal: Journal, checkpoints: Checkpoints) -> None:
@@ -24,14 +23,15 @@ def fit(run: Training, journal: Journal, checkpoints: Checkpoints) -> None:
     while here.epoch < run.recipe.epochs:
         for batch in run.loader.epoch(here.epoch, start=here.step):
             run.schedule.step_update(here.updates)
-            losses, hits = update(run, to_device(batch, run.fabric.device), journal)
+            losses, hits = update(run, batch.to(run.fabric.device), journal)
             if run.ema is not None:
                 run.ema.update(run.step.student.net)
             here.step, here.updates = here.step + 1, here.updates + 1
-            if journal.note(losses, hits, len(batch.y), here.epoch) and checkpoints.due(run.fabric):
+            if journal.note(losses, hits, len(batch), here.epoch) and checkpoints.due(run.fabric):
                 checkpoints.save(run, journal)
                 journal.resume_clock()
-        journal.close_epoch(here.epoch, lr=max(group["lr"] for group in run.optimizer.param_groups))
+        lr = max(group["lr"] for group in run.optimizer.param_groups)
+        journal.close_epoch(here.epoch, lr=lr, more=run.step.diagnostics())
         here.epoch, here.step = here.epoch + 1, 0
 
 
@@ -56,15 +56,13 @@ def update(run: Training, batch: Batch, journal: Journal) -> tuple[dict[str, Ten
 
 def parts(batch: Batch, size: int | None) -> Iterator[tuple[Batch, float, bool]]:
     """The batch in pieces of at most `size` images, each with its share of the batch, and whether it is the last."""
-    count = len(batch.y)
+    count = len(batch)
     if size is None or size >= count:
         yield batch, 1.0, True
         return
     for start in range(0, count, size):
-        rows = slice(start, start + size)
-        view = None if batch.view is None else batch.view[rows]
-        part = Batch(batch.x[rows], batch.y[rows], batch.index[rows], view)
-        yield part, len(part.y) / count, start + size >= count
+        part = batch.rows(slice(start, start + size))
+        yield part, len(part) / count, start + size >= count
 
 
 def gradient_norms(losses: Mapping[str, Tensor], student: nn.Module) -> dict[str, float]:

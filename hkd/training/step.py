@@ -1,33 +1,70 @@
-"""One training step's forward pass as one module, so that a wrapper around it sees all that learns.
+"""One training step's forward pass as one module, and all that a run trains with.
 
-Calling a part of it (the student alone) under several processes would skip the exchange of gradients, silently.
+A wrapper around the step sees all that learns: calling a part of it (the student alone) under several processes would
+skip the exchange of gradients, silently.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 
+from lightning_fabric import Fabric
+from lightning_fabric.wrappers import _FabricModule
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from hkd.data.batch import Batch
-from hkd.methods.base import Method, Needs
-from hkd.models.tap_model import TapModel
+from hkd.data.loading.loader import BatchLoader
 from hkd.models.taps import Taps
+from hkd.spec import Recipe
+from hkd.training.cache import Teachers
 
 
-class Step(nn.Module):
-    """Student and method; teachers come in as taps, so that they are nobody's parameters.
+class Step(nn.Module, ABC):
+    """What learns, as one module: `student`, whose plain timm model `student.net` is exported, and `method`, whose
+    weights go to the adapters. Teachers come in as taps, so that they are nobody's parameters.
 
     Attributes:
-        hits: correct predictions of the last batch, a count on the device, or None where targets are soft.
+        hits: correct predictions of the last batch, a count on the device, or None where targets are soft or absent.
     """
 
-    def __init__(self, student: TapModel, method: Method, needs: Needs):
+    def __init__(self, student: nn.Module, method: nn.Module):
         super().__init__()
         self.student, self.method = student, method
-        self.want = needs.student
         self.hits: Tensor | None = None
 
+    @abstractmethod
     def forward(self, batch: Batch, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:
         """Named, weighted scalar losses of one batch; their sum is minimised."""
-        taps_s = self.student(batch.x, self.want, **self.method.student_inputs(batch, taps_t))
-        self.hits = (taps_s.logits.detach().argmax(1) == batch.y).sum() if batch.y.ndim == 1 else None
-        return self.method(batch, taps_s, taps_t)
+
+    def diagnostics(self) -> dict[str, float]:
+        """Figures of the epoch that has ended, for its line of the curves."""
+        return {}
+
+
+@dataclass
+class Position:
+    """Where a run stands: epoch and step within it (both 0-based), and updates done in all."""
+
+    epoch: int = 0
+    step: int = 0
+    updates: int = 0
+
+
+@dataclass
+class Training:
+    """Everything one run trains with. `step` is the bare module, `forward` its form under the engine."""
+
+    fabric: Fabric
+    recipe: Recipe
+    step: Step
+    forward: _FabricModule
+    optimizer: Optimizer
+    schedule: Scheduler
+    ema: ModelEmaV3 | None
+    loader: BatchLoader
+    teachers: Teachers
+    micro_batch: int | None
+    position: Position

@@ -8,8 +8,8 @@ from analysis.hgkd_pictures import as_colours, draw_active_sets, draw_features, 
 from hkd.models.cards.zoo import ZOO
 from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
 from hkd.tasks.pretrain import pretrain
-from hkd.tasks.restore import restore
-from hkd.training.runtime import Runtime
+from hkd.tasks.train import restore
+from hkd.training.job import Job, Runtime
 
 RUNTIME = Runtime(accelerator="cpu")
 
@@ -38,7 +38,7 @@ def finished(tmp_path_factory):
         ("hgkd", spec("hgkd", {"queue_size": 20, "width": 16}, taught=True)),
         ("pixels", spec("masked_pixels", {"image_size": 32, "width": 16})),
     ):
-        pretrain(each, {}, folder / name, RUNTIME, lambda news: None)
+        pretrain(Job(each, {}, folder / name, RUNTIME, lambda news: None))
         found[name] = restore(each, {}, folder / name, RUNTIME)
     return found
 

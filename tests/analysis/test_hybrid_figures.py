@@ -25,8 +25,8 @@ from hkd.models.cards.zoo import ZOO
 from hkd.models.families.hybrid_vit import split_heads
 from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
 from hkd.tasks.pretrain import pretrain
-from hkd.tasks.restore import restore
-from hkd.training.runtime import Runtime
+from hkd.tasks.train import restore
+from hkd.training.job import Job, Runtime
 
 CARD = ZOO["hybrid_b16_mini"]
 RUNTIME = Runtime(accelerator="cpu")
@@ -48,7 +48,7 @@ def spec(**options):
 def step(tmp_path_factory):
     """One epoch of a student with a decoder of two attention layers."""
     each, folder = spec(targets="c", decoder="attn2"), tmp_path_factory.mktemp("run")
-    pretrain(each, {}, folder, RUNTIME, lambda news: None)
+    pretrain(Job(each, {}, folder, RUNTIME, lambda news: None))
     return restore(each, {}, folder, RUNTIME)
 
 

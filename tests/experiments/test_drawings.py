@@ -26,7 +26,7 @@ from hkd.models.tap_model import TapModel
 from hkd.registry import load
 from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
 from hkd.tasks.pretrain import pretrain
-from hkd.training.runtime import Runtime
+from hkd.training.job import Job, Runtime
 
 test_images.__test__ = False  # a helper, not a test
 RUNTIME = Runtime(accelerator="cpu")
@@ -50,7 +50,7 @@ def finished(tmp_path_factory):
                 seed=seed,
             )
             key = f"{variant}-{seed}"
-            pretrain(spec, {}, store.folder(key), RUNTIME, lambda news: None)
+            pretrain(Job(spec, {}, store.folder(key), RUNTIME, lambda news: None))
             runs[key] = PlannedRun(key=key, spec=spec)
         cells["vit_b", "hybrid", variant] = (runs[f"{variant}-0"], runs[f"{variant}-1"])
     names = {"c_none": "direct, no decoder", "c_attn2": "2 attention layers"}

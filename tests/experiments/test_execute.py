@@ -18,7 +18,7 @@ from experiments.store import Store
 from hkd.errors import UserError
 from hkd.methods import METHODS
 from hkd.tasks import TASKS
-from hkd.training.runtime import Runtime
+from hkd.training.job import Runtime
 from tests.experiments.fake_tasks import fake_plan, fake_run
 
 RUNTIME = Runtime(accelerator="cpu")
@@ -249,7 +249,7 @@ def test_nothing_is_imported_when_every_record_exists(store):
         "from tests.experiments.fake_tasks import fake_plan, fake_run\n"
         "from experiments.execute import run_plan\n"
         "from experiments.store import Store\n"
-        "from hkd.training.runtime import Runtime\n"
+        "from hkd.training.job import Runtime\n"
         f"run_plan(fake_plan(fake_run('a')), Store(Path({str(store.root)!r})), runtime=Runtime())\n"
         "print([name for name in ('torch', 'distributed', 'dvclive', 'pandas') if name in sys.modules])"
     )

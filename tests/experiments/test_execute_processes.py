@@ -20,7 +20,7 @@ import dask, distributed
 from experiments.execute import run_plan
 from experiments.store import Store
 from hkd.errors import UserError
-from hkd.training.runtime import Runtime
+from hkd.training.job import Runtime
 from tests.experiments import fake_tasks
 from tests.experiments.fake_tasks import fake_plan, fake_run
 

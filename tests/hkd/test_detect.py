@@ -18,7 +18,7 @@ from hkd.models.cards.zoo import ZOO
 from hkd.models.weights import read_weights
 from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
 from hkd.tasks.detect import detect, read_detections, restore_detector
-from hkd.training.runtime import Runtime
+from hkd.training.job import Job, Runtime
 
 ARCHIVE = Path(__file__).parents[3] / "shared" / "data" / "coco" / "coco100_320px.tar.xz"
 RUNTIME = Runtime(accelerator="cpu", report_every_s=0.0)
@@ -78,7 +78,7 @@ def left(folder):
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("done")
-    return folder, detect(SPEC, {}, folder, RUNTIME, silent)
+    return folder, detect(Job(SPEC, {}, folder, RUNTIME, silent))
 
 
 def test_a_run_leaves_backbone_head_curves_and_detections(done):
@@ -102,9 +102,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(done, tmp_path):
     folder, whole = done
     often = replace(RUNTIME, checkpoint_every_s=0.0)
     with pytest.raises(KilledError):
-        detect(SPEC, {}, tmp_path, often, killing(3))
+        detect(Job(SPEC, {}, tmp_path, often, killing(3)))
     assert (tmp_path / "checkpoint.pt").exists()
-    resumed = detect(SPEC, {}, tmp_path, often, silent)
+    resumed = detect(Job(SPEC, {}, tmp_path, often, silent))
     assert resumed.metrics == whole.metrics
     assert timeless(resumed.curves) == timeless(whole.curves)
     assert left(tmp_path) == left(folder)
@@ -145,7 +145,7 @@ def test_the_detections_of_the_file_have_the_average_precision_of_the_run(done):
 
 def test_a_run_that_finds_nothing_has_no_precision_and_an_empty_file(tmp_path):
     spec = replace(SPEC, recipe=replace(SPEC.recipe, epochs=1), task_options=SMALL | {"score_threshold": 1.0})
-    outcome = detect(spec, {}, tmp_path, RUNTIME, silent)
+    outcome = detect(Job(spec, {}, tmp_path, RUNTIME, silent))
     assert outcome.metrics["ap_box"] == outcome.metrics["ap_mask"] == 0
     assert [len(one.boxes) for one in read_detections(tmp_path)] == [0] * 6
 
@@ -153,7 +153,7 @@ def test_a_run_that_finds_nothing_has_no_precision_and_an_empty_file(tmp_path):
 def test_a_run_starts_from_the_backbone_of_another(done, tmp_path):
     folder, _ = done
     spec = replace(SPEC, init=Weights(kind="run", id="before"), recipe=replace(SPEC.recipe, epochs=1, lr=1e-12))
-    detect(spec, {"before": folder / "student.safetensors"}, tmp_path, RUNTIME, silent)
+    detect(Job(spec, {"before": folder / "student.safetensors"}, tmp_path, RUNTIME, silent))
     before, after = (read_weights(place / "student.safetensors") for place in (folder, tmp_path))
     for name, value in before.items():
         if name.endswith("weight"):
@@ -164,14 +164,14 @@ def test_a_plain_transformer_with_a_cascade_layer_decay_and_augmentation_trains(
     recipe = replace(SPEC.recipe, epochs=1, layer_decay=0.8, flip=True, clip_grad=1.0, precision="bf16-mixed")
     options = SMALL | {"cascade": True, "scale": [0.8, 1.5], "crop": 64}
     spec = replace(SPEC, student=ZOO["hybrid_b16_mini"], recipe=recipe, task_options=options)
-    outcome = detect(spec, {}, tmp_path, RUNTIME, silent)
+    outcome = detect(Job(spec, {}, tmp_path, RUNTIME, silent))
     assert {"loss/classifier_1", "loss/classifier_3", "loss/mask"} <= set(outcome.curves[0])
     assert restore_detector(spec, tmp_path, RUNTIME).method.roi_heads.coders[0].weights == (10.0, 10.0, 5.0, 5.0)
 
 
 @pytest.mark.slow
 def test_two_processes_train_and_evaluate_every_image(tmp_path):
-    outcome = detect(SPEC, {}, tmp_path, replace(RUNTIME, devices=2), silent)
+    outcome = detect(Job(SPEC, {}, tmp_path, replace(RUNTIME, devices=2), silent))
     assert outcome.cost["steps"] == 4
     assert len(list(read_detections(tmp_path))) == 6
 
@@ -185,7 +185,7 @@ def test_a_detector_learns_two_scenes_by_heart(tmp_path, monkeypatch):
         data=DataSpec(name="scenes", options={"pool": 2, "n_test": 2}),
         recipe=Recipe(epochs=120, batch_size=2, lr=2e-3, warmup_epochs=5.0),
     )
-    outcome = detect(spec, {}, tmp_path, RUNTIME, silent)
+    outcome = detect(Job(spec, {}, tmp_path, RUNTIME, silent))
     assert outcome.metrics["ap_box"] > 80
     assert outcome.metrics["ap_mask"] > 50
 
@@ -193,7 +193,7 @@ def test_a_detector_learns_two_scenes_by_heart(tmp_path, monkeypatch):
 def test_a_loss_that_diverges_stops_the_run(tmp_path):
     recipe = replace(SPEC.recipe, lr=1e30, optimizer="sgd")
     with pytest.raises(Diverged):
-        detect(replace(SPEC, recipe=recipe), {}, tmp_path, RUNTIME, silent)
+        detect(Job(replace(SPEC, recipe=recipe), {}, tmp_path, RUNTIME, silent))
 
 
 # --- bad input
@@ -221,19 +221,19 @@ def test_a_loss_that_diverges_stops_the_run(tmp_path):
 )
 def test_what_cannot_be_is_told_in_one_sentence(changes, sentence, tmp_path):
     with pytest.raises(UserError) as told:
-        detect(replace(SPEC, **changes), {}, tmp_path, RUNTIME, silent)
+        detect(Job(replace(SPEC, **changes), {}, tmp_path, RUNTIME, silent))
     assert sentence in str(told.value)
     assert "\n" not in str(told.value)
 
 
 def test_micro_batches_are_refused(tmp_path):
     with pytest.raises(UserError, match="micro-batches of 2: use more devices or a smaller batch_size"):
-        detect(SPEC, {}, tmp_path, replace(RUNTIME, micro_batch=2), silent)
+        detect(Job(SPEC, {}, tmp_path, replace(RUNTIME, micro_batch=2), silent))
 
 
 def test_a_backbone_of_one_image_size_is_refused(tmp_path):
     with pytest.raises(Refused, match="mixer_s16_mini"):
-        detect(replace(SPEC, student=ZOO["mixer_s16_mini"]), {}, tmp_path, RUNTIME, silent)
+        detect(Job(replace(SPEC, student=ZOO["mixer_s16_mini"]), {}, tmp_path, RUNTIME, silent))
 
 
 # --- COCO's own files
@@ -250,7 +250,7 @@ def test_the_sample_of_coco_trains_and_is_evaluated_at_the_size_of_its_files(tmp
         task_options=SMALL | {"score_threshold": 0.0, "detections": 5},
     )
     runtime = replace(RUNTIME, data_root=tmp_path / "data")
-    outcome = detect(spec, {}, tmp_path / "run", runtime, silent)
+    outcome = detect(Job(spec, {}, tmp_path / "run", runtime, silent))
     assert outcome.metrics["ap_box"] >= 0
     content = json.loads((tmp_path / "data" / "coco" / "annotations" / "instances_val2017.json").read_text())
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}

@@ -19,10 +19,10 @@ from hkd.models.tap_model import TapModel
 from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
 from hkd.tasks.train import train
 from hkd.training.distributed import launch, make_fabric, to_device, write_outcome
-from hkd.training.outcome import Outcome
+from hkd.training.job import Outcome
 from hkd.training.rng import seed_all
-from hkd.training.runtime import Runtime
-from hkd.worker_errors import sentence_of
+from hkd.training.job import Job, Runtime
+from hkd.errors import sentence_of
 
 # No batch norm and no stochastic depth: a process normalises by its own share, and draws its own masks.
 STUDENT = ZOO["mixer_s16_mini"]
@@ -53,8 +53,8 @@ def gradients(folder):
 @pytest.mark.slow
 def test_two_processes_give_the_gradients_of_one_at_the_same_global_batch(tmp_path):
     told = []
-    one = train(SPEC, {}, tmp_path / "one", ONE, silent)
-    two = train(SPEC, {}, tmp_path / "two", TWO, told.append)
+    one = train(Job(SPEC, {}, tmp_path / "one", ONE, silent))
+    two = train(Job(SPEC, {}, tmp_path / "two", TWO, told.append))
     first, second = gradients(tmp_path / "one"), gradients(tmp_path / "two")
     for name, gradient in first.items():
         torch.testing.assert_close(second[name], gradient, rtol=1e-4, atol=1e-6)
@@ -76,10 +76,10 @@ def test_two_processes_resume_and_end_as_if_never_killed(tmp_path):
     def kill(news):
         raise KeyboardInterrupt
 
-    train(spec, {}, tmp_path / "whole", TWO, silent)
+    train(Job(spec, {}, tmp_path / "whole", TWO, silent))
     with pytest.raises(KeyboardInterrupt):
-        train(spec, {}, tmp_path / "parts", often, kill)
-    train(spec, {}, tmp_path / "parts", often, silent)
+        train(Job(spec, {}, tmp_path / "parts", often, kill))
+    train(Job(spec, {}, tmp_path / "parts", often, silent))
     whole, parts = (load_file(tmp_path / name / "student.safetensors") for name in ("whole", "parts"))
     for name, tensor in whole.items():
         assert torch.equal(parts[name], tensor), name
@@ -89,7 +89,7 @@ def test_two_processes_resume_and_end_as_if_never_killed(tmp_path):
 def test_a_divergence_in_two_processes_is_one_divergence_here(tmp_path):
     wild = replace(ONE_UPDATE, epochs=50, lr=1e20)
     with pytest.raises(Diverged) as caught:
-        train(replace(SPEC, recipe=wild), {}, tmp_path, TWO, silent)
+        train(Job(replace(SPEC, recipe=wild), {}, tmp_path, TWO, silent))
     assert set(caught.value.terms) == {"task", "kd"}
 
 
@@ -110,27 +110,27 @@ def pretend_torchrun(monkeypatch, folder, result):
 def test_an_outcome_comes_back_as_it_was(tmp_path, monkeypatch):
     sent = Outcome(metrics={"top1": 1 / 3}, cost={"steps": 2.0}, curves=[{"epoch": 1, "loss": 0.1}])
     pretend_torchrun(monkeypatch, tmp_path, sent)
-    assert launch(SPEC, {}, tmp_path, TWO, silent) == sent
+    assert launch(Job(SPEC, {}, tmp_path, TWO, silent)) == sent
 
 
 def test_a_divergence_comes_back_with_its_terms(tmp_path, monkeypatch):
     pretend_torchrun(monkeypatch, tmp_path, Diverged(5, {"task": float("nan"), "kd": float("inf")}))
     with pytest.raises(Diverged, match="step 5: task=nan, kd=inf"):
-        launch(SPEC, {}, tmp_path, TWO, silent)
+        launch(Job(SPEC, {}, tmp_path, TWO, silent))
 
 
 @pytest.mark.parametrize("kind", [UserError, Refused])
 def test_a_failure_comes_back_as_the_kind_it_was(tmp_path, monkeypatch, kind):
     pretend_torchrun(monkeypatch, tmp_path, kind("No such thing."))
     with pytest.raises(UserError) as caught:
-        launch(SPEC, {}, tmp_path, TWO, silent)
+        launch(Job(SPEC, {}, tmp_path, TWO, silent))
     assert caught.type is kind
 
 
 def test_a_users_mistake_comes_back_as_its_sentence(tmp_path, monkeypatch):
     pretend_torchrun(monkeypatch, tmp_path, UserError("No such thing."))
     with pytest.raises(UserError, match="No such thing"):
-        launch(SPEC, {}, tmp_path, TWO, silent)
+        launch(Job(SPEC, {}, tmp_path, TWO, silent))
 
 
 class Bad(Dataset):
@@ -167,17 +167,17 @@ def test_a_crash_of_the_workers_shows_the_end_of_their_log(tmp_path, monkeypatch
     crash = [sys.executable, "-c", "print('the reason'); raise SystemExit(3)"]
     monkeypatch.setattr(distributed, "_torchrun", lambda runtime, folder: crash)
     with pytest.raises(RuntimeError, match=r"code 3[\s\S]*the reason"):
-        launch(SPEC, {}, tmp_path, TWO, silent)
+        launch(Job(SPEC, {}, tmp_path, TWO, silent))
 
 
 def test_several_nodes_get_a_command_to_run_on_each_and_the_outcome_is_picked_up(tmp_path):
     nodes = Runtime(devices=8, num_nodes=2)
     with pytest.raises(UserError, match=r"on each of them run `.*--nnodes=2 .*hkd\.training\.worker"):
-        launch(SPEC, {}, tmp_path, nodes, silent)
+        launch(Job(SPEC, {}, tmp_path, nodes, silent))
     assert json.loads((tmp_path / "launch.json").read_text())["runtime"]["devices"] == 8
     sent = Outcome(metrics={"top1": 80.0}, cost={})
     write_outcome(tmp_path, sent)
-    assert launch(SPEC, {}, tmp_path, nodes, silent) == sent
+    assert launch(Job(SPEC, {}, tmp_path, nodes, silent)) == sent
 
 
 # --- the engine

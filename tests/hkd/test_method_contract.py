@@ -27,7 +27,7 @@ from hkd.registry import load
 from hkd.spec import DataSpec, MethodSpec, ModelCard, Recipe, RunSpec, TeacherSpec, Weights
 from hkd.tasks.pretrain import pretrain
 from hkd.tasks.train import train
-from hkd.training.runtime import Runtime
+from hkd.training.job import Runtime
 from hkd.training.step import Step
 
 RECIPE = Recipe(epochs=1, batch_size=4)

@@ -22,7 +22,7 @@ from hkd.models.taps import Want
 from hkd.spec import DataSpec, MethodSpec, ModelCard, Recipe, RunSpec, TeacherSpec, Weights
 from hkd.tasks.pretrain import pretrain
 from hkd.tasks.train import make_method
-from hkd.training.runtime import Runtime
+from hkd.training.job import Job, Runtime
 from hkd.training.step import Step
 
 VIT = "timm.models.vision_transformer:VisionTransformer"
@@ -440,7 +440,7 @@ def test_pre_training_looks_teachers_up_where_views_are_fixed(tmp_path, monkeypa
             "relations": TeacherSpec(model=card("mim_vit"), weights=random, classes=0),
         },
     )
-    found = pretrain(spec, {}, tmp_path, Runtime(accelerator="cpu"), lambda news: None)
+    found = pretrain(Job(spec, {}, tmp_path, Runtime(accelerator="cpu"), lambda news: None))
     # Each measures its taps once, sees both batches once for the table, and both held-out batches.
     assert len(passes) == 2 * (1 + 2 + 2)
     assert set(found.metrics) == {"heldout_loss", "heldout_feat", "heldout_late"}

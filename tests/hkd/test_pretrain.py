@@ -21,7 +21,7 @@ from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
 from hkd.tasks.pretrain import pretrain
 from hkd.tasks.probe import linear_probe, probe
 from hkd.tasks.train import train
-from hkd.training.runtime import Runtime
+from hkd.training.job import Job, Runtime
 
 LABELLED, UNLABELLED = (DataSpec(name=name, options={"n_train": 40}) for name in ("digits", "digits_unlabelled"))
 STUDENT, TEACHER = ZOO["sparse_resnet18_mini"], ZOO["mae_b16_mini"]
@@ -54,7 +54,7 @@ def silent(news):
 
 
 def test_pretraining_leaves_an_encoder_that_timm_loads_strictly_and_no_predictions(tmp_path):
-    outcome = pretrain(SPEC, {}, tmp_path, RUNTIME, silent)
+    outcome = pretrain(Job(SPEC, {}, tmp_path, RUNTIME, silent))
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == ["adapters.safetensors", "curves.jsonl", "student.safetensors"]
     kwargs = {**STUDENT.kwargs, "num_classes": 0}
@@ -69,7 +69,7 @@ def test_pretraining_leaves_an_encoder_that_timm_loads_strictly_and_no_predictio
 
 def test_curves_hold_the_methods_own_figures_and_no_accuracy(tmp_path):
     told = []
-    outcome = pretrain(SPEC, {}, tmp_path, RUNTIME, told.append)
+    outcome = pretrain(Job(SPEC, {}, tmp_path, RUNTIME, told.append))
     assert [json.loads(line) for line in (tmp_path / "curves.jsonl").read_text().splitlines()] == outcome.curves
     for line in outcome.curves:
         assert {"loss/sim", "loss/feat", "queue_entries", "queue_fill"} <= set(line)
@@ -87,12 +87,12 @@ def test_no_label_can_reach_a_method(tmp_path, monkeypatch):
         return forward(self, batch, taps_s, taps_t)
 
     monkeypatch.setattr(HGKD, "forward", spy)
-    pretrain(SPEC, {}, tmp_path, RUNTIME, silent)
+    pretrain(Job(SPEC, {}, tmp_path, RUNTIME, silent))
     assert {shape[1:] for shape in seen} == {(0,)}
 
 
 def test_other_labels_change_no_byte(tmp_path, monkeypatch):
-    pretrain(SPEC, {}, tmp_path / "one", RUNTIME, silent)
+    pretrain(Job(SPEC, {}, tmp_path / "one", RUNTIME, silent))
     load = Digits.load
 
     def mislabelled(self, *arguments, **options):
@@ -100,13 +100,13 @@ def test_other_labels_change_no_byte(tmp_path, monkeypatch):
         return replace(split, labels=(split.labels + 3) % 10)
 
     monkeypatch.setattr(Digits, "load", mislabelled)
-    pretrain(SPEC, {}, tmp_path / "two", RUNTIME, silent)
+    pretrain(Job(SPEC, {}, tmp_path / "two", RUNTIME, silent))
     for name in ("student.safetensors", "adapters.safetensors"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
 def test_fine_tuning_starts_from_what_was_pretrained_and_only_the_classifier_is_new(tmp_path, caplog):
-    pretrain(SPEC, {}, tmp_path / "pre", RUNTIME, silent)
+    pretrain(Job(SPEC, {}, tmp_path / "pre", RUNTIME, silent))
     tuned = replace(
         SPEC,
         task="train",
@@ -117,7 +117,7 @@ def test_fine_tuning_starts_from_what_was_pretrained_and_only_the_classifier_is_
         init=Weights(kind="run", id="pre"),
     )
     with caplog.at_level("INFO"):
-        train(tuned, {"pre": tmp_path / "pre" / "student.safetensors"}, tmp_path / "tune", RUNTIME, silent)
+        train(Job(tuned, {"pre": tmp_path / "pre" / "student.safetensors"}, tmp_path / "tune", RUNTIME, silent))
     before, after = (load_file(tmp_path / name / "student.safetensors") for name in ("pre", "tune"))
     assert set(after) - set(before) == {"fc.weight", "fc.bias"}
     learned = [name for name in before if name.endswith(("weight", "bias"))]
@@ -127,7 +127,7 @@ def test_fine_tuning_starts_from_what_was_pretrained_and_only_the_classifier_is_
 
 def test_labelled_data_are_refused_for_pretraining(tmp_path):
     with pytest.raises(UserError, match="take 'digits_unlabelled'"):
-        pretrain(replace(SPEC, data=LABELLED), {}, tmp_path, RUNTIME, silent)
+        pretrain(Job(replace(SPEC, data=LABELLED), {}, tmp_path, RUNTIME, silent))
 
 
 def test_unlabelled_data_show_the_same_images_without_classes(tmp_path):
@@ -169,23 +169,23 @@ def test_a_probe_reports_the_accuracy_of_the_predictions_it_leaves(tmp_path):
         method=MethodSpec(name="supervised"),
         init=Weights(kind="random", id="3"),
     )
-    outcome = probe(spec, {}, tmp_path, RUNTIME, silent)
+    outcome = probe(Job(spec, {}, tmp_path, RUNTIME, silent))
     left = np.load(tmp_path / "predictions.npz")
     assert outcome.metrics == {"top1": pytest.approx(100 * (left["label"] == left["prediction"]).mean())}
     assert len(left["row"]) == 60
-    again = probe(spec, {}, tmp_path / "again", RUNTIME, silent)
+    again = probe(Job(spec, {}, tmp_path / "again", RUNTIME, silent))
     assert again.metrics == outcome.metrics
 
 
 def test_a_probe_without_weights_labels_or_known_options_says_so(tmp_path):
     spec = RunSpec(task="probe", data=LABELLED, student=TEACHER, method=MethodSpec(name="supervised"))
     with pytest.raises(UserError, match="needs weights to probe"):
-        probe(spec, {}, tmp_path, RUNTIME, silent)
+        probe(Job(spec, {}, tmp_path, RUNTIME, silent))
     given = replace(spec, init=Weights(kind="random", id="3"))
     with pytest.raises(UserError, match="needs labels"):
-        probe(replace(given, data=UNLABELLED), {}, tmp_path, RUNTIME, silent)
+        probe(Job(replace(given, data=UNLABELLED), {}, tmp_path, RUNTIME, silent))
     with pytest.raises(UserError, match="Did you mean 'l2'"):
-        probe(replace(given, task_options={"l3": 1.0}), {}, tmp_path, RUNTIME, silent)
+        probe(Job(replace(given, task_options={"l3": 1.0}), {}, tmp_path, RUNTIME, silent))
 
 
 def test_a_headless_model_has_its_pooled_feature_for_logits():

@@ -36,7 +36,7 @@ from hkd.tasks.segment import (
     true_map,
     windows,
 )
-from hkd.training.runtime import Runtime
+from hkd.training.job import Job, Runtime
 
 ARCHIVE = Path(__file__).parents[3] / "shared" / "data" / "ade20k" / "ade20k_val3.tar.xz"
 FOLDER = "ADEChallengeData2016"
@@ -70,7 +70,7 @@ def silent(news):
 
 
 def run(spec, folder, **runtime):
-    return segment(spec, {}, folder, replace(RUNTIME, **runtime), silent)
+    return segment(Job(spec, {}, folder, replace(RUNTIME, **runtime), silent))
 
 
 @pytest.fixture(scope="module")
@@ -128,9 +128,9 @@ def test_a_run_killed_in_the_middle_ends_as_if_it_had_not_been(finished, tmp_pat
     whole, folder = finished
     often = replace(RUNTIME, checkpoint_every_s=0.0)
     with pytest.raises(KilledError):
-        segment(SPEC, {}, tmp_path, often, report)
+        segment(Job(SPEC, {}, tmp_path, often, report))
     assert (tmp_path / "checkpoint.pt").exists()
-    resumed = segment(SPEC, {}, tmp_path, often, silent)
+    resumed = segment(Job(SPEC, {}, tmp_path, often, silent))
     assert resumed.metrics == whole.metrics
     assert [line["loss"] for line in resumed.curves] == [line["loss"] for line in whole.curves]
     for name in ("student.safetensors", "adapters.safetensors", "maps.npz"):

@@ -31,7 +31,7 @@ from hkd.tasks.worker import decode
 from hkd.training.cost import gpu_seconds
 from hkd.training.distributed import encode_order
 from hkd.training.rng import seed_all
-from hkd.training.runtime import Runtime
+from hkd.training.job import Job, Runtime
 
 DATA = DataSpec(name="digits", options={"n_train": 20})
 RECIPE = Recipe(epochs=3, batch_size=8, lr=1e-3, warmup_epochs=1.0, shift=2)  # 2 steps an epoch
@@ -94,7 +94,7 @@ def kill_at(step):
 
 def test_a_run_leaves_weights_predictions_and_curves_and_no_checkpoint(tmp_path):
     told = []
-    outcome = train(run_spec("fd"), {}, tmp_path, RUNTIME, told.append)
+    outcome = train(Job(run_spec("fd"), {}, tmp_path, RUNTIME, told.append))
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "adapters.safetensors",
         "curves.jsonl",
@@ -117,7 +117,7 @@ def test_a_run_leaves_weights_predictions_and_curves_and_no_checkpoint(tmp_path)
 
 
 def test_costs_are_counted(tmp_path):
-    cost = train(run_spec("fd"), {}, tmp_path, RUNTIME, silent).cost
+    cost = train(Job(run_spec("fd"), {}, tmp_path, RUNTIME, silent)).cost
     student = TapModel(STUDENT, 10)
     widths = student.info.final[0], TapModel(TEACHER, 10).info.final[0]
     assert cost["steps"] == 6
@@ -131,12 +131,12 @@ def test_costs_are_counted(tmp_path):
 
 def test_progress_is_told_no_more_often_than_asked(tmp_path):
     told = []
-    train(run_spec(), {}, tmp_path, replace(RUNTIME, report_every_s=1e6), told.append)
+    train(Job(run_spec(), {}, tmp_path, replace(RUNTIME, report_every_s=1e6), told.append))
     assert [news["step"] for news in told] == [1]
 
 
 def test_two_equal_runs_are_equal_to_the_bit(tmp_path):
-    outcomes = [train(run_spec("kd"), {}, tmp_path / name, RUNTIME, silent) for name in "ab"]
+    outcomes = [train(Job(run_spec("kd"), {}, tmp_path / name, RUNTIME, silent)) for name in "ab"]
     assert timeless(outcomes[0].curves) == timeless(outcomes[1].curves)
     assert left_in(tmp_path / "a") == left_in(tmp_path / "b")
 
@@ -149,11 +149,11 @@ def test_a_run_killed_in_the_middle_ends_as_if_it_had_not_been(tmp_path, method,
     recipe = replace(RECIPE, ema_decay=0.5, clip_grad=1.0, views=2 if method == "kd" else None)
     spec = run_spec(method, recipe=recipe)
     often = replace(RUNTIME, checkpoint_every_s=0.0)
-    whole = train(spec, {}, tmp_path / "whole", RUNTIME, silent)
+    whole = train(Job(spec, {}, tmp_path / "whole", RUNTIME, silent))
     with pytest.raises(KilledError):
-        train(spec, {}, tmp_path / "parts", often, kill_at(step))
+        train(Job(spec, {}, tmp_path / "parts", often, kill_at(step)))
     assert (tmp_path / "parts" / "checkpoint.pt").exists() == (step > 1)
-    resumed = train(spec, {}, tmp_path / "parts", often, silent)
+    resumed = train(Job(spec, {}, tmp_path / "parts", often, silent))
     assert timeless(resumed.curves) == timeless(whole.curves)
     assert resumed.metrics == whole.metrics
     assert resumed.cost["steps"] == 6
@@ -163,9 +163,9 @@ def test_a_run_killed_in_the_middle_ends_as_if_it_had_not_been(tmp_path, method,
 def test_only_what_the_checkpoint_lacks_is_trained_again(tmp_path):
     often = replace(RUNTIME, checkpoint_every_s=0.0)
     with pytest.raises(KilledError):
-        train(run_spec(), {}, tmp_path, often, kill_at(4))
+        train(Job(run_spec(), {}, tmp_path, often, kill_at(4)))
     told = []
-    train(run_spec(), {}, tmp_path, often, told.append)
+    train(Job(run_spec(), {}, tmp_path, often, told.append))
     assert [news["step"] for news in told] == [4, 5, 6]
 
 
@@ -173,9 +173,9 @@ def test_a_run_killed_again_and_again_gets_there(tmp_path):
     spec, often = run_spec(), replace(RUNTIME, checkpoint_every_s=0.0)
     for step in (2, 3, 6):
         with pytest.raises(KilledError):
-            train(spec, {}, tmp_path / "parts", often, kill_at(step))
-    train(spec, {}, tmp_path / "parts", often, silent)
-    train(spec, {}, tmp_path / "whole", RUNTIME, silent)
+            train(Job(spec, {}, tmp_path / "parts", often, kill_at(step)))
+    train(Job(spec, {}, tmp_path / "parts", often, silent))
+    train(Job(spec, {}, tmp_path / "whole", RUNTIME, silent))
     assert left_in(tmp_path / "parts") == left_in(tmp_path / "whole")
 
 
@@ -183,15 +183,15 @@ def test_a_resumed_run_counts_the_time_spent_before(tmp_path):
     often = replace(RUNTIME, checkpoint_every_s=0.0)
     before = time.perf_counter()
     with pytest.raises(KilledError):
-        train(run_spec(), {}, tmp_path, often, lambda news: (time.sleep(0.1), kill_at(5)(news)))
-    train(run_spec(), {}, tmp_path / "other", RUNTIME, silent)
-    cost = train(run_spec(), {}, tmp_path, often, silent).cost
+        train(Job(run_spec(), {}, tmp_path, often, lambda news: (time.sleep(0.1), kill_at(5)(news))))
+    train(Job(run_spec(), {}, tmp_path / "other", RUNTIME, silent))
+    cost = train(Job(run_spec(), {}, tmp_path, often, silent)).cost
     assert 0.4 < cost["wall_s"] < time.perf_counter() - before
 
 
 def test_losses_read_in_intervals_give_the_same_curves_and_checkpoints(tmp_path, monkeypatch):
     """As on a GPU, where every reading waits for the device."""
-    whole = train(run_spec(), {}, tmp_path / "whole", RUNTIME, silent)
+    whole = train(Job(run_spec(), {}, tmp_path / "whole", RUNTIME, silent))
     made = journal_module.Journal.__init__
 
     def slow_to_read(self, *args, **kwargs):
@@ -201,8 +201,8 @@ def test_losses_read_in_intervals_give_the_same_curves_and_checkpoints(tmp_path,
     monkeypatch.setattr(journal_module.Journal, "__init__", slow_to_read)
     often = replace(RUNTIME, checkpoint_every_s=0.0)
     with pytest.raises(KilledError):
-        train(run_spec(), {}, tmp_path / "parts", often, kill_at(6))
-    resumed = train(run_spec(), {}, tmp_path / "parts", often, silent)
+        train(Job(run_spec(), {}, tmp_path / "parts", often, kill_at(6)))
+    resumed = train(Job(run_spec(), {}, tmp_path / "parts", often, silent))
     assert timeless(resumed.curves) == timeless(whole.curves)
     assert left_in(tmp_path / "parts") == left_in(tmp_path / "whole")
 
@@ -210,7 +210,7 @@ def test_losses_read_in_intervals_give_the_same_curves_and_checkpoints(tmp_path,
 @pytest.mark.slow
 def test_a_process_killed_with_sigkill_resumes_to_the_same_bytes(tmp_path):
     spec = run_spec("scalekd", recipe=replace(RECIPE, epochs=60))
-    train(spec, {}, tmp_path / "whole", RUNTIME, silent)
+    train(Job(spec, {}, tmp_path / "whole", RUNTIME, silent))
     folder = tmp_path / "killed"
     folder.mkdir()
     order = encode_order(spec, {}, replace(RUNTIME, checkpoint_every_s=0.0), parent=None)
@@ -224,7 +224,7 @@ def test_a_process_killed_with_sigkill_resumes_to_the_same_bytes(tmp_path):
     process.wait()
     assert (folder / "checkpoint.pt").exists()
     assert not (folder / "student.safetensors").exists()
-    train(spec, {}, folder, RUNTIME, silent)
+    train(Job(spec, {}, folder, RUNTIME, silent))
     assert left_in(folder) == left_in(tmp_path / "whole")
 
 
@@ -234,22 +234,22 @@ def test_a_process_killed_with_sigkill_resumes_to_the_same_bytes(tmp_path):
 def test_a_checkpoint_of_another_spec_is_refused(tmp_path):
     often = replace(RUNTIME, checkpoint_every_s=0.0)
     with pytest.raises(KilledError):
-        train(run_spec(), {}, tmp_path, often, kill_at(3))
+        train(Job(run_spec(), {}, tmp_path, often, kill_at(3)))
     with pytest.raises(UserError, match=r"checkpoint\.pt is a checkpoint of another run"):
-        train(run_spec(seed=1), {}, tmp_path, often, silent)
+        train(Job(run_spec(seed=1), {}, tmp_path, often, silent))
 
 
 @pytest.mark.parametrize("size", [0, 200_000])
 def test_a_truncated_checkpoint_is_set_aside_and_the_run_starts_over(tmp_path, caplog, size):
     often = replace(RUNTIME, checkpoint_every_s=0.0)
     with pytest.raises(KilledError):
-        train(run_spec(), {}, tmp_path / "parts", often, kill_at(3))
+        train(Job(run_spec(), {}, tmp_path / "parts", often, kill_at(3)))
     path = tmp_path / "parts" / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:size])
-    train(run_spec(), {}, tmp_path / "parts", RUNTIME, silent)
+    train(Job(run_spec(), {}, tmp_path / "parts", RUNTIME, silent))
     assert "the run starts over" in caplog.text
     assert (tmp_path / "parts" / "checkpoint.pt.damaged").exists()
-    train(run_spec(), {}, tmp_path / "whole", RUNTIME, silent)
+    train(Job(run_spec(), {}, tmp_path / "whole", RUNTIME, silent))
     assert left_in(tmp_path / "parts") == left_in(tmp_path / "whole")
 
 
@@ -259,15 +259,15 @@ def test_a_checkpoint_is_loaded_without_running_code(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint_module.torch, "load", lambda *a, **k: (loaded.append(k), load(*a, **k))[1])
     often = replace(RUNTIME, checkpoint_every_s=0.0)
     with pytest.raises(KilledError):
-        train(run_spec(), {}, tmp_path, often, kill_at(3))
-    train(run_spec(), {}, tmp_path, often, silent)
+        train(Job(run_spec(), {}, tmp_path, often, kill_at(3)))
+    train(Job(run_spec(), {}, tmp_path, often, silent))
     assert [options["weights_only"] for options in loaded] == [True]
 
 
 def test_an_interrupted_write_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
     often = replace(RUNTIME, checkpoint_every_s=0.0)
     with pytest.raises(KilledError):
-        train(run_spec(), {}, tmp_path, often, kill_at(3))
+        train(Job(run_spec(), {}, tmp_path, often, kill_at(3)))
     before = (tmp_path / "checkpoint.pt").read_bytes()
 
     def half(content, path):
@@ -276,7 +276,7 @@ def test_an_interrupted_write_leaves_the_checkpoint_before_it(tmp_path, monkeypa
 
     monkeypatch.setattr(checkpoint_module.torch, "save", half)
     with pytest.raises(OSError, match="No space left"):
-        train(run_spec(), {}, tmp_path, often, silent)
+        train(Job(run_spec(), {}, tmp_path, often, silent))
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
     assert not list(tmp_path.glob(".*"))
 
@@ -285,7 +285,7 @@ def test_an_interrupted_write_leaves_the_checkpoint_before_it(tmp_path, monkeypa
 
 
 def test_the_supervised_loop_is_a_plain_loop_to_the_bit(tmp_path):
-    train(run_spec(), {}, tmp_path, RUNTIME, silent)
+    train(Job(run_spec(), {}, tmp_path, RUNTIME, silent))
     data = Digits(DATA.options, tmp_path)
     loader = Loader(data.load("train", seed=0, select=False), RECIPE, num_classes=10, seed=0)
     seed_all(0, "init")
@@ -315,15 +315,15 @@ def bias_tables(net):
 
 def test_measuring_gradient_norms_changes_nothing(tmp_path, monkeypatch):
     spec = run_spec("scalekd", recipe=replace(RECIPE, clip_grad=0.5))
-    with_norms = train(spec, {}, tmp_path / "with", RUNTIME, silent)
+    with_norms = train(Job(spec, {}, tmp_path / "with", RUNTIME, silent))
     monkeypatch.setattr(journal_module.Journal, "wants_norms", lambda self, epoch, step: False)
-    train(spec, {}, tmp_path / "without", RUNTIME, silent)
+    train(Job(spec, {}, tmp_path / "without", RUNTIME, silent))
     assert any(name.startswith("grad_norm/") for name in with_norms.curves[0])
     assert left_in(tmp_path / "with") == left_in(tmp_path / "without")
 
 
 def test_gradient_norms_are_measured_in_five_epochs(tmp_path):
-    outcome = train(run_spec(recipe=replace(RECIPE, epochs=13)), {}, tmp_path, RUNTIME, silent)
+    outcome = train(Job(run_spec(recipe=replace(RECIPE, epochs=13)), {}, tmp_path, RUNTIME, silent))
     assert [line["epoch"] for line in outcome.curves if "grad_norm/task" in line] == [1, 4, 7, 10, 13]
 
 
@@ -333,7 +333,7 @@ def test_the_student_starts_equal_for_every_method(tmp_path):
     seed_all(0, "init")
     fresh = TapModel(STUDENT, 10).net.state_dict()
     for method in ("supervised", "kd", "fd", "scalekd"):
-        train(run_spec(method, recipe=frozen), {}, tmp_path / method, RUNTIME, silent)
+        train(Job(run_spec(method, recipe=frozen), {}, tmp_path / method, RUNTIME, silent))
         found = load_file(tmp_path / method / "student.safetensors")
         for name, tensor in fresh.items():
             torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-20)
@@ -342,8 +342,8 @@ def test_the_student_starts_equal_for_every_method(tmp_path):
 def test_micro_batches_give_the_gradients_of_the_whole_batch(tmp_path):
     """Without batch norm and stochastic depth, accumulation changes rounding only."""
     spec = run_spec("kd", student=replace(STUDENT, kwargs=STUDENT.kwargs | {"drop_path_rate": 0.0}))
-    whole = train(spec, {}, tmp_path / "whole", RUNTIME, silent)
-    parts = train(spec, {}, tmp_path / "parts", replace(RUNTIME, micro_batch=3), silent)
+    whole = train(Job(spec, {}, tmp_path / "whole", RUNTIME, silent))
+    parts = train(Job(spec, {}, tmp_path / "parts", replace(RUNTIME, micro_batch=3), silent))
     for one, other in zip(whole.curves, parts.curves, strict=True):
         assert one["loss/kd"] == pytest.approx(other["loss/kd"], rel=1e-4)
         assert one["train_top1"] == other["train_top1"]
@@ -364,7 +364,7 @@ def test_weights_that_are_not_finite_are_not_kept(tmp_path, monkeypatch):
         lambda self, batch, taps_s, taps_t: {"task": (taps_s.logits - taps_s.logits).sqrt().sum()},
     )
     with pytest.raises(Diverged, match="not finite at step 0: weights=nan"):
-        train(run_spec(recipe=replace(one, warmup_epochs=0.0)), {}, tmp_path, RUNTIME, silent)
+        train(Job(run_spec(recipe=replace(one, warmup_epochs=0.0)), {}, tmp_path, RUNTIME, silent))
     assert not (tmp_path / "student.safetensors").exists()
 
 
@@ -382,7 +382,7 @@ def test_running_out_of_memory_is_one_sentence(tmp_path, monkeypatch, error):
 
     monkeypatch.setattr(Supervised, "forward", forward)
     with pytest.raises(UserError, match="Out of memory with 4 images per forward pass; set the runtime's micro_batch"):
-        train(run_spec(), {}, tmp_path, replace(RUNTIME, micro_batch=4), silent)
+        train(Job(run_spec(), {}, tmp_path, replace(RUNTIME, micro_batch=4), silent))
 
 
 @pytest.mark.parametrize("interval", [1, 4])
@@ -403,7 +403,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_terms(tmp_pa
     monkeypatch.setattr(journal_module.Journal, "__init__", reading)
     monkeypatch.setattr(Supervised, "forward", forward)
     with pytest.raises(Diverged, match=r"not finite at step 2: task=.*, other=nan") as caught:
-        train(run_spec(), {}, tmp_path, RUNTIME, silent)
+        train(Job(run_spec(), {}, tmp_path, RUNTIME, silent))
     assert caught.value.step == 2
     assert math.isfinite(caught.value.terms["task"])
     assert not (tmp_path / "student.safetensors").exists()
@@ -412,56 +412,56 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_terms(tmp_pa
 def test_a_rate_that_explodes_is_recorded_as_diverged(tmp_path):
     wild = replace(RECIPE, epochs=20, optimizer="momentum", lr=1e20, warmup_epochs=0.0)
     with pytest.raises(Diverged):
-        train(run_spec(recipe=wild), {}, tmp_path, RUNTIME, silent)
+        train(Job(run_spec(recipe=wild), {}, tmp_path, RUNTIME, silent))
     assert (tmp_path / "curves.jsonl").exists()
 
 
 def test_a_training_run_without_recipe_is_refused(tmp_path):
     with pytest.raises(UserError, match="needs a recipe"):
-        train(run_spec(recipe=None), {}, tmp_path, RUNTIME, silent)
+        train(Job(run_spec(recipe=None), {}, tmp_path, RUNTIME, silent))
 
 
 def test_changed_data_is_refused(tmp_path):
     with pytest.raises(UserError, match="not the one this run was planned with"):
-        train(run_spec(data=replace(DATA, fingerprint="0" * 64)), {}, tmp_path, RUNTIME, silent)
+        train(Job(run_spec(data=replace(DATA, fingerprint="0" * 64)), {}, tmp_path, RUNTIME, silent))
 
 
 def test_an_unknown_option_of_a_method_is_refused_with_the_nearest_name(tmp_path):
     with pytest.raises(UserError, match="Did you mean 'tau'"):
-        train(run_spec("kd", options={"tauu": 2.0}), {}, tmp_path, RUNTIME, silent)
+        train(Job(run_spec("kd", options={"tauu": 2.0}), {}, tmp_path, RUNTIME, silent))
 
 
 def test_an_impossible_option_of_a_method_is_one_sentence_naming_it(tmp_path):
     with pytest.raises(UserError, match="Method 'kd': tau must be positive"):
-        train(run_spec("kd", options={"tau": -1.0}), {}, tmp_path, RUNTIME, silent)
+        train(Job(run_spec("kd", options={"tau": -1.0}), {}, tmp_path, RUNTIME, silent))
 
 
 def test_a_method_without_its_teacher_is_refused(tmp_path):
     with pytest.raises(Refused, match="teacher"):
-        train(run_spec("kd", teachers={}), {}, tmp_path, RUNTIME, silent)
+        train(Job(run_spec("kd", teachers={}), {}, tmp_path, RUNTIME, silent))
 
 
 def test_a_teacher_without_a_file_is_refused(tmp_path):
     teachers = {"teacher": TeacherSpec(model=TEACHER, weights=Weights(kind="run", id="abc"))}
     with pytest.raises(UserError, match="No file was given for the weights 'abc'"):
-        train(run_spec("kd", teachers=teachers), {}, tmp_path, RUNTIME, silent)
+        train(Job(run_spec("kd", teachers=teachers), {}, tmp_path, RUNTIME, silent))
 
 
 # --- starting from weights, and evaluation
 
 
 def test_an_evaluation_measures_the_weights_it_is_given(tmp_path):
-    outcome = train(run_spec(), {}, tmp_path / "trained", RUNTIME, silent)
+    outcome = train(Job(run_spec(), {}, tmp_path / "trained", RUNTIME, silent))
     spec = run_spec(task="evaluate", recipe=None, init=Weights(kind="run", id="k"))
     weights = {"k": tmp_path / "trained" / "student.safetensors"}
-    again = evaluate(spec, weights, tmp_path / "measured", RUNTIME, silent)
+    again = evaluate(Job(spec, weights, tmp_path / "measured", RUNTIME, silent))
     assert again.metrics == outcome.metrics
     assert left_in(tmp_path / "measured") == left_in(tmp_path / "trained")
 
 
 def test_an_evaluation_without_weights_is_refused(tmp_path):
     with pytest.raises(UserError, match="needs weights"):
-        evaluate(run_spec(task="evaluate", recipe=None), {}, tmp_path, RUNTIME, silent)
+        evaluate(Job(run_spec(task="evaluate", recipe=None), {}, tmp_path, RUNTIME, silent))
 
 
 @pytest.mark.parametrize("classes", [0, 7, 10])
@@ -472,7 +472,7 @@ def test_fine_tuning_starts_from_the_weights_and_only_a_differing_classifier_is_
     frozen = replace(RECIPE, epochs=1, lr=1e-30, weight_decay=0.0)
     spec = run_spec(recipe=frozen, init=Weights(kind="run", id="k"))
     with caplog.at_level("INFO"):
-        train(spec, {"k": tmp_path / "given.safetensors"}, tmp_path / "tuned", RUNTIME, silent)
+        train(Job(spec, {"k": tmp_path / "given.safetensors"}, tmp_path / "tuned", RUNTIME, silent))
     found = load_file(tmp_path / "tuned" / "student.safetensors")
     same = [name for name in given if classes == 10 or not name.startswith("head.fc")]
     for name in same:
@@ -485,16 +485,16 @@ def test_fine_tuning_refuses_weights_of_another_architecture(tmp_path):
     save_weights(TapModel(TEACHER, 7).net.state_dict(), tmp_path / "given.safetensors")
     with pytest.raises(UserError, match="another architecture"):
         train(
-            run_spec(init=Weights(kind="run", id="k")),
+            Job(run_spec(init=Weights(kind="run", id="k")),
             {"k": tmp_path / "given.safetensors"},
             tmp_path / "run",
             RUNTIME,
-            silent,
+            silent),
         )
 
 
 def test_settings_are_chosen_on_validation_rows_only(tmp_path):
-    train(run_spec(evaluate_on="val"), {}, tmp_path, RUNTIME, silent)
+    train(Job(run_spec(evaluate_on="val"), {}, tmp_path, RUNTIME, silent))
     rows = np.load(tmp_path / "predictions.npz")["row"]
     assert rows.min() >= 1029
     assert rows.max() < 1287
@@ -502,7 +502,7 @@ def test_settings_are_chosen_on_validation_rows_only(tmp_path):
 
 def test_the_moving_average_is_what_is_kept_and_evaluated(tmp_path):
     still = replace(RECIPE, ema_decay=0.999999)
-    train(run_spec(recipe=still), {}, tmp_path, RUNTIME, silent)
+    train(Job(run_spec(recipe=still), {}, tmp_path, RUNTIME, silent))
     seed_all(0, "init")
     fresh = TapModel(STUDENT, 10).net.state_dict()
     found = load_file(tmp_path / "student.safetensors")
@@ -511,7 +511,7 @@ def test_the_moving_average_is_what_is_kept_and_evaluated(tmp_path):
 
 
 def test_mixed_precision_trains_and_keeps_float32_weights(tmp_path):
-    outcome = train(run_spec("kd", recipe=replace(RECIPE, precision="bf16-mixed")), {}, tmp_path, RUNTIME, silent)
+    outcome = train(Job(run_spec("kd", recipe=replace(RECIPE, precision="bf16-mixed")), {}, tmp_path, RUNTIME, silent))
     assert "grad_norm/kd" in outcome.curves[0]
     assert {t.dtype for t in load_file(tmp_path / "student.safetensors").values() if t.is_floating_point()} == {
         torch.float32
@@ -535,8 +535,8 @@ def test_a_gpu_trains_and_resumes(tmp_path, precision, method):
     recipe = replace(RECIPE, epochs=40, precision=precision, views=2, clip_grad=1.0, ema_decay=0.9)
     cuda = replace(RUNTIME, accelerator="cuda", checkpoint_every_s=0.0)
     with pytest.raises(KilledError):
-        train(run_spec(method, recipe=recipe), {}, tmp_path, cuda, kill_at(64))
-    outcome = train(run_spec(method, recipe=recipe), {}, tmp_path, cuda, silent)
+        train(Job(run_spec(method, recipe=recipe), {}, tmp_path, cuda, kill_at(64)))
+    outcome = train(Job(run_spec(method, recipe=recipe), {}, tmp_path, cuda, silent))
     assert outcome.cost["steps"] == 80
     assert outcome.cost["gpu_s"] > 0
     assert outcome.curves[-1]["loss"] < outcome.curves[0]["loss"]

@@ -1,15 +1,13 @@
 """From a split for dense tasks to batches: images of different sizes padded to one, targets that follow them.
 
-Order, shares of processes, workers and resumption are those of `Loader`: what a batch holds is a
-function of (split, recipe, options, seed, epoch, step) alone.
+Order, shares of processes, workers and resumption are those of `BatchLoader`: what a batch holds
+is a function of (split, recipe, options, seed, epoch, step) alone.
 Shapes: B images of a batch, K objects of one image (K may be 0), h and w its own sides, H and W those of the batch.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Int64, UInt8
@@ -17,11 +15,10 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as tv
 
-from hkd.data.base import OnCorrupt, Split
 from hkd.data.batch import Batch
 from hkd.data.dense import IGNORE, DenseSplit
 from hkd.data.loading.augment import generator, to_float
-from hkd.data.loading.loader import Item, Loaded, Loader
+from hkd.data.loading.loader import EVALUATION_BATCH, BatchLoader, Item, Loaded
 from hkd.errors import UserError
 from hkd.spec import FORBID, Recipe
 
@@ -60,21 +57,6 @@ class DenseBatch(Batch):
     objects: list[dict[str, Tensor]] | None = None
     maps: Int64[Tensor, "B H W"] | None = None
 
-    def to(self, device: torch.device) -> "DenseBatch":
-        """The batch on a device; itself if it is there."""
-        if self.x.device == device:
-            return self
-
-        def moved(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
-
-        objects = self.objects
-        if objects is not None:
-            objects = [{name: moved(value) for name, value in one.items()} for one in objects]
-        index = moved(self.index)
-        maps = None if self.maps is None else moved(self.maps)
-        return replace(self, x=moved(self.x), y=index, index=index, sizes=moved(self.sizes), objects=objects, maps=maps)
-
 
 class Draws(NamedTuple):
     """Random numbers of B images, uniform in [0, 1): flip, factor of the scale [B], place of the crop (y, x) [B, 2]."""
@@ -92,7 +74,7 @@ class Example(NamedTuple):
     map: UInt8[Tensor, "h w"] | None
 
 
-class DenseLoader(Loader):
+class DenseLoader(BatchLoader[DenseBatch]):
     """Batches of a dense split.
 
     Training: shuffled by (seed, epoch), full batches only; images are flipped (`recipe.flip`), scaled and cropped
@@ -105,9 +87,8 @@ class DenseLoader(Loader):
         split: what to show.
         recipe: batch size and flip; None in evaluation shows 256 images at a time.
         options: scale and crop.
-        seed, rank, world, train, workers, on_corrupt: as for `Loader`.
         multiple: the sides of x are multiples of it.
-        device: where batches are delivered.
+        more: as for `BatchLoader`.
 
     Raises:
         UserError: no images, a batch larger than the data or not divisible by the processes.
@@ -119,42 +100,17 @@ class DenseLoader(Loader):
         recipe: Recipe | None,
         *,
         options: ViewOptions,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
-        train: bool = True,
         multiple: int = 1,
-        workers: int = 0,
-        on_corrupt: OnCorrupt = "stop",
-        device: torch.device | None = None,
+        **more: Any,
     ):
-        # The base shows squares with a label. It serves for order, shares, workers and checks here: `load` is our own.
-        corners = None if split.images is None else split.images[:, :, :1, :1]
-        base = Split(corners, split.paths, np.arange(len(split)), split.rows, split.image_size)
-        super().__init__(
-            base,
-            recipe,
-            num_classes=0,
-            seed=seed,
-            rank=rank,
-            world=world,
-            train=train,
-            workers=workers,
-            on_corrupt=on_corrupt,
-        )
+        super().__init__(len(split), recipe.batch_size if recipe else EVALUATION_BATCH, **more)
         self.dense, self.options, self.multiple = split, options, multiple
-        self.flip = train and recipe is not None and recipe.flip
-        self.device = device or torch.device("cpu")
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[DenseBatch]:
-        """Batches of an epoch (0-based) from step `start` on, on the device; what comes before is not loaded."""
-        for batch in super().epoch(epoch, start):
-            assert isinstance(batch, DenseBatch)
-            yield batch.to(self.device)
+        self.in_memory = split.images is not None
+        self.flip = self.train and recipe is not None and recipe.flip
 
     def load(self, item: Item) -> Loaded:
         """This process's part of one global batch, on the CPU."""
-        positions = self._positions(item)
+        positions = self.positions(item)
         if not len(positions):
             return Loaded(None, {})
         draws = self._share(item) if self.train else None

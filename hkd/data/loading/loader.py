@@ -4,10 +4,11 @@ What a batch holds is a function of (split, recipe, seed, epoch, step) alone, so
 without having loaded the steps before, and any number of processes sees the same global batches.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -35,116 +36,87 @@ class Item(NamedTuple):
     whole_view: int | None = None
 
 
+B = TypeVar("B", bound=Batch)
+
+
 @dataclass
-class Loaded:
+class Loaded(Generic[B]):
     """A batch as it leaves a worker (None: no image of it is left), and the files that could not be read."""
 
-    batch: Batch | None
+    batch: B | None
     corrupt: dict[str, str]
 
 
-class Loader:
-    """Batches of a split.
+class BatchLoader(ABC, Generic[B]):
+    """Batches of a data set, one after the other: order, shares of processes, workers and what cannot be read.
 
-    Training: shuffled by (seed, epoch), augmented as the recipe says, full batches only. Evaluation: all images in
-    order, unchanged, the last batch smaller. Images in memory are augmented here; files are read by `workers`.
+    Training: shuffled by (seed, epoch), full batches only. Evaluation: all images in order, the last batch smaller.
+    Subclasses say in `load` what a batch is; it is called in this process for images in memory, else in `workers`.
 
     Args:
-        split: what to show.
-        recipe: batch size and augmentation; may be None for evaluation.
-        num_classes: C, for the soft targets of mixup.
+        count: N, number of images.
+        batch_size: global.
         seed: of the run.
         rank, world: this process and their number; each gets its contiguous part of every global batch.
         train: training or evaluation.
-        workers: processes that decode files; images in memory need none.
+        workers: processes that load batches ahead; 0 loads in this one.
         on_corrupt: "stop" raises UserError naming the file; "skip" counts it in `corrupt` and shows the next readable
             image of the batch in its place (training) or leaves it out (evaluation).
-        batch_size: global; None takes the recipe's (evaluation without one: 256).
 
     Raises:
-        UserError: batch larger than the data, or not divisible by the processes, or unfit for mixup.
+        UserError: no images, a batch larger than the data, or not divisible by the processes.
     """
+
+    in_memory: bool
 
     def __init__(
         self,
-        split: Split,
-        recipe: Recipe | None,
+        count: int,
+        batch_size: int,
         *,
-        num_classes: int,
         seed: int,
         rank: int = 0,
         world: int = 1,
         train: bool = True,
         workers: int = 0,
         on_corrupt: OnCorrupt = "stop",
-        batch_size: int | None = None,
     ):
-        self.split, self.seed, self.train, self.rank, self.world = split, seed, train, rank, world
-        self.workers, self.on_corrupt = workers, on_corrupt
-        self.batch_size = batch_size or (recipe.batch_size if recipe else EVALUATION_BATCH)
-        self.corrupt: dict[str, str] = dict.fromkeys(split.corrupt, "left out when the data was loaded")
-        self.labels = torch.from_numpy(split.labels)
-        self.augment: Augment | None = None
-        self.views: int | None = None
-        self.mixup: Mixup | None = None
-        if train:
-            if recipe is None:
-                raise ValueError("training needs a recipe")
-            self.views = recipe.views
-            self.mixup = mixup(recipe, num_classes) if recipe.mixup or recipe.cutmix else None
-            if self.views != 1:  # a single view is the image itself
-                self.augment = Augment(recipe, split.side, seed)
-        self.source: MemorySource | FileSource
-        if split.images is not None:
-            self.source = MemorySource(torch.from_numpy(split.images), self.augment)
-        else:
-            assert split.paths is not None
-            self.source = FileSource(split.paths, split.side, split.crop_pct, self.augment, fill=train)
+        self.count, self.batch_size, self.seed, self.train = count, batch_size, seed, train
+        self.rank, self.world, self.workers, self.on_corrupt = rank, world, workers, on_corrupt
+        self.corrupt: dict[str, str] = {}
         self._ordered: dict[int, Tensor] = {}  # the order of the current epoch
         self._pipeline: DataLoader | None = None
         self._sampler = _Sampler()
-        self._check()
+        if not count:
+            raise UserError("The data has no images: check its options.")
+        if train and batch_size > count:
+            raise UserError(f"batch_size {batch_size} is larger than the {count} training images; use at most {count}.")
+        if train and batch_size % world:
+            raise UserError(f"batch_size {batch_size} cannot be shared equally by {world} processes.")
 
     def __getstate__(self) -> dict[str, object]:
         """What worker processes need: everything but the pipeline they belong to."""
         return {**self.__dict__, "_pipeline": None}
 
-    def _check(self) -> None:
-        count, size, share = len(self.labels), self.batch_size, self.batch_size // self.world
-        if not count:
-            raise UserError("The data has no images: check its options.")
-        if self.train and size > count:
-            raise UserError(f"batch_size {size} is larger than the {count} training images; use at most {count}.")
-        if self.train and size % self.world:
-            raise UserError(f"batch_size {size} cannot be shared equally by {self.world} processes.")
-        if self.mixup and (size % 2 or share % mix_group(size)):
-            need = f"a multiple of {mix_group(size)}" if size % 2 == 0 else "an even number of"
-            raise UserError(f"mixup and cutmix need {need} images per process, got {share}: change batch_size.")
+    @abstractmethod
+    def load(self, item: Item) -> Loaded[B]:
+        """This process's part of one global batch, on the CPU."""
 
     @property
     def steps(self) -> int:
         """Global batches per epoch."""
-        return len(self.labels) // self.batch_size if self.train else -(-len(self.labels) // self.batch_size)
+        return self.count // self.batch_size if self.train else -(-self.count // self.batch_size)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[B]:
         """Batches of an epoch (0-based) from step `start` on; what comes before is not loaded.
 
         In evaluation a process without a share of the last batch gets no batch there.
         """
-        return self._run([Item(epoch, step) for step in range(start, self.steps)])
+        return self.batches([Item(epoch, step) for step in range(start, self.steps)])
 
-    def view(self, view: int) -> Iterator[Batch]:
-        """All images in order as fixed view `view` shows them (training with views), in batches of `batch_size`.
-
-        Every process sees all of them. This is what a cache of teacher outputs is filled from.
-        """
-        if not self.views or not 0 <= view < self.views:
-            raise ValueError(f"this loader has {self.views or 0} views, asked for view {view}")
-        return self._run([Item(0, step, view) for step in range(-(-len(self.labels) // self.batch_size))])
-
-    def _run(self, items: list[Item]) -> Iterator[Batch]:
-        in_memory = isinstance(self.source, MemorySource)
-        for loaded in map(self.load, items) if in_memory else self._through_workers(items):
+    def batches(self, items: list[Item]) -> Iterator[B]:
+        """The batches of some items, one after the other."""
+        for loaded in map(self.load, items) if self.in_memory else self._through_workers(items):
             if loaded.corrupt and self.on_corrupt == "stop":
                 name, reason = next(iter(loaded.corrupt.items()))
                 raise UserError(f"Cannot read image {name} ({reason}): replace it, or ask to skip corrupt images.")
@@ -152,7 +124,22 @@ class Loader:
             if loaded.batch is not None:
                 yield loaded.batch
 
-    def _through_workers(self, items: list[Item]) -> Iterator[Loaded]:
+    def positions(self, item: Item) -> Int[Tensor, " b"]:
+        """Positions in the split of this process's images."""
+        start, end = item.step * self.batch_size, min((item.step + 1) * self.batch_size, self.count)
+        if item.whole_view is not None:
+            return torch.arange(start, end)
+        share = -(-(end - start) // self.world)
+        start, end = min(start + self.rank * share, end), min(start + (self.rank + 1) * share, end)
+        return self._order(item.epoch)[start:end] if self.train else torch.arange(start, end)
+
+    def _order(self, epoch: int) -> Int[Tensor, " N"]:
+        if epoch not in self._ordered:
+            order = torch.randperm(self.count, generator=generator(self.seed, "order", epoch))
+            self._ordered = {epoch: order}
+        return self._ordered[epoch]
+
+    def _through_workers(self, items: list[Item]) -> Iterator[Loaded[B]]:
         """Items through worker processes that stay alive between epochs; in this process when there are none."""
         if self._pipeline is None:
             self._pipeline = DataLoader(
@@ -167,9 +154,71 @@ class Loader:
         self._sampler.items = items
         return iter(self._pipeline)
 
-    def load(self, item: Item) -> Loaded:
+
+class Loader(BatchLoader[Batch]):
+    """Batches of a split of images with labels, or of images alone.
+
+    Images are augmented in training as the recipe says, unchanged in evaluation.
+
+    Args:
+        split: what to show.
+        recipe: batch size and augmentation; may be None for evaluation.
+        num_classes: C, for the soft targets of mixup; 0: targets are [B, 0], so that nothing reads a label.
+        batch_size: global; None takes the recipe's (evaluation without one: 256).
+        more: as for `BatchLoader`.
+
+    Raises:
+        UserError: as `BatchLoader`, or a batch unfit for mixup.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        recipe: Recipe | None,
+        *,
+        num_classes: int,
+        batch_size: int | None = None,
+        **more: Any,
+    ):
+        size = batch_size or (recipe.batch_size if recipe else EVALUATION_BATCH)
+        super().__init__(len(split), size, **more)
+        self.split = split
+        self.corrupt.update(dict.fromkeys(split.corrupt, "left out when the data was loaded"))
+        self.labels = torch.from_numpy(split.labels) if num_classes else torch.empty(len(split), 0)
+        self.augment: Augment | None = None
+        self.views: int | None = None
+        self.mixup: Mixup | None = None
+        if self.train:
+            if recipe is None:
+                raise ValueError("training needs a recipe")
+            self.views = recipe.views
+            self.mixup = mixup(recipe, num_classes) if recipe.mixup or recipe.cutmix else None
+            if self.views != 1:  # a single view is the image itself
+                self.augment = Augment(recipe, split.side, self.seed)
+        self.in_memory = split.images is not None
+        self.source: MemorySource | FileSource
+        if split.images is not None:
+            self.source = MemorySource(torch.from_numpy(split.images), self.augment)
+        else:
+            assert split.paths is not None
+            self.source = FileSource(split.paths, split.side, split.crop_pct, self.augment, fill=self.train)
+        share = size // self.world
+        if self.mixup and (size % 2 or share % mix_group(size)):
+            need = f"a multiple of {mix_group(size)}" if size % 2 == 0 else "an even number of"
+            raise UserError(f"mixup and cutmix need {need} images per process, got {share}: change batch_size.")
+
+    def view(self, view: int) -> Iterator[Batch]:
+        """All images in order as fixed view `view` shows them (training with views), in batches of `batch_size`.
+
+        Every process sees all of them. This is what a cache of teacher outputs is filled from.
+        """
+        if not self.views or not 0 <= view < self.views:
+            raise ValueError(f"this loader has {self.views or 0} views, asked for view {view}")
+        return self.batches([Item(0, step, view) for step in range(-(-self.count // self.batch_size))])
+
+    def load(self, item: Item) -> Loaded[Batch]:
         """This process's part of one global batch, or one batch of a whole view."""
-        index = self._positions(item)
+        index = self.positions(item)
         if not len(index):
             return Loaded(None, {})
         view = item.whole_view
@@ -183,21 +232,6 @@ class Loader:
             x, y = self._mix(self.mixup, x, y, item)
         views = None if view is None else torch.full((len(x),), view)
         return Loaded(Batch(x, y, shown.index, views), shown.corrupt)
-
-    def _positions(self, item: Item) -> Int[Tensor, " b"]:
-        """Positions in the split of this process's images."""
-        start, end = item.step * self.batch_size, min((item.step + 1) * self.batch_size, len(self.labels))
-        if item.whole_view is not None:
-            return torch.arange(start, end)
-        share = -(-(end - start) // self.world)
-        start, end = min(start + self.rank * share, end), min(start + (self.rank + 1) * share, end)
-        return self._order(item.epoch)[start:end] if self.train else torch.arange(start, end)
-
-    def _order(self, epoch: int) -> Int[Tensor, " N"]:
-        if epoch not in self._ordered:
-            order = torch.randperm(len(self.labels), generator=generator(self.seed, "order", epoch))
-            self._ordered = {epoch: order}
-        return self._ordered[epoch]
 
     def _draws(self, item: Item) -> Draws | None:
         """The draws of this process's images, out of those of the global batch."""
@@ -241,7 +275,7 @@ def mix_group(batch_size: int) -> int:
 class _Items(Dataset):
     """Batches by item, as a DataLoader asks for them."""
 
-    def __init__(self, loader: Loader):
+    def __init__(self, loader: BatchLoader):
         self.loader = loader
 
     def __getitem__(self, item: Item) -> Loaded:

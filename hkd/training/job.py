@@ -1,0 +1,100 @@
+"""What a task is asked, how the machine is used for it, and what it answers. Free of torch.
+
+Nothing of `Runtime` determines a result, so nothing of it enters the key of a run.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from hkd.errors import UserError
+from hkd.spec import Recipe, RunSpec
+
+Report = Callable[[dict[str, Any]], None]
+Accelerator = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """The machine's side of a run. Raises ValueError for counts below 1.
+
+    Results are equal to the bit for equal `devices`, `num_nodes`, `micro_batch` and accelerator; everything else
+    changes no digit.
+    """
+
+    accelerator: Accelerator = "auto"
+    devices: int = 1  # processes per node, one device each
+    num_nodes: int = 1
+    data_root: Path = Path("data")  # folder that holds all data sets
+    cache_dir: Path | None = None  # where small teacher outputs are kept for other runs; None: in memory only
+    loader_workers: int = 0  # processes that decode images; 0: in this one
+    checkpoint_every_s: float = 5.0
+    report_every_s: float = 0.25
+    on_corrupt: Literal["stop", "skip"] = "stop"  # an image that cannot be read
+    # Largest batch of one forward pass; the rest of a device's share is accumulated. Bounds memory. Batch norm and
+    # losses between samples then see the micro-batch, as they see a device's share when there are several devices.
+    micro_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("devices", "num_nodes", "micro_batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+    @property
+    def processes(self) -> int:
+        """Processes over all nodes."""
+        return self.devices * self.num_nodes
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to be carried out.
+
+    spec: the run, completely. weights: local file of every teacher and of `init`, by the id of its `Weights`.
+    folder: of this run alone; made if needed. runtime: machine and places.
+    report: called with {"epoch", "epochs", "step", "steps", "loss", "top1"} of the running epoch (top1: percent of
+    training images, absent with soft targets) at most every `runtime.report_every_s` seconds.
+    """
+
+    spec: RunSpec
+    weights: Mapping[str, Path]
+    folder: Path
+    runtime: Runtime
+    report: Report
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of a run that trains; UserError where there is none."""
+        if self.spec.recipe is None:
+            raise UserError(f"The task '{self.spec.task}' trains, so it needs a recipe.")
+        return self.spec.recipe
+
+    @property
+    def select(self) -> bool:
+        """Whether settings are being chosen: validation rows are held out of the training split, and reported."""
+        return self.spec.evaluate_on == "val"
+
+    @property
+    def device_batch(self) -> int:
+        """Images of one forward pass in one process, derived from the global batch."""
+        share = self.recipe.batch_size // self.runtime.processes
+        return share if self.runtime.micro_batch is None else min(share, self.runtime.micro_batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Results of one run.
+
+    metrics: top1 in percent; skipped_images where some could not be read.
+    cost: wall_s, cpu_s and gpu_s (of this process, or of rank 0; interrupted attempts included), step_ms (median
+    training step), steps (updates), device_batch (images of one forward pass), student_params_m and extra_params_m
+    (adapters) in millions, peak_memory_mib; corrupt_images where training images were skipped.
+    curves: one flat dict per epoch: epoch (from 1), loss and loss/<term> (means over the epoch), lr (of its last
+    update), train_top1 (percent, of augmented images while training), seconds; grad_norm/<term> at about five epochs.
+    """
+
+    metrics: dict[str, float]
+    cost: dict[str, float]
+    curves: list[dict[str, Any]] = field(default_factory=list)

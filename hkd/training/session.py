@@ -1,0 +1,147 @@
+"""One training from beginning to end, whatever is trained: build or restore, run, keep, evaluate, count the cost.
+
+What differs between tasks (what learns, from which batches, how it is measured) is what a task builds (`Built`); the
+loop, the checkpoints, the curves and the folder are the same for all.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from hkd.data.loading.loader import BatchLoader
+from hkd.errors import Diverged
+from hkd.files import atomic_write
+from hkd.models.weights import save_weights
+from hkd.training.cache import Teachers
+from hkd.training.checkpoint import Checkpoints
+from hkd.training.cost import Meter, memory_told, millions
+from hkd.training.distributed import make_fabric
+from hkd.training.job import Job, Outcome
+from hkd.training.journal import Journal
+from hkd.training.loop import fit
+from hkd.training.recipe import make_ema, make_optimizer, make_schedule
+from hkd.training.rng import seed_all
+from hkd.training.step import Position, Step, Training
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a task has built for a training, standing at its beginning.
+
+    step: what learns, on the device. loader: of the training batches. teachers: called once the engine has wrapped
+    the step, for what the teachers say about a batch. measure: called once with the finished training, whose step is
+    in evaluation mode and without gradients; gives the metrics, and leaves predictions in the folder.
+    """
+
+    step: Step
+    loader: BatchLoader
+    teachers: Callable[[], Teachers]
+    measure: Callable[[Training], dict[str, float]]
+
+
+def train_run(job: Job, build: Callable[[Job, Fabric], Built]) -> Outcome:
+    """Train what a task builds, or go on where an interrupted run stopped.
+
+    Leaves in `job.folder`: student.safetensors (plain timm keys; the moving average where the recipe has one),
+    adapters.safetensors (the method's own parameters and buffers, if any), curves.jsonl, and what `measure` writes;
+    checkpoint.pt only while it runs.
+
+    Raises:
+        Diverged: a loss stopped being finite, or the last update left weights that are not.
+        UserError: data, weights or options are not what the spec needs.
+    """
+    recipe, folder, meter = job.recipe, job.folder, Meter()
+    folder.mkdir(parents=True, exist_ok=True)
+    with memory_told(job.device_batch):
+        checkpoints = Checkpoints(folder / "checkpoint.pt", job.spec, job.runtime.checkpoint_every_s, meter)
+        fabric = make_fabric(job.runtime, recipe.precision)
+        built = build(job, fabric)
+        run = assembled(job, fabric, built)
+        journal = Journal(
+            fabric,
+            epochs=recipe.epochs,
+            steps=run.loader.steps,
+            report=job.report,
+            every_s=job.runtime.report_every_s,
+            norms=recipe.precision != "16-mixed",
+        )
+        if not checkpoints.restore(run, journal):
+            seed_all(job.spec.seed, "train", fabric.global_rank)
+        try:
+            fit(run, journal, checkpoints)
+        finally:
+            write_curves(journal.curves, folder)
+        keep(run, folder)
+        run.step.eval()
+        with torch.no_grad():
+            metrics = built.measure(run)
+        fabric.barrier()
+    if fabric.is_global_zero:
+        checkpoints.remove()
+    cost = meter.cost(fabric, run.step.student) | {
+        "step_ms": journal.step_ms,
+        "steps": float(run.position.updates),
+        "device_batch": float(job.device_batch),
+        "extra_params_m": millions(run.step.method),
+    }
+    if run.loader.corrupt:
+        log.warning("skipped corrupt training images: %s", ", ".join(run.loader.corrupt))
+        cost["corrupt_images"] = float(len(run.loader.corrupt))
+    return Outcome(metrics=metrics, cost=cost, curves=journal.curves)
+
+
+def assembled(job: Job, fabric: Fabric, built: Built) -> Training:
+    """Optimiser, schedule and moving average around what was built, under the engine."""
+    recipe, net = job.recipe, built.step.student.net
+    assert isinstance(net, nn.Module)
+    optimizer = make_optimizer(recipe, net, built.step.method)
+    schedule = make_schedule(recipe, optimizer, built.loader.steps)
+    ema = make_ema(recipe, net)
+    forward, wrapped = fabric.setup(built.step, optimizer)
+    return Training(
+        fabric=fabric,
+        recipe=recipe,
+        step=built.step,
+        forward=forward,
+        optimizer=wrapped,
+        schedule=schedule,
+        ema=ema,
+        loader=built.loader,
+        teachers=built.teachers(),
+        micro_batch=job.runtime.micro_batch,
+        position=Position(),
+    )
+
+
+def keep(run: Training, folder: Path) -> None:
+    """Write what was trained: the student, or the moving average that takes its place, and the adapters.
+
+    Raises:
+        Diverged: the last update left weights that are not finite, which no loss came to show.
+    """
+    student, method = run.step.student, run.step.method
+    if not all(torch.isfinite(parameter).all() for parameter in run.step.parameters()):
+        raise Diverged(run.position.updates - 1, {"weights": math.nan})
+    if run.ema is not None:
+        student.net.load_state_dict(run.ema.module.state_dict())
+    if run.fabric.is_global_zero:
+        save_weights(student.net.state_dict(), folder / "student.safetensors")
+        if adapters := method.state_dict():
+            save_weights(adapters, folder / "adapters.safetensors")
+    run.fabric.barrier()
+
+
+def write_curves(curves: list[dict[str, Any]], folder: Path) -> None:
+    """One JSON object per line and epoch."""
+    with atomic_write(folder / "curves.jsonl") as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in curves))
