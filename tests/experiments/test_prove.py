@@ -23,7 +23,7 @@ FORKING = Path(__file__).with_name("forking_tracer.py")
 MUTATIONS = {
     "order of later epochs": ("data/loader.py", '"order", epoch)', '"order", min(epoch, 1))'),
     "weight decay of 1-d parameters": ("training/recipe.py", "not recipe.decay_1d", "recipe.decay_1d"),
-    "a loss coefficient": ("methods/kd.py", "tau**2 *", "tau *"),
+    "a loss coefficient": ("methods/kd.py", "config.w_kd * kd", "0.5 * config.w_kd * kd"),
     "an off-by-one in the schedule": ("training/loop.py", "step_update(here.updates)", "step_update(here.updates + 1)"),
     "the start of the moving average": ("training/loop.py", "if run.ema is not None:", "if run.ema and here.updates:"),
     "the moving average is not kept": ("training/train.py", "if run.ema is not None:", "if run.ema is None and False:"),
@@ -94,7 +94,8 @@ REWRITINGS = {
         (
             "methods/kd.py",
             '        kd = kd_loss(taps_s.logits, taps_t["teacher"].logits, tau=config.tau)\n',
-            '        logits_t = taps_t["teacher"].logits\n        kd = kd_loss(taps_s.logits, logits_t, tau=config.tau)\n',
+            '        logits_t = taps_t["teacher"].logits\n'
+            "        kd = kd_loss(taps_s.logits, logits_t, tau=config.tau)\n",
         )
     ],
     "a private function renamed": [("training/recipe.py", "_cross_entropy", "_smoothed")],
@@ -147,6 +148,7 @@ def chosen(flock):
         lambda c, r: c.spec.task == "probe",
         lambda c, r: r and r.ema_decay and r.clip_grad and r.randaugment and r.label_smoothing,
         lambda c, r: r and r.layer_decay and r.mixup and r.label_smoothing,
+        lambda c, r: r and r.lr_batch,
         lambda c, r: r and r.decay_1d and r.crop == "resized",
         lambda c, r: c.runtime.get("micro_batch") and c.spec.method.name == "kd",
         lambda c, r: c.spec.student.family == "swin" and c.spec.teachers,
@@ -185,7 +187,6 @@ def verdicts(traced, name):
     flock, old, before, edits = traced
     new, after = edits[name]
     moved = [unit for unit in new.units if new.digest(unit) != old.digest(unit)]
-    assert moved, "the edit reaches no unit"
     entered = {unit for canary in flock.values() for unit in canary.units}
     return {u: v for u, v in judge(moved, flock, new, old, (after, before)).items() if u in entered}
 
@@ -194,8 +195,7 @@ def verdicts(traced, name):
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_an_edit_that_moves_a_number_is_refused(traced, name):
-    found = {verdict.status for verdict in verdicts(traced, name).values()}
-    assert found & {"differs", "unreached"}
+    assert {verdict.status for verdict in verdicts(traced, name).values()} & {"differs", "unreached"}
 
 
 @pytest.mark.slow
@@ -218,11 +218,11 @@ def test_a_difference_is_told_by_step_term_and_tensor(traced):
 
 @pytest.mark.slow
 def test_the_fewest_versions_rise_that_give_every_differing_run_a_new_key(traced):
-    flock, old, before, edits = traced
-    new, after = edits["a loss coefficient"]
+    flock, _, before, edits = traced
+    after = edits["a loss coefficient"][1]
     found = verdicts(traced, "a loss coefficient")
     differing = {name for name in flock if after.results[name]["events"] != before.results[name]["events"]}
-    raised = raised_units(found, flock, {name: "" for name in differing})
+    raised = raised_units(found, flock, dict.fromkeys(differing, ""))
     assert raised
     assert all(flock[name].units & set(raised) for name in differing)
     assert not any(unit.startswith(("data/", "family/", "task/")) for unit in raised)
