@@ -18,15 +18,15 @@ from torch import Tensor
 from analysis.figures import COLOURS, MARKERS, canvas, house_style, save, write_texts
 from hkd.data.batch import Batch
 from hkd.models.taps import Taps, Want
+from hkd.tasks.train import TapStep
 from hkd.training.rng import seed_all
-from hkd.training.step import Step
 
 TILE = 0.92  # inches of one picture
 STAGES = Want(stages=(1, 2, 3, 4))
 
 
 @torch.no_grad()
-def masked_pass(step: Step, images: Float[Tensor, "N 3 S S"], seed: int = 0) -> tuple[Batch, Taps]:
+def masked_pass(step: TapStep, images: Float[Tensor, "N 3 S S"], seed: int = 0) -> tuple[Batch, Taps]:
     """The student's taps of images under masks drawn from a seed; the masks are in the batch's `extra`.
 
     Args:
@@ -118,7 +118,7 @@ def pictures_of(images: Float[Tensor, "N 3 S S"]) -> Sequence[np.ndarray]:
     return list(images.clamp(0, 1).movedim(1, -1).numpy())
 
 
-def draw_active_sets(step: Step, images: Float[Tensor, "N 3 S S"], path: Path) -> dict[str, float]:
+def draw_active_sets(step: TapStep, images: Float[Tensor, "N 3 S S"], path: Path) -> dict[str, float]:
     """Image, masked image and where each stage of the sparse encoder is not zero.
 
     Returns:
@@ -140,7 +140,7 @@ def draw_active_sets(step: Step, images: Float[Tensor, "N 3 S S"], path: Path) -
 
 
 @torch.no_grad()
-def draw_features(steps: Mapping[str, Step], images: Float[Tensor, "N 3 S S"], path: Path) -> dict[str, float]:
+def draw_features(steps: Mapping[str, TapStep], images: Float[Tensor, "N 3 S S"], path: Path) -> dict[str, float]:
     """Teacher's features and what each student predicts of them from masked images, as colours in one basis a teacher.
 
     Args:
@@ -174,7 +174,7 @@ def draw_features(steps: Mapping[str, Step], images: Float[Tensor, "N 3 S S"], p
     return agreement
 
 
-def draw_paintings(steps: Mapping[str, Step], images: Float[Tensor, "N 3 S S"], path: Path) -> None:
+def draw_paintings(steps: Mapping[str, TapStep], images: Float[Tensor, "N 3 S S"], path: Path) -> None:
     """What methods that predict pixels paint into the hidden part.
 
     Args:

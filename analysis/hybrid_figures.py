@@ -34,7 +34,7 @@ from analysis.model import untrained
 from hkd.methods.parts.token_decoder import TokenDecoder
 from hkd.models.tap_model import TapModel
 from hkd.spec import ModelCard
-from hkd.training.step import Step
+from hkd.tasks.train import TapStep
 
 SIDE = 224  # px of the images in which distances are told
 BATCH = 32
@@ -101,7 +101,7 @@ def control(card: ModelCard, images: Iterable[Tensor], seed: int = 0) -> Attenti
 
 
 @torch.no_grad()
-def decoder_attention(step: Step, images: Iterable[Tensor]) -> Attention | None:
+def decoder_attention(step: TapStep, images: Iterable[Tensor]) -> Attention | None:
     """The same of the layers of a student's decoder, which sees all of its tokens; None without such a decoder."""
     method: Any = step.method
     if not isinstance(method.head, TokenDecoder):

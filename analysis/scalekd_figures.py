@@ -22,7 +22,7 @@ from analysis.feature_scatter import FeatureScatter, ScatterResult
 from analysis.figure_files import Number, csv_text, save_arrays, save_both, save_measures
 from analysis.figures import COLOURS, GREY, canvas, house_style, write_texts
 from hkd.methods.parts.feature_mimicking import to_tokens
-from hkd.training.step import Step
+from hkd.tasks.train import TapStep
 
 BATCH = 32
 DRAWS, SHARE = 8, 10  # panels of a scatter, each of a tenth of the samples
@@ -175,7 +175,7 @@ def leave(results: Mapping[str, DCTResult], folder: Path, *, profile: str, image
 
 
 @torch.no_grad()
-def scatter_of(step: Step, images: Iterable[Tensor]) -> ScatterResult:
+def scatter_of(step: TapStep, images: Iterable[Tensor]) -> ScatterResult:
     """Differences of a ScaleKD student's last tokens and its teacher's, without their DC components.
 
     The tokens are those that the alternative view compares, or, in a student without DFM, its only ones.

@@ -15,8 +15,7 @@ import torch
 from hkd.data.batch import Batch
 from hkd.models.tap_model import TapModel, Teacher
 from hkd.spec import MethodSpec, ModelCard, Recipe
-from hkd.tasks.train import make_method
-from hkd.training.step import Step
+from hkd.tasks.train import TapStep, make_method
 
 ROUNDS, BATCH = 5, 8
 REQUIRED = 0.6  # student's forward and backward, masked over unmasked
@@ -27,7 +26,7 @@ def card(family: str) -> ModelCard:
     return ModelCard(name=family, family=family, arch="vit_small_patch16_224", stages=(3, 7, 9, 11))
 
 
-def build(**options: object) -> tuple[Step, Callable[[Batch], dict]]:
+def build(**options: object) -> tuple[TapStep, Callable[[Batch], dict]]:
     """A step, and what gives its teachers' taps."""
     torch.manual_seed(0)
     roles = ("features",) if options.get("targets") == "c" else ("features", "relations")
@@ -36,7 +35,7 @@ def build(**options: object) -> tuple[Step, Callable[[Batch], dict]]:
     method, needs = make_method(
         MethodSpec(name="hybrid", options=dict(options)), student, teachers, Recipe(epochs=1, batch_size=BATCH)
     )
-    return Step(student, method, needs), lambda batch: {
+    return TapStep(student, method, needs), lambda batch: {
         role: teachers[role](batch.x, needs.teachers[role]) for role in roles
     }
 
@@ -48,7 +47,7 @@ def seconds(run: Callable[[], object]) -> float:
     return time.process_time() - started
 
 
-def learn(step: Step, batch: Batch, taps: dict) -> None:
+def learn(step: TapStep, batch: Batch, taps: dict) -> None:
     """Forward and backward of what learns."""
     step.zero_grad()
     torch.stack(list(step(batch, taps).values())).sum().backward()

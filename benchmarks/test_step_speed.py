@@ -22,11 +22,15 @@ from torch import nn
 
 from hkd.models.cards.zoo import ZOO
 from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
-from hkd.tasks.train import prepare
+from hkd.tasks.train import build
 from hkd.training.checkpoint import Checkpoints
+from hkd.training.cost import Meter
+from hkd.training.distributed import make_fabric
+from hkd.training.inputs import open_data
+from hkd.training.job import Job, Runtime
 from hkd.training.journal import Journal
 from hkd.training.loop import fit
-from hkd.training.job import Runtime
+from hkd.training.session import assembled
 from hkd.training.step import Training
 
 STUDENTS = ["resnet50_mini", "mobilenet_v1_mini", "convnext_t_mini", "mixer_s16_mini", "vit_s16_mini", "swin_t_mini"]
@@ -74,9 +78,10 @@ def epochs_of(
         teachers={} if method == "supervised" else teachers,
     )
     runtime = Runtime(accelerator="cpu")
-    run, _ = prepare(spec, recipe, {}, runtime)
+    job, fabric = Job(spec, {}, folder, runtime, lambda news: None), make_fabric(runtime, recipe.precision)
+    run = assembled(job, fabric, build(job, fabric, *open_data(spec.data, runtime), measure=lambda run: {}))
     journal = Journal(run.fabric, epochs=1000, steps=STEPS, report=lambda news: None, every_s=0.25, norms=False)
-    return Epochs(run, journal, Checkpoints(folder / f"{method}.pt", spec, runtime.checkpoint_every_s))
+    return Epochs(run, journal, Checkpoints(folder / f"{method}.pt", spec, runtime.checkpoint_every_s, Meter()))
 
 
 def bare_epochs(student: str, like: Training) -> Callable[[], None]:

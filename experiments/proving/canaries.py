@@ -10,8 +10,8 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from experiments.plan import PlannedRun, data_facts, plan_with
 from experiments.planning.keys import spec_identity
 from experiments.schema import DataMapping, Profile
 from experiments.store import canonical, digest
+from hkd.methods import METHODS
 from hkd.models.cards.zoo import ZOO
-from hkd.registry import lookup
+from hkd.registry import load, lookup
 from hkd.spec import DataSpec, MethodSpec, ModelCard, Recipe, RunSpec, TeacherSpec, Weights
 from hkd.units import units_of
 
@@ -29,7 +30,7 @@ PROFILES = ("laptop", "cifar_subset", "cub_subset", "cifar", "paper")
 EPOCHS = 3
 INTERRUPT_AT = 5  # updates done: in the second epoch
 BATCH = {"numbers100": 25, "numbers200": 50, "scenes": 3, "coco": 3, "ade20k": 3}
-SIZE = {  # options that make a data set small: whatever else a profile says of it stays
+SIZE: dict[str, dict[str, Any]] = {  # options that make a data set small: whatever else a profile says of it stays
     "digits": {"n_train": 24, "test_copies": 1},
     "digits_unlabelled": {"n_train": 24, "test_copies": 1},
     "numbers100": {"pool": 2, "n_train": 100, "n_test": 1},
@@ -190,7 +191,11 @@ class Flock:
         return self.add(trained, {}, f"weights of {model.name}")
 
     def add_others(self) -> None:
-        """Runs of units that no table has."""
+        """Runs that no table has: of units that are in none, and of every method with other values of its options."""
+        firsts = {canary.spec.method.name: canary for canary in reversed(self.canaries.values())}
+        for name, canary in firsts.items():
+            method = replace(canary.spec.method, options={**other_values(name), **canary.spec.method.options})
+            self.add(replace(canary.spec, method=method), canary.weights, f"{name}, other values")
         for canary in list(self.canaries.values()):
             spec = canary.spec
             if spec.data.name == "imagenet1k_unlabelled":
@@ -230,6 +235,19 @@ class Flock:
         )
         self.canaries.setdefault(identity, canary)
         return identity
+
+
+def other_values(method: str) -> dict[str, float]:
+    """Every number that a method takes, moved off its default: a factor of 1 or a term of 0 hides what it stands at."""
+    config = load(lookup("method", method, METHODS)).Config
+    found: dict[str, float] = {}
+    for item in fields(config):
+        if type(item.default) is float:
+            moved = {item.name: 0.8 * item.default or 0.2}
+            with suppress(ValueError):  # some go together only with others
+                config(**found, **moved)
+                found |= moved
+    return found
 
 
 def features_of(spec: RunSpec) -> set[Any]:

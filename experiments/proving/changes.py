@@ -2,17 +2,20 @@
 
 Code is compared as syntax trees, function by function, wherever in the closure a function stands: comments, layout,
 docstrings, annotations of functions, names of local variables and the text of errors that are raised are no changes,
-nor is a function that moved as it is. Of a function that changed only its changed statements count; a changed signature
-or decorator counts for the whole body; a changed constant, for every statement that reads it.
+nor is a function that moved as it is. Of a function that changed only its changed statements count, and of these the
+parts that are not always evaluated (the sides of `x if c else y`) each for itself; a changed signature or decorator
+counts for the beginning of the body; a changed constant, for every statement that reads it.
 """
 
 import ast
+import copy
 import difflib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from experiments.planning.code import Code, is_docstring, plain
+from experiments.proving.tracer import BRANCHES, number_branches
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 OWN_BODIES = ("body", "orelse", "finalbody", "handlers", "cases")
@@ -20,25 +23,30 @@ OWN_BODIES = ("body", "orelse", "finalbody", "handlers", "cases")
 
 @dataclass(frozen=True)
 class Place:
-    """Lines of a module: first to last, both included."""
+    """Lines of a module, first to last, both included; shown: the line that people look at."""
 
     module: str
     first: int
     last: int
+    shown: int
 
     def __str__(self) -> str:
-        lines = str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
-        return f"{self.module.replace('.', '/')}.py:{lines}"
+        return f"{self.module.replace('.', '/')}.py:{self.shown}"
 
 
 @dataclass(frozen=True)
 class Statement:
-    """A statement without the statements inside it: its form and where it stands. reads: names that it mentions."""
+    """A statement without the statements inside it: its form and where it stands.
+
+    branches: form and place of the parts that are not always evaluated. reads: names that it mentions. raises: a run
+    that gets there ends without a result, so there is nothing to compare.
+    """
 
     form: str
     place: Place
+    branches: tuple[tuple[str, Place], ...]
     reads: frozenset[str]
-    raises: bool  # a run that gets there ends without a result: nothing to compare
+    raises: bool
 
 
 @dataclass(frozen=True)
@@ -56,9 +64,22 @@ class Block:
     head: str
     statements: tuple[Statement, ...]
 
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Of all its statements."""
+        return tuple(statement.place for statement in self.statements)
 
-def changed(new: Code, old: Code, entry_new: Iterable[str], entry_old: Iterable[str]) -> list[Place]:
-    """Places of `new` that differ from `old` in a way that could move a digit, in order.
+
+@dataclass(frozen=True)
+class Change:
+    """Something that must have run: its place, and the statements of the function that it stands in."""
+
+    place: Place
+    function: tuple[Place, ...]
+
+
+def changed(new: Code, old: Code, entry_new: Iterable[str], entry_old: Iterable[str]) -> list[Change]:
+    """What of `new` differs from `old` in a way that could move a digit, in order.
 
     Called a second time with the sides exchanged it gives what was removed.
     """
@@ -67,7 +88,7 @@ def changed(new: Code, old: Code, entry_new: Iterable[str], entry_old: Iterable[
     by_name: dict[str, list[Block]] = {}
     for block in before:
         by_name.setdefault(block.name, []).append(block)
-    found: dict[Place, None] = {}
+    found: dict[Place, Change] = {}
     constants: set[str] = set()
     for block in after:
         if block.whole in same:
@@ -75,18 +96,20 @@ def changed(new: Code, old: Code, entry_new: Iterable[str], entry_old: Iterable[
         twins = by_name.get(block.name, [])
         twin = next((each for each in twins if each.module == block.module), twins[0] if len(twins) == 1 else None)
         fresh = new_statements(block, twin)
-        if block.function and (twin is None or block.head != twin.head):
+        if not block.function:
+            constants |= {name for statement in fresh for name in bound(statement)}
+            continue
+        if twin is None or block.head != twin.head:
             fresh = [*block.statements[:1], *fresh]
+        known = {form for statement in twin.statements for form, _ in statement.branches} if twin else set()
         for statement in fresh:
-            if block.function:
-                if not statement.raises:
-                    found[statement.place] = None
-            else:
-                constants |= bound(statement)
-    for statement in readers(after, constants):
+            if not statement.raises:
+                parts = [place for form, place in statement.branches if form not in known]
+                found |= {place: Change(place, block.places) for place in (statement.place, *parts)}
+    for block, statement in readers(after, constants):
         if not statement.raises:
-            found[statement.place] = None
-    return sorted(found, key=lambda place: (place.module, place.first))
+            found.setdefault(statement.place, Change(statement.place, block.places))
+    return sorted(found.values(), key=lambda change: (change.place.module, change.place.shown))
 
 
 def new_statements(block: Block, twin: Block | None) -> list[Statement]:
@@ -110,7 +133,7 @@ def bound(statement: Statement) -> set[str]:
     return {name[1:] for name in statement.reads if name.startswith("=")}
 
 
-def readers(blocks: list[Block], names: set[str]) -> list[Statement]:
+def readers(blocks: list[Block], names: set[str]) -> list[tuple[Block, Statement]]:
     """Statements in functions that read a name, directly or through other constants made of it."""
     reached = set(names)
     outside = [statement for block in blocks if not block.function for statement in block.statements]
@@ -119,15 +142,17 @@ def readers(blocks: list[Block], names: set[str]) -> list[Statement]:
         made = {name for statement in outside if statement.reads & reached for name in bound(statement)}
         grown = not made <= reached
         reached |= made
-    return [s for block in blocks if block.function for s in block.statements if s.reads & reached]
+    return [(block, s) for block in blocks if block.function for s in block.statements if s.reads & reached]
 
 
 def blocks(code: Code, entry: Iterable[str]) -> list[Block]:
     """All blocks of the closure of the entry modules."""
     found = []
     for module in sorted(code.closure(entry)):
-        tree = code.tree(module)
+        tree = copy.deepcopy(code.tree(module))
         assert tree is not None, module
+        for node, line in number_branches(tree):
+            node.branch = line
         found += list(blocks_of(tree, module, ""))
     return found
 
@@ -157,12 +182,11 @@ def class_head(node: ast.ClassDef) -> ast.AST:
 
 
 def function_block(node: Function, module: str, name: str) -> Block:
-    """The block of a function, with local names numbered in the order in which they appear."""
-    normal = normalised(node)
+    """The block of a function; as a whole it is compared with local names numbered in the order they appear."""
+    normal, numbered = normalised(node, numbers=False), normalised(node, numbers=True)
     head = form(ast.FunctionDef(name=node.name, args=normal.args, body=[], decorator_list=normal.decorator_list))
-    statements = tuple(flat(normal.body, module))
-    text = "\n".join(statement.form for statement in statements)
-    return Block(module, name, True, f"{head}\n{text}", head, statements)
+    text = "\n".join(statement.form for statement in flat(numbered.body, module))
+    return Block(module, name, True, f"{head}\n{text}", head, tuple(flat(normal.body, module)))
 
 
 def flat(body: list[ast.stmt], module: str) -> Iterator[Statement]:
@@ -189,14 +213,14 @@ def handler(node: ast.ExceptHandler | ast.match_case, module: str) -> Iterator[S
     inner = list(flat(node.body, module))
     if inner:
         first = inner[0]
-        yield Statement(f"{condition}: {first.form}", first.place, first.reads, first.raises)
+        yield replace(first, form=f"{condition}: {first.form}")
         yield from inner[1:]
 
 
 def without_bodies(node: ast.stmt) -> ast.stmt:
     """A compound statement's head."""
     fields = {name: value for name, value in ast.iter_fields(node) if name not in OWN_BODIES}
-    return ast.copy_location(type(node)(**fields, body=[]), node)
+    return ast.copy_location(type(node)(**fields, body=[]), node)  # type: ignore[call-arg]
 
 
 def statement_of(head: ast.AST, module: str, node: ast.stmt, *, outside: bool = False) -> Statement:
@@ -211,15 +235,20 @@ def statement_of(head: ast.AST, module: str, node: ast.stmt, *, outside: bool = 
     text = form(head)
     if raises and isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
         text = f"raise {form(node.exc.func)}"
-    return Statement(text, Place(module, *extent(head, node)), frozenset(reads), raises)
+    branches = tuple(
+        (form(part), Place(module, part.branch, part.branch, getattr(part, "shown", node.lineno)))
+        for part in ast.walk(head)
+        if hasattr(part, "branch")
+    )
+    return Statement(text, Place(module, *extent(head, node), node.lineno), branches, frozenset(reads), raises)
 
 
 def extent(head: ast.AST, node: ast.stmt) -> tuple[int, int]:
     """First and last line of a statement's head."""
     if head is node:
         return node.lineno, node.end_lineno or node.lineno
-    lines = [part.end_lineno for part in ast.walk(head) if getattr(part, "end_lineno", None) and part is not head]
-    return node.lineno, max([line for line in lines if line], default=node.lineno)
+    lines = [getattr(part, "end_lineno", None) for part in ast.walk(head) if part is not head]
+    return node.lineno, max([line for line in lines if line and line < BRANCHES], default=node.lineno)
 
 
 def form(node: Any) -> str:
@@ -237,7 +266,8 @@ class _Normaliser(ast.NodeTransformer):
         if node.id not in self.local:
             return node
         number = self.numbers.setdefault(node.id, len(self.numbers))
-        return ast.copy_location(ast.Name(id=f"local {number}", ctx=node.ctx), node)
+        node.id = f"local {number}"
+        return node
 
     def visit_arg(self, node: ast.arg) -> ast.AST:
         return ast.copy_location(ast.arg(arg=node.arg, annotation=None), node)
@@ -258,14 +288,12 @@ class _Normaliser(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
-def normalised(node: Function) -> Function:
-    """A copy of a function in which names that are bound only inside it are numbers."""
-    import copy
-
+def normalised(node: Function, *, numbers: bool) -> Function:
+    """A copy of a function without what computes nothing; with `numbers` for names that are bound only inside it."""
     copied = copy.deepcopy(node)
     parameters = {arg.arg for arg in ast.walk(copied) if isinstance(arg, ast.arg)}
     shared = {n for part in ast.walk(copied) if isinstance(part, ast.Global | ast.Nonlocal) for n in part.names}
     bound = {part.id for part in ast.walk(copied) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
     bound |= {part.name for part in ast.walk(copied) if isinstance(part, ast.ExceptHandler) and part.name}
     nested = {part.name for part in ast.walk(copied) if isinstance(part, Function | ast.ClassDef)}
-    return _Normaliser(bound - parameters - shared - nested).visit(copied)
+    return _Normaliser(bound - parameters - shared - nested if numbers else set()).visit(copied)

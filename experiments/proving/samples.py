@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -74,7 +75,8 @@ def objects(folder: Path, rng: np.random.Generator) -> None:
     (folder / "annotations").mkdir(parents=True)
     for part, count in (("train2017", DENSE_TRAIN), ("val2017", DENSE_TEST)):
         (folder / part).mkdir()
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for number in range(1, count + 1):
             image(rng, height, width).save(folder / part / f"{number:012d}.jpg", quality=95)
             images.append({"id": number, "file_name": f"{number:012d}.jpg", "width": width, "height": height})

@@ -12,8 +12,12 @@ hooks, so that it sees the same in code that is written another way:
 A run that is to be interrupted is killed by an exception at an optimiser step, and then resumed.
 """
 
+# mypy: allow-untyped-defs
+import ast
 import hashlib
 import importlib
+import importlib.abc
+import importlib.machinery
 import json
 import os
 import pkgutil
@@ -21,6 +25,7 @@ import sys
 import traceback
 from pathlib import Path
 
+BRANCHES = 1_000_000  # the line of a module's first branch
 CLOCK = {"seconds", "wall_s", "cpu_s", "gpu_s", "step_ms", "peak_memory_mib"}  # never the same twice
 
 
@@ -30,6 +35,7 @@ def main(order_path, out_path):
     # Neither this program's own folder nor another checkout that is installed may come first.
     sys.path[:] = [root] + [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
     os.environ["PYTHONPATH"] = root
+    sys.meta_path.insert(0, BranchFinder(root))
     coverage = start_coverage(root)
     import torch
 
@@ -47,7 +53,7 @@ def main(order_path, out_path):
         folder = out / run["id"]
         weights = {name: str(out / other / "student.safetensors") for name, other in run["weights"].items()}
         runtime = {**run["runtime"], "data_root": order["data"], "cache_dir": str(out / "cache")}
-        document = {"status": "done", "facts": {}, "reason": None}
+        document: dict = {"status": "done", "facts": {}, "reason": None}
         try:
             while True:
                 try:
@@ -164,6 +170,66 @@ def digests(folder):
         elif path.is_file() and not path.name.startswith("."):
             held[path.name] = "there"
     return held
+
+
+def number_branches(tree):
+    """Give every part of an expression that is not always evaluated a line of its own, far below the file's.
+
+    The sides of `x if c else y`, what follows `and` and `or`, what a comprehension or lambda computes: with lines of
+    their own, a record of lines says which of them ran. Gives (node, line) of each; the same for equal trees.
+    """
+    found: list = []
+
+    def visit(node, line):
+        if isinstance(node, ast.IfExp):
+            parts = [node.body, node.orelse]
+        elif isinstance(node, ast.BoolOp):
+            parts = node.values[1:]
+        elif isinstance(node, ast.ListComp | ast.SetComp | ast.GeneratorExp):
+            parts = [node.elt, *(condition for generator in node.generators for condition in generator.ifs)]
+        elif isinstance(node, ast.DictComp):
+            parts = [node.value, *(condition for generator in node.generators for condition in generator.ifs)]
+        elif isinstance(node, ast.Lambda):
+            parts = [node.body]
+        else:
+            parts = []
+        for child in ast.iter_child_nodes(node):
+            own = line
+            if any(child is part for part in parts):
+                found.append((child, own := BRANCHES + len(found)))
+            visit(child, own)
+        if line is not None and hasattr(node, "lineno"):
+            node.shown, node.lineno, node.end_lineno = node.lineno, line, line
+
+    visit(tree, None)
+    return found
+
+
+class BranchFinder(importlib.abc.MetaPathFinder):
+    """Imports the library with numbered branches."""
+
+    def __init__(self, root):
+        self.root = root
+
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] != "hkd":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path or [self.root])
+        if spec is not None and spec.origin and spec.origin.endswith(".py"):
+            spec.loader = BranchLoader(name, spec.origin)
+        return spec
+
+
+class BranchLoader(importlib.machinery.SourceFileLoader):
+    """Compiles a source file anew with numbered branches."""
+
+    def path_stats(self, path):
+        raise OSError("byte code of this file knows no branches")  # so none is read or written
+
+    def source_to_code(self, data, path, *, _optimize=-1):  # type: ignore[override]
+        tree = ast.parse(data, path)
+        number_branches(tree)
+        return compile(tree, path, "exec", dont_inherit=True)
 
 
 def start_coverage(root):

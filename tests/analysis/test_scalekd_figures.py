@@ -23,7 +23,7 @@ from hkd.methods.parts.feature_mimicking import to_tokens
 from hkd.methods.scalekd import ScaleKD, ScaleKDConfig
 from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel, Teacher
-from hkd.training.step import Step
+from hkd.tasks.train import TapStep
 
 
 def step(**options):
@@ -31,7 +31,7 @@ def step(**options):
     student, teacher = TapModel(ZOO["resnet18_mini"], 10), Teacher(ZOO["swin_s_mini"], 10)
     config = ScaleKDConfig(heads_s3=4, heads_s4=4, **options)
     method = ScaleKD(config, student.info, {"teacher": teacher}, functional.cross_entropy)
-    return Step(student, method, ScaleKD.needs(config)).eval()
+    return TapStep(student, method, ScaleKD.needs(config)).eval()
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ FORKING = Path(__file__).with_name("forking_tracer.py")
 MUTATIONS = {
     "order of later epochs": ("data/loading/loader.py", '"order", epoch)', '"order", min(epoch, 1))'),
     "weight decay of 1-d parameters": ("training/recipe.py", "not recipe.decay_1d", "recipe.decay_1d"),
-    "a loss coefficient": ("methods/kd.py", "tau**2 *", "tau *"),
+    "a loss coefficient": ("methods/kd.py", "config.w_kd * kd", "0.5 * config.w_kd * kd"),
     "an off-by-one in the schedule": ("training/loop.py", "step_update(here.updates)", "step_update(here.updates + 1)"),
     "the start of the moving average": ("training/loop.py", "if run.ema is not None:", "if run.ema and here.updates:"),
     "the moving average is not kept": ("tasks/train.py", "if run.ema is not None:", "if run.ema is None and False:"),
@@ -148,6 +148,7 @@ def chosen(flock):
         lambda c, r: c.spec.task == "probe",
         lambda c, r: r and r.ema_decay and r.clip_grad and r.randaugment and r.label_smoothing,
         lambda c, r: r and r.layer_decay and r.mixup and r.label_smoothing,
+        lambda c, r: r and r.lr_batch,
         lambda c, r: r and r.decay_1d and r.crop == "resized",
         lambda c, r: c.runtime.get("micro_batch") and c.spec.method.name == "kd",
         lambda c, r: c.spec.student.family == "swin" and c.spec.teachers,
@@ -186,7 +187,6 @@ def verdicts(traced, name):
     flock, old, before, edits = traced
     new, after = edits[name]
     moved = [unit for unit in new.units if new.digest(unit) != old.digest(unit)]
-    assert moved, "the edit reaches no unit"
     entered = {unit for canary in flock.values() for unit in canary.units}
     return {u: v for u, v in judge(moved, flock, new, old, (after, before)).items() if u in entered}
 
@@ -195,8 +195,7 @@ def verdicts(traced, name):
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_an_edit_that_moves_a_number_is_refused(traced, name):
-    found = {verdict.status for verdict in verdicts(traced, name).values()}
-    assert found & {"differs", "unreached"}
+    assert {verdict.status for verdict in verdicts(traced, name).values()} & {"differs", "unreached"}
 
 
 @pytest.mark.slow

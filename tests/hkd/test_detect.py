@@ -226,9 +226,10 @@ def test_what_cannot_be_is_told_in_one_sentence(changes, sentence, tmp_path):
     assert "\n" not in str(told.value)
 
 
-def test_micro_batches_are_refused(tmp_path):
-    with pytest.raises(UserError, match="micro-batches of 2: use more devices or a smaller batch_size"):
-        detect(Job(SPEC, {}, tmp_path, replace(RUNTIME, micro_batch=2), silent))
+def test_a_batch_can_be_taken_in_parts(tmp_path):
+    outcome = detect(Job(SPEC, {}, tmp_path, replace(RUNTIME, micro_batch=2), silent))
+    assert outcome.cost["device_batch"] == 2
+    assert outcome.metrics.keys() >= {"ap_box", "ap_mask"}
 
 
 def test_a_backbone_of_one_image_size_is_refused(tmp_path):

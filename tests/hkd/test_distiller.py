@@ -19,7 +19,7 @@ from hkd.methods.base import Method, Needs, Samples
 from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel, Teacher
 from hkd.models.taps import Want
-from hkd.training.step import Step
+from hkd.tasks.train import TapStep
 
 CLASSES = 5
 NAMES = {"stages": {1: "body.0", 2: "body.1", 3: "body.2", 4: "body.3"}, "pooled": "pool", "final": "body.3"}
@@ -158,7 +158,7 @@ def test_losses_are_those_of_the_suites_own_step(method):
     kind = hkd.registry.load(METHODS[method])
     needs = kind.needs(kind.Config())
     torch.manual_seed(4)
-    suite = Step(student, kind(kind.Config(), student.info, {"teacher": teacher}, F.cross_entropy), needs)
+    suite = TapStep(student, kind(kind.Config(), student.info, {"teacher": teacher}, F.cross_entropy), needs)
     x = images()
     batch = Batch(x=x, y=LABELS, index=LABELS)
     expected = suite(batch, {"teacher": teacher(x, needs.teachers["teacher"])})

@@ -13,16 +13,15 @@ from torch.utils.data import DataLoader, Dataset
 import hkd.tasks.worker as worker
 import hkd.training.distributed as distributed
 from hkd.data.batch import Batch
-from hkd.errors import Diverged, Refused, UserError
+from hkd.errors import Diverged, Refused, UserError, sentence_of
 from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel
 from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
+from hkd.tasks.launch import launch, write_outcome
 from hkd.tasks.train import train
-from hkd.training.distributed import launch, make_fabric, to_device, write_outcome
-from hkd.training.job import Outcome
+from hkd.training.distributed import make_fabric
+from hkd.training.job import Job, Outcome, Runtime
 from hkd.training.rng import seed_all
-from hkd.training.job import Job, Runtime
-from hkd.errors import sentence_of
 
 # No batch norm and no stochastic depth: a process normalises by its own share, and draws its own masks.
 STUDENT = ZOO["mixer_s16_mini"]
@@ -213,7 +212,7 @@ def test_mixed_precision_hands_pixels_to_the_model_in_float32():
 
 def test_a_batch_that_is_on_the_device_is_not_copied():
     batch = Batch(torch.zeros(1, 3, 2, 2), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
-    assert to_device(batch, torch.device("cpu")) is batch
+    assert batch.to(torch.device("cpu")) is batch
 
 
 @pytest.mark.parametrize("name", ["devices", "num_nodes", "micro_batch"])

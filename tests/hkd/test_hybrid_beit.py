@@ -13,8 +13,7 @@ from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel, Teacher
 from hkd.models.taps import Want
 from hkd.spec import MethodSpec, ModelCard, Recipe
-from hkd.tasks.train import make_method
-from hkd.training.step import Step
+from hkd.tasks.train import TapStep, make_method
 
 SIZES = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 2}
 SHARED = {"use_abs_pos_emb": False, "use_rel_pos_bias": False, "use_shared_rel_pos_bias": True, "use_fc_norm": False}
@@ -55,7 +54,7 @@ def step_of(student=None, tc=None, **options):
     spec = MethodSpec(name="hybrid", options=ASYMMETRIC | {"decoder_width": 16, "decoder_heads": 2} | options)
     model = build() if student is None else TapModel(student, 0)
     method, needs = make_method(spec, model, teachers, RECIPE)
-    return Step(model, method, needs).train()
+    return TapStep(model, method, needs).train()
 
 
 def losses_of(step):

@@ -26,9 +26,8 @@ from hkd.models.tap_model import TapModel, Teacher
 from hkd.registry import load
 from hkd.spec import DataSpec, MethodSpec, ModelCard, Recipe, RunSpec, TeacherSpec, Weights
 from hkd.tasks.pretrain import pretrain
-from hkd.tasks.train import train
+from hkd.tasks.train import TapStep, train
 from hkd.training.job import Runtime
-from hkd.training.step import Step
 
 RECIPE = Recipe(epochs=1, batch_size=4)
 CLASSES = 5
@@ -120,7 +119,7 @@ def losses_of(method: Method, needs, student: TapModel, batch: Batch) -> dict[st
         role: method.teachers[role](batch.x, want, **method.teacher_inputs(role, batch))
         for role, want in needs.teachers.items()
     }
-    return Step(student, method, needs)(batch, taps_t)
+    return TapStep(student, method, needs)(batch, taps_t)
 
 
 MODELS = [*FAMILIES, DISTILLED.name]

@@ -32,8 +32,8 @@ from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel, Teacher
 from hkd.models.taps import TapInfo, Taps, Want
 from hkd.spec import Recipe
+from hkd.tasks.train import TapStep
 from hkd.training.recipe import make_optimizer
-from hkd.training.step import Step
 
 RECIPE = Recipe(epochs=1, batch_size=4)
 SHAPES = {1: (8, 16, 16), 2: (12, 8, 8), 3: (16, 4, 4), 4: (20, 4, 4)}
@@ -500,7 +500,7 @@ def test_a_step_teaches_the_student_and_leaves_the_teachers_bytes(options):
     batch = Batch(x=torch.rand(4, 3, 28, 28), y=torch.zeros(4, 0), index=torch.arange(4))
     learning = [*student.parameters(), *method.parameters()]
     optimizer = torch.optim.SGD(learning, lr=0.1)
-    losses = Step(student, method, needs)(
+    losses = TapStep(student, method, needs)(
         batch, {role: teacher(batch.x, want) for role, want in needs.teachers.items()}
     )
     sum(losses.values()).backward()

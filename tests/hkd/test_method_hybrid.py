@@ -21,9 +21,8 @@ from hkd.models.tap_model import TapModel, Teacher
 from hkd.models.taps import Want
 from hkd.spec import DataSpec, MethodSpec, ModelCard, Recipe, RunSpec, TeacherSpec, Weights
 from hkd.tasks.pretrain import pretrain
-from hkd.tasks.train import make_method
+from hkd.tasks.train import TapStep, make_method
 from hkd.training.job import Job, Runtime
-from hkd.training.step import Step
 
 VIT = "timm.models.vision_transformer:VisionTransformer"
 SIZES = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 4, "num_heads": 2}
@@ -68,7 +67,7 @@ def build(student=None, tc=None, tm=None, **options):
     spec = MethodSpec(name="hybrid", options={"depth": 4, "decoder_width": 16, "decoder_heads": 2} | options)
     teachers = teachers_of(tc or card(), tm or card("mim_vit")) if tc or tm else usual_teachers()
     method, needs = make_method(spec, model, teachers, RECIPE)
-    return Step(model, method, needs).train()
+    return TapStep(model, method, needs).train()
 
 
 def images(count=3):
@@ -411,7 +410,7 @@ def test_raw_relations_of_random_vits_dominate_as_the_specification_computed():
     found = Teacher(card("hybrid_vit", **size), 0), Teacher(card("hybrid_vit", **size), 0)
     teachers = dict(zip(("features", "relations"), found, strict=True))
     method = Hybrid(HybridConfig(depth=4), student.info, teachers, F.cross_entropy)
-    step = Step(student, method, Hybrid.needs(method.config)).train()
+    step = TapStep(student, method, Hybrid.needs(method.config)).train()
     losses_of(step)
     sizes = method.diagnostics()
     assert sizes["late_raw"] > 2 * sizes["feat_size"] > 4 * sizes["late_scaled"]

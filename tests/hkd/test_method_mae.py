@@ -17,8 +17,8 @@ from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel
 from hkd.models.taps import TapInfo
 from hkd.spec import ModelCard, Recipe
+from hkd.tasks.train import TapStep
 from hkd.training.recipe import make_optimizer
-from hkd.training.step import Step
 
 CARD = ModelCard(
     name="tiny",
@@ -38,7 +38,7 @@ def build(**options):
     student = TapModel(CARD, 0)
     config = MAEConfig(**SMALL | options)
     method = MAE(config, student.info, {}, lambda *_: torch.zeros(()))
-    return Step(student, method, method.needs(config)).train()
+    return TapStep(student, method, method.needs(config)).train()
 
 
 def batch_of(x):

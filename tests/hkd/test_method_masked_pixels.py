@@ -16,7 +16,7 @@ from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel
 from hkd.models.taps import TapInfo, Taps, Want
 from hkd.spec import Recipe
-from hkd.training.step import Step
+from hkd.tasks.train import TapStep
 
 RECIPE = Recipe(epochs=1, batch_size=4)
 SHAPES = {1: (8, 16, 16), 2: (12, 8, 8), 3: (16, 4, 4), 4: (20, 4, 4)}
@@ -120,7 +120,7 @@ def test_a_step_trains_every_tensor_and_needs_neither_labels_nor_a_teacher(optio
     batch = Batch(x=torch.rand(4, 3, 32, 32), y=torch.zeros(4, 0), index=torch.arange(4))
     learning = [*student.parameters(), *method.parameters()]
     optimizer = torch.optim.SGD(learning, lr=0.1)
-    losses = Step(student, method, needs)(batch, {})
+    losses = TapStep(student, method, needs)(batch, {})
     sum(losses.values()).backward()
     assert all(parameter.grad is not None for parameter in learning)
     optimizer.step()

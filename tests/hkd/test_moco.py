@@ -14,9 +14,8 @@ from hkd.models.cards.zoo import ZOO
 from hkd.models.families.view_vit import MovingAverage
 from hkd.models.tap_model import TapModel
 from hkd.spec import MethodSpec, ModelCard, Recipe
-from hkd.tasks.train import make_method
+from hkd.tasks.train import TapStep, make_method
 from hkd.training.recipe import make_optimizer
-from hkd.training.step import Step
 
 CARD = ModelCard(
     name="tiny",
@@ -36,7 +35,7 @@ def build(classes=0, **options):
     spec = MethodSpec(name="moco", options={"hidden": 16, "width": 8} | options)
     method, needs = make_method(spec, student, {}, RECIPE)
     method.prepare(Samples(labels=torch.zeros(40, 0), classes=0, epochs=2, steps=5))
-    return Step(student, method, needs).train()
+    return TapStep(student, method, needs).train()
 
 
 def images(count=4):

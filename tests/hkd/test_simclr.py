@@ -16,8 +16,7 @@ from hkd.methods.simclr import SimCLR, SimCLRConfig, nt_xent
 from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel
 from hkd.spec import MethodSpec, ModelCard, Recipe
-from hkd.tasks.train import make_method
-from hkd.training.step import Step
+from hkd.tasks.train import TapStep, make_method
 
 CARD = ModelCard(
     name="tiny",
@@ -36,7 +35,7 @@ def build(**options):
     torch.manual_seed(0)
     student = TapModel(CARD, 0)
     method, needs = make_method(MethodSpec(name="simclr", options={"width": 8} | options), student, {}, RECIPE)
-    return Step(student, method, needs).train()
+    return TapStep(student, method, needs).train()
 
 
 def images(count=4, side=16):

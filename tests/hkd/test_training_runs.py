@@ -26,12 +26,11 @@ from hkd.models.tap_model import TapModel
 from hkd.models.weights import save_weights
 from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
 from hkd.tasks.evaluate import evaluate
+from hkd.tasks.launch import decode, encode
 from hkd.tasks.train import train
-from hkd.tasks.worker import decode
 from hkd.training.cost import gpu_seconds
-from hkd.training.distributed import encode_order
-from hkd.training.rng import seed_all
 from hkd.training.job import Job, Runtime
+from hkd.training.rng import seed_all
 
 DATA = DataSpec(name="digits", options={"n_train": 20})
 RECIPE = Recipe(epochs=3, batch_size=8, lr=1e-3, warmup_epochs=1.0, shift=2)  # 2 steps an epoch
@@ -213,7 +212,7 @@ def test_a_process_killed_with_sigkill_resumes_to_the_same_bytes(tmp_path):
     train(Job(spec, {}, tmp_path / "whole", RUNTIME, silent))
     folder = tmp_path / "killed"
     folder.mkdir()
-    order = encode_order(spec, {}, replace(RUNTIME, checkpoint_every_s=0.0), parent=None)
+    order = encode(Job(spec, {}, folder, replace(RUNTIME, checkpoint_every_s=0.0), silent), parent=None)
     (folder / "launch.json").write_text(json.dumps(order))
     command = [sys.executable, "-m", "hkd.tasks.worker", str(folder)]
     process = subprocess.Popen(command, env=os.environ | {"RANK": "0"})
@@ -485,11 +484,13 @@ def test_fine_tuning_refuses_weights_of_another_architecture(tmp_path):
     save_weights(TapModel(TEACHER, 7).net.state_dict(), tmp_path / "given.safetensors")
     with pytest.raises(UserError, match="another architecture"):
         train(
-            Job(run_spec(init=Weights(kind="run", id="k")),
-            {"k": tmp_path / "given.safetensors"},
-            tmp_path / "run",
-            RUNTIME,
-            silent),
+            Job(
+                run_spec(init=Weights(kind="run", id="k")),
+                {"k": tmp_path / "given.safetensors"},
+                tmp_path / "run",
+                RUNTIME,
+                silent,
+            ),
         )
 
 
@@ -520,9 +521,11 @@ def test_mixed_precision_trains_and_keeps_float32_weights(tmp_path):
 
 def test_a_spec_survives_the_way_to_a_worker_and_back():
     spec = run_spec("scalekd", init=Weights(kind="file", id="f"), recipe=replace(RECIPE, milestones=(1.0, 2.0)))
-    order = json.loads(json.dumps(encode_order(spec, {}, RUNTIME, parent=None)))
-    assert decode(Runtime, order["runtime"]) == RUNTIME
-    back = decode(RunSpec, order["spec"])
+    job = Job(spec, {"f": Path("weights.safetensors")}, Path("folder"), RUNTIME, silent)
+    back = decode(json.loads(json.dumps(encode(job, parent=None))), job.folder, silent)
+    assert back.runtime == RUNTIME
+    assert back.weights == {"f": Path("weights.safetensors").resolve()}
+    back = back.spec
     assert checkpoint_module.spec_digest(back) == checkpoint_module.spec_digest(spec)
     assert back.recipe == spec.recipe
 
