@@ -18,8 +18,8 @@ from torch import Tensor
 from analysis.figures import COLOURS, MARKERS, canvas, house_style, save, write_texts
 from hkd.data.batch import Batch
 from hkd.models.taps import Taps, Want
-from hkd.tasks.train import TapStep
 from hkd.training.rng import seed_all
+from hkd.training.step import TapStep
 
 TILE = 0.92  # inches of one picture
 STAGES = Want(stages=(1, 2, 3, 4))

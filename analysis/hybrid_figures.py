@@ -34,7 +34,7 @@ from analysis.model import untrained
 from hkd.methods.parts.token_decoder import TokenDecoder
 from hkd.models.tap_model import TapModel
 from hkd.spec import ModelCard
-from hkd.tasks.train import TapStep
+from hkd.training.step import TapStep
 
 SIDE = 224  # px of the images in which distances are told
 BATCH = 32

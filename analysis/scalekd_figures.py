@@ -22,7 +22,7 @@ from analysis.feature_scatter import FeatureScatter, ScatterResult
 from analysis.figure_files import Number, csv_text, save_arrays, save_both, save_measures
 from analysis.figures import COLOURS, GREY, canvas, house_style, write_texts
 from hkd.methods.parts.feature_mimicking import to_tokens
-from hkd.tasks.train import TapStep
+from hkd.training.step import TapStep
 
 BATCH = 32
 DRAWS, SHARE = 8, 10  # panels of a scatter, each of a tenth of the samples

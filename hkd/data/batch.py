@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+B = TypeVar("B", bound="Batch")
 
 
 @dataclass
@@ -27,15 +29,15 @@ class Batch:
     def __len__(self) -> int:
         return len(self.index)
 
-    def to(self, device: torch.device) -> Self:
+    def to(self: B, device: torch.device) -> B:
         """The batch with all it holds on a device; itself if it is there."""
         return self if self.x.device == device else self._with(lambda value: moved(value, device))
 
-    def rows(self, rows: slice) -> Self:
+    def rows(self: B, rows: slice) -> B:
         """Some of its images, with what belongs to them."""
         return self._with(lambda value: picked(value, rows))
 
-    def _with(self, change: Callable[[Any], Any]) -> Self:
+    def _with(self: B, change: Callable[[Any], Any]) -> B:
         return replace(self, **{item.name: change(getattr(self, item.name)) for item in fields(self)})
 
 

@@ -33,7 +33,7 @@ from hkd.models.families.base import Family, tokens_to_map
 from hkd.models.tap_model import NOTHING, TapModel, Teacher
 from hkd.models.taps import TapInfo, Taps, Want
 from hkd.spec import ModelCard, Recipe
-from hkd.training.step import Step
+from hkd.training.step import TapStep
 
 Statistics = tuple[Sequence[float], Sequence[float]]  # mean and std of RGB in [0, 1]
 TapNames = Mapping[str, Any]  # see Distiller
@@ -63,7 +63,7 @@ class Distiller(nn.Module):
     """
 
     teachers: dict[str, Teacher]
-    step: Step
+    step: TapStep
 
     def __init__(
         self,
@@ -134,7 +134,7 @@ class Distiller(nn.Module):
         if kind.prepare is not Method.prepare:
             adapters.prepare(samples_of(method, samples, tapped.info.classes))
         self.method, self.needs = method, needs
-        self.step = Step(tapped, adapters, needs)
+        self.step = TapStep(tapped, adapters, needs)
         # As in Method: kept out of parameters() and state_dict().
         object.__setattr__(self, "teachers", teachers)
         self.to(next(tapped.parameters()).device)

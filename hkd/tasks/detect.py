@@ -89,7 +89,7 @@ def evaluate(step: DenseStep, loader: DenseLoader, fabric: Fabric, folder: Path)
     split = loader.dense
     assert split.sizes is not None
     judge = CocoAP(split.coco(), borders=split.size_borders)
-    detector: Detector = step.method  # type: ignore[assignment]
+    detector: Detector = step.method
     for batch in loader.epoch(0):
         batch = batch.to(fabric.device)
         with fabric.autocast():

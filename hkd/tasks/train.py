@@ -7,17 +7,14 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
 
 from hkd import registry
 from hkd.data.base import DataSet
-from hkd.data.batch import Batch
 from hkd.data.loading.loader import Loader
 from hkd.errors import Refused
 from hkd.methods import METHODS
 from hkd.methods.base import Method, Needs, Samples
 from hkd.models.tap_model import TapModel, Teacher
-from hkd.models.taps import Taps
 from hkd.models.weights import load_weights, read_weights
 from hkd.spec import MethodSpec, Recipe, RunSpec
 from hkd.tasks.evaluate import measure
@@ -28,30 +25,9 @@ from hkd.training.job import Job, Outcome, Runtime
 from hkd.training.recipe import make_criterion
 from hkd.training.rng import seed_all
 from hkd.training.session import Built, train_run
-from hkd.training.step import Step, Training
+from hkd.training.step import TapStep, Training
 
 log = logging.getLogger(__name__)
-
-
-class TapStep(Step):
-    """A student with taps, and the method that compares them with its teachers'."""
-
-    student: TapModel
-    method: Method
-
-    def __init__(self, student: TapModel, method: Method, needs: Needs):
-        super().__init__(student, method)
-        self.want = needs.student
-
-    def forward(self, batch: Batch, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:
-        """Named, weighted scalar losses of one batch; their sum is minimised."""
-        taps_s = self.student(batch.x, self.want, **self.method.student_inputs(batch, taps_t))
-        self.hits = (taps_s.logits.detach().argmax(1) == batch.y).sum() if batch.y.ndim == 1 else None
-        return self.method(batch, taps_s, taps_t)
-
-    def diagnostics(self) -> dict[str, float]:
-        """What the method says of the epoch that has ended."""
-        return self.method.diagnostics()
 
 
 @task
@@ -67,7 +43,7 @@ def train(job: Job) -> Outcome:
 
         def accuracy(run: Training) -> dict[str, float]:
             split = evaluation_split(job.spec, data, job.runtime)
-            return measure(run.step.student, split, job, data, fabric)  # type: ignore[arg-type]
+            return measure(run.step.student, split, job, data, fabric)
 
         return build(job, fabric, data, fingerprint, accuracy)
 

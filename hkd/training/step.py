@@ -7,6 +7,7 @@ skip the exchange of gradients, silently.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from lightning_fabric import Fabric
 from lightning_fabric.wrappers import _FabricModule
@@ -17,6 +18,8 @@ from torch.optim import Optimizer
 
 from hkd.data.batch import Batch
 from hkd.data.loading.loader import BatchLoader
+from hkd.methods.base import Method, Needs
+from hkd.models.tap_model import TapModel
 from hkd.models.taps import Taps
 from hkd.spec import Recipe
 from hkd.training.cache import Teachers
@@ -30,6 +33,9 @@ class Step(nn.Module, ABC):
         hits: correct predictions of the last batch, a count on the device, or None where targets are soft or absent.
     """
 
+    student: Any
+    method: Any
+
     def __init__(self, student: nn.Module, method: nn.Module):
         super().__init__()
         self.student, self.method = student, method
@@ -42,6 +48,27 @@ class Step(nn.Module, ABC):
     def diagnostics(self) -> dict[str, float]:
         """Figures of the epoch that has ended, for its line of the curves."""
         return {}
+
+
+class TapStep(Step):
+    """A student with taps, and the method that compares them with its teachers'."""
+
+    student: TapModel
+    method: Method
+
+    def __init__(self, student: TapModel, method: Method, needs: Needs):
+        super().__init__(student, method)
+        self.want = needs.student
+
+    def forward(self, batch: Batch, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:
+        """Named, weighted scalar losses of one batch; their sum is minimised."""
+        taps_s = self.student(batch.x, self.want, **self.method.student_inputs(batch, taps_t))
+        self.hits = (taps_s.logits.detach().argmax(1) == batch.y).sum() if batch.y.ndim == 1 else None
+        return self.method(batch, taps_s, taps_t)
+
+    def diagnostics(self) -> dict[str, float]:
+        """What the method says of the epoch that has ended."""
+        return self.method.diagnostics()
 
 
 @dataclass

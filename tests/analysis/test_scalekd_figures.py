@@ -23,7 +23,7 @@ from hkd.methods.parts.feature_mimicking import to_tokens
 from hkd.methods.scalekd import ScaleKD, ScaleKDConfig
 from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel, Teacher
-from hkd.tasks.train import TapStep
+from hkd.training.step import TapStep
 
 
 def step(**options):

@@ -19,7 +19,7 @@ from hkd.methods.base import Method, Needs, Samples
 from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel, Teacher
 from hkd.models.taps import Want
-from hkd.tasks.train import TapStep
+from hkd.training.step import TapStep
 
 CLASSES = 5
 NAMES = {"stages": {1: "body.0", 2: "body.1", 3: "body.2", 4: "body.3"}, "pooled": "pool", "final": "body.3"}

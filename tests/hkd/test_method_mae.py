@@ -17,8 +17,8 @@ from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel
 from hkd.models.taps import TapInfo
 from hkd.spec import ModelCard, Recipe
-from hkd.tasks.train import TapStep
 from hkd.training.recipe import make_optimizer
+from hkd.training.step import TapStep
 
 CARD = ModelCard(
     name="tiny",

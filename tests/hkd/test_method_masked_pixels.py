@@ -16,7 +16,7 @@ from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel
 from hkd.models.taps import TapInfo, Taps, Want
 from hkd.spec import Recipe
-from hkd.tasks.train import TapStep
+from hkd.training.step import TapStep
 
 RECIPE = Recipe(epochs=1, batch_size=4)
 SHAPES = {1: (8, 16, 16), 2: (12, 8, 8), 3: (16, 4, 4), 4: (20, 4, 4)}
