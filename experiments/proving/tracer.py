@@ -200,6 +200,7 @@ def number_branches(tree):
             visit(child, own)
         if line is not None and hasattr(node, "lineno"):
             node.shown, node.lineno, node.end_lineno = node.lineno, line, line
+            node.col_offset = node.end_col_offset = 0  # of several lines before, which now would end before it begins
 
     visit(tree, None)
     return found
