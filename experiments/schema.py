@@ -184,11 +184,12 @@ class Names(Document):
     """Names in print of data sets and models, and sizes of models that stand in for the papers' own.
 
     data: the name of each of the papers' data sets, then other names that titles and labels have for it. parts: names
-        of what is used of them under a slug of its own.
+        of what is used of them under a slug of its own. heads: that titles and labels name, and their data set.
     """
 
     data: dict[Slug, Annotated[tuple[str, ...], Field(min_length=1)]]
-    parts: dict[Slug, str] = {}
+    parts: dict[Slug, str]
+    heads: dict[str, Slug]
     models: dict[Slug, str]
     parameters: dict[str, float]  # name in hkd.models.zoo -> millions, without a classifier
 
@@ -453,6 +454,8 @@ def check_stand_ins(profile: Profile) -> None:
             raise refused(("models", slug), f"'{model}' has no size in experiments/manifests/names.yaml.")
     if profile.model_kind is not None and not others:
         raise refused(("model_kind",), "all models are the paper's; leave model_kind out.")
+    for head in profile.heads:
+        checked("profiles", profile.name, ("heads", head), "head", head, known.heads)
     if profile.by_value and profile.heads:
         raise refused(("heads",), "values are compared at this profile: nothing may stand in.")
 

@@ -11,23 +11,26 @@ def named(text: str, profile: Profile) -> str:
 
     "HCD on CIFAR-100" becomes "HCD on a stand-in for CIFAR-100"; what is the paper's own stays as it is.
     """
-    slugs = {name: slug for slug, several in load_names().data.items() for name in several}
+    known = load_names()
+    slugs = {name: slug for slug, several in known.data.items() for name in several} | known.heads
 
     def replaced(match: re.Match[str]) -> str:
-        name = match[0]
+        name = match["name"]
+        if match["said"]:
+            return match[0]
         if name in profile.heads:
             return f"{profile.heads[name]} (stand-in for {name})"
         data = profile.data.get(slugs[name])
         if data is None:
             return f"{name} (not in this profile)"
-        if data.stand_in is None:
+        if data.stand_in is None or name in known.heads:
             return name
         in_sentence = re.search(r"[a-z] $", text[: match.start()])
         return f"{'a ' if in_sentence else ''}stand-in for {data_name(slugs[name])}"
 
-    longest_first = sorted((*slugs, *profile.heads), key=len, reverse=True)
-    pattern = rf"(?<![\w-])(?<!stand-in for )(?:{'|'.join(map(re.escape, longest_first))})(?![\w-])"
-    return re.sub(pattern, replaced, text)
+    longest_first = sorted(slugs, key=len, reverse=True)
+    names = "|".join(map(re.escape, longest_first))
+    return re.sub(rf"(?<![\w-])(?P<said>stand-in for )?(?P<name>{names})(?![\w-])", replaced, text)
 
 
 def used(profile: Profile, rows: Iterable[tuple[str, tuple[str, ...]]], cards: Iterable[str]) -> str:
