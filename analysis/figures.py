@@ -26,7 +26,7 @@ MARKERS = ("s", "o", "^", "v", "P", "X", "*")
 GREY, INK = "#8c8c8c", "#262626"
 DPI = 200
 LABEL_LETTERS = 30  # of a line's label before it is wrapped
-HEADING_LINE = 0.24  # inches
+HEADING_LINE, PLAIN_LINE = 0.24, 0.2  # inches from one line of a heading to the next
 PLAIN_LETTERS = 1.6  # plain letters under a heading for a bold one
 MAP, MAP_RANGE = "RdBu", 1.9  # of gain maps: the scale ends where ink is still read, at 1 / MAP_RANGE of the colours
 
@@ -334,13 +334,16 @@ def draw_map_cell(axes: Axes, x: int, y: int, cell: MapCell) -> None:
 
 @dataclass(frozen=True)
 class Heading:
-    """Lines at the top of a figure: first the bold ones, then those in plain type; their number is its length."""
+    """Lines at the top of a figure: first the bold ones, then those in plain type.
+
+    Its length is the number of bold lines that would be as high, rounded up.
+    """
 
     bold: Sequence[str]
     plain: Sequence[str] = ()
 
     def __len__(self) -> int:
-        return len(self.bold) + len(self.plain)
+        return len(self.bold) + math.ceil(PLAIN_LINE / HEADING_LINE * len(self.plain))
 
 
 def wrapped(title: str, letters: int) -> Heading:
