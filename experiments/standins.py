@@ -49,9 +49,9 @@ def used(profile: Profile, rows: Iterable[tuple[str, tuple[str, ...]]], cards: I
     parts = []
     for data, found in entries.items():
         words = ""
-        for entry, models in sorted(found.items(), key=lambda item: len(item[1])):
+        for entry, of_models in sorted(found.items(), key=lambda item: len(item[1])):
             text = profile.data[entry].stand_in or data_name(entry)
-            words += f" (rows of {', '.join(models)}: {text})" if words else text
+            words += f" (rows of {', '.join(of_models)}: {text})" if words else text
         if words != data_name(data):
             parts.append(f"stand-in for {data_name(data)}: {words}")
     if profile.model_kind is not None:
