@@ -110,12 +110,12 @@ def markdown(plan: Plan, records: Mapping[str, Record], comparison: Comparison) 
     parts = [f"# {plan.title}"]
     if plan.here:
         parts.append(plan.here + ("" if plan.by_value else " Published values are of the paper's own data and models."))
-    labels = row_labels(plan)
+    unsaid = dict(plan.marks)
     for metric in plan.metrics:
         results = [result for result in comparison.cells if result.cell.metric == metric]
         if len(plan.metrics) > 1:
             parts.append(f"## {metric_name(metric)}")
-        parts.append(side_by_side(results, labels) if is_wide(results) else one_below_another(results, labels))
+        parts.append(side_by_side(results, unsaid) if is_wide(results) else one_below_another(results, unsaid))
     if len(methods_of(plan)) >= MANY:
         parts += [
             "Cost of each method (medians over seeds and then pairs; a step is one update of the optimiser):",
@@ -136,29 +136,34 @@ def is_wide(results: Sequence[CellResult]) -> bool:
     return len({tuple(column) for column in columns.values()}) == 1 and len(next(iter(columns.values()))) <= WIDE
 
 
-def row_labels(plan: Plan) -> dict[str, tuple[str, str]]:
-    """Labels of teacher and student by row; the first that names a model for which another stands in says so."""
-    marks, found = dict(plan.marks), {}
-    for cell in plan.cells:
-        if cell.row in found:
-            continue
-        texts = []
-        for label, slugs in zip(cell.row_label, (cell.teacher.split("+"), [cell.student]), strict=True):
-            for slug in filter(marks.__contains__, slugs):
-                name, mark = marks[slug]
-                label, is_named = re.subn(rf"(?<![\w-]){re.escape(name)}(?![\w-])", f"{name} ({mark})", label, count=1)
-                if is_named:
-                    del marks[slug]
-            texts.append(label)
-        found[cell.row] = (texts[0], texts[1])
-    return found
+def row_labels(cell: Cell, unsaid: dict[str, tuple[str, str]]) -> dict[str, str]:
+    """Labels of teacher and student; of a model that is named for the first time, what stands in for it beside it.
+
+    Args:
+        cell: of the line.
+        unsaid: marks of the models that were not named yet; those that are named here leave it.
+    """
+    texts = {}
+    for column, label, slugs in zip(
+        COLUMNS_KEPT, cell.row_label, (cell.teacher.split("+"), [cell.student]), strict=True
+    ):
+        text = label
+        for slug in filter(unsaid.__contains__, slugs):
+            name, mark = unsaid[slug]
+            text, is_named = re.subn(rf"(?<![\w-]){re.escape(name)}(?![\w-])", f"{name} ({mark})", text, count=1)
+            if is_named:
+                del unsaid[slug]
+        texts[column] = text
+    return texts
 
 
-def side_by_side(results: Sequence[CellResult], labels: Mapping[str, tuple[str, str]]) -> str:
+def side_by_side(results: Sequence[CellResult], unsaid: dict[str, tuple[str, str]]) -> str:
     """One line per row, the methods as groups of columns; groups keep only the columns that hold something."""
     lines: dict[str, dict[str, str]] = {}
     for result in results:
-        line = lines.setdefault(result.cell.row, dict(zip(COLUMNS_KEPT, labels[result.cell.row], strict=True)))
+        if result.cell.row not in lines:
+            lines[result.cell.row] = row_labels(result.cell, unsaid)
+        line = lines[result.cell.row]
         name = heading(result.cell)
         papers = result.cell.printed_label or name  # published values are of the paper's own data
         names = {"published": papers, "published gain": papers}
@@ -180,11 +185,11 @@ def methods_of(plan: Plan) -> list[str]:
     return list(dict.fromkeys(cell.method for cell in plan.cells))
 
 
-def one_below_another(results: Sequence[CellResult], labels: Mapping[str, tuple[str, str]]) -> str:
+def one_below_another(results: Sequence[CellResult], unsaid: dict[str, tuple[str, str]]) -> str:
     """One line per row and method."""
     lines = (
         {
-            **dict(zip(COLUMNS_KEPT, labels[result.cell.row], strict=True)),
+            **row_labels(result.cell, unsaid),
             "Method": heading(result.cell),
             **shown(result),
         }
