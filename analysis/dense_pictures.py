@@ -90,7 +90,7 @@ def draw_detections(
         found: heading -> for each image `boxes`, `labels`, `masks` and, but for the truth, which comes first, `scores`.
         names: of the classes.
         path: PNG to write.
-        title, caption: heading, and the sentence below.
+        title, caption: heading (plain after a line break), and the sentence below.
     """
     columns = {}
     counts = [len(each["labels"]) for each in next(iter(found.values()))]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.figure_files import save_both
-from analysis.figures import COLOURS, GREY, INK, canvas, house_style, write_texts
+from analysis.figures import COLOURS, GREY, INK, canvas, house_style, wrapped, write_texts
 
 GAP = 0.32  # inches between panels: room for the numbers at the ends of two axes
 
@@ -30,13 +30,13 @@ def dots_figure(
         lines: names, from the top.
         panels: axis label -> line -> number; lines without one are marked by a dash.
         path: of PNG and SVG, without suffix.
-        title, caption: heading, and the sentences below.
+        title, caption: heading (plain after a line break), and the sentences below.
     """
     with house_style():
         left = 0.25 + 0.098 * max(map(len, lines), default=4)
         wide = max(1.35, (7.2 - left) / len(panels) - GAP)
         width, plot = left + len(panels) * (wide + GAP), 0.3 * max(2, len(lines))
-        sentences, heading = textwrap.wrap(caption, int(width / 0.078)), textwrap.wrap(title, int(width / 0.128))
+        sentences, heading = textwrap.wrap(caption, int(width / 0.078)), wrapped(title, int(width / 0.128))
         labels = ["\n".join(textwrap.wrap(label, max(10, int(wide / 0.092)))) for label in panels]
         above, below = 0.18 + 0.26 * len(heading), 0.45 + 0.2 * (1 + max(label.count("\n") for label in labels))
         below += 0.2 * len(sentences)
@@ -78,11 +78,11 @@ def shares_figure(shares: Mapping[str, Mapping[str, float]], path: Path, *, titl
     Args:
         shares: method -> term -> share in [0, 1].
         path: of PNG and SVG, without suffix.
-        title, caption: heading, and the sentences below.
+        title, caption: heading (plain after a line break), and the sentences below.
     """
     with house_style():
         width, plot = 7.2, 0.42 * max(2, len(shares))
-        sentences, heading = textwrap.wrap(caption, int(width / 0.078)), textwrap.wrap(title, int(width / 0.128))
+        sentences, heading = textwrap.wrap(caption, int(width / 0.078)), wrapped(title, int(width / 0.128))
         left = 0.25 + 0.098 * max(map(len, shares), default=4)
         above, below = 0.18 + 0.26 * len(heading), 0.65 + 0.2 * len(sentences)
         height = above + plot + below

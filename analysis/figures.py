@@ -8,6 +8,7 @@ import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -25,6 +26,8 @@ MARKERS = ("s", "o", "^", "v", "P", "X", "*")
 GREY, INK = "#8c8c8c", "#262626"
 DPI = 200
 LABEL_LETTERS = 30  # of a line's label before it is wrapped
+HEADING_LINE, PLAIN_LINE = 0.24, 0.2  # inches from one line of a heading to the next
+PLAIN_LETTERS = 1.6  # plain letters under a heading for a bold one
 MAP, MAP_RANGE = "RdBu", 1.9  # of gain maps: the scale ends where ink is still read, at 1 / MAP_RANGE of the colours
 
 STYLE: dict[str, Any] = {
@@ -94,7 +97,7 @@ def comparison_figure(
     Args:
         rows: in the order in which pairs should stand, from the top; pooled rows are moved to the bottom.
         path: PNG to write.
-        title: heading.
+        title: heading; what follows a line break in it stands below in plain type.
         caption: sentences under the figure; wrapped here.
         unit: of the gains, for the axis.
     """
@@ -108,9 +111,12 @@ def comparison_figure(
         step = max(1.0, 0.42 * len(methods), 0.58 * deepest)
         at = {pair: i * step for i, pair in enumerate(pairs)}
         at |= {pair: (len(pairs) + 0.35 + i) * step for i, pair in enumerate(pooled)}
-        lines, heading = textwrap.wrap(caption, 96), textwrap.wrap(title, 58)
+        lines, heading = textwrap.wrap(caption, 96), wrapped(title, 58)
         plot_height = 0.37 * (step * max(1.0, len(at) + 0.35 * bool(pooled)))
-        below, above = 0.75 + 0.21 * len(lines), 0.57 + 0.24 * len(heading)
+        signs = legend_handles(methods, any(not math.isnan(row["published"]) for row in rows))
+        columns = legend_columns(signs)
+        above = 0.57 + HEADING_LINE * len(heading) + 0.24 * (math.ceil(len(signs) / columns) - 1)
+        below = 0.75 + 0.21 * len(lines)
         figure = canvas(7.2, plot_height + below + above)
         height = plot_height + below + above
         left = 0.04 + 0.0155 * max((len(line) for name in names.values() for line in name), default=4)
@@ -136,10 +142,10 @@ def comparison_figure(
         axes.set_xlabel(f"Gain over the baseline ({unit})")
         write_texts(figure, heading, lines)
         figure.legend(
-            handles=legend_handles(methods, any(not math.isnan(row["published"]) for row in rows)),
+            handles=signs,
             loc="upper left",
-            bbox_to_anchor=(0.02, 1 - (0.2 + 0.24 * len(heading)) / height),
-            ncols=max(1, min(4, len(methods) + 1)),
+            bbox_to_anchor=(0.02, 1 - (0.2 + HEADING_LINE * len(heading)) / height),
+            ncols=columns,
             borderaxespad=0,
             borderpad=0,
             columnspacing=1.3,
@@ -180,6 +186,16 @@ def legend_handles(methods: Sequence[str], published: bool) -> list[Line2D]:
     return handles
 
 
+def legend_columns(handles: Sequence[Line2D], width: float = 6.9) -> int:
+    """In how many columns, at most four, a legend is no wider than so many inches."""
+    # A letter is about .095 inches wide, a sign with its gaps .75; columns are filled from the top.
+    widths = [0.75 + 0.095 * len(str(handle.get_label())) for handle in handles]
+    for columns in range(min(4, len(widths)), 1, -1):
+        if sum(max(column) for column in np.array_split(widths, columns)) <= width:
+            return columns
+    return 1
+
+
 class RankRow(TypedDict):
     """The mean rank of one method over pairs; 1 is the best. low and high are nan where there is no interval.
 
@@ -199,12 +215,12 @@ def ranking_figure(rows: Sequence[RankRow], path: Path, *, title: str, caption: 
     Args:
         rows: in any order.
         path: PNG to write.
-        title: heading.
+        title: heading; what follows a line break in it stands below in plain type.
         caption: sentences under the figure; wrapped here.
     """
     with house_style():
         ordered = sorted(rows, key=lambda row: (row["rank"], row["method"]))
-        lines, heading = textwrap.wrap(caption, 96), textwrap.wrap(title, 58)
+        lines, heading = textwrap.wrap(caption, 96), wrapped(title, 58)
         plot_height = 0.36 * max(2, len(ordered))
         below, above = 0.75 + 0.21 * len(lines), 0.25 + 0.24 * len(heading)
         height = plot_height + below + above
@@ -262,7 +278,7 @@ def gain_map(cells: Sequence[MapCell], path: Path, *, title: str, caption: str =
     Args:
         cells: pairs and methods stand in the order of their first cell; pairs wrap at "→".
         path: PNG to write.
-        title: heading.
+        title: heading; what follows a line break in it stands below in plain type.
         caption: sentences under the figure; wrapped here.
     """
     with house_style():
@@ -275,7 +291,7 @@ def gain_map(cells: Sequence[MapCell], path: Path, *, title: str, caption: str =
         limit = max(0.1, float(np.percentile(sizes, 90))) if len(sizes) else 1.0
 
         labels = [pair.replace(" → ", " →\n") for pair in pairs]
-        lines, heading = textwrap.wrap(caption, 96), textwrap.wrap(title, 58)
+        lines, heading = textwrap.wrap(caption, 96), wrapped(title, 58)
         tilted = max(map(len, methods), default=0) * len(methods) > 50
         plot_height, below = 0.47 * max(2, len(pairs)), 0.25 + 0.21 * len(lines)
         above = 0.5 + 0.24 * len(heading) + (0.35 if tilted else 0.0)
@@ -316,10 +332,32 @@ def draw_map_cell(axes: Axes, x: int, y: int, cell: MapCell) -> None:
         axes.text(x + 0.5, y + 0.5, "–", bbox=box, **centred)
 
 
-def write_texts(figure: Figure, heading: Sequence[str], lines: Sequence[str]) -> None:
+@dataclass(frozen=True)
+class Heading:
+    """Lines at the top of a figure: first the bold ones, then those in plain type.
+
+    Its length is the number of bold lines that would be as high, rounded up.
+    """
+
+    bold: Sequence[str]
+    plain: Sequence[str] = ()
+
+    def __len__(self) -> int:
+        return len(self.bold) + math.ceil(PLAIN_LINE / HEADING_LINE * len(self.plain))
+
+
+def wrapped(title: str, letters: int) -> Heading:
+    """A title as a heading, with so many bold letters in a line; what follows a line break in it is plain."""
+    bold, _, plain = title.partition("\n")
+    return Heading(textwrap.wrap(bold, letters), textwrap.wrap(plain, int(PLAIN_LETTERS * letters)))
+
+
+def write_texts(figure: Figure, heading: Heading, lines: Sequence[str]) -> None:
     """Heading at the top and caption at the bottom."""
     height = figure.get_figheight()
-    figure.text(0.02, 1 - 0.12 / height, "\n".join(heading), fontsize=14, fontweight="bold", va="top")
+    figure.text(0.02, 1 - 0.12 / height, "\n".join(heading.bold), fontsize=14, fontweight="bold", va="top")
+    below = 0.12 + HEADING_LINE * len(heading.bold)
+    figure.text(0.02, 1 - below / height, "\n".join(heading.plain), fontsize=10.5, va="top", linespacing=1.3)
     figure.text(0.02, 0.1 / height, "\n".join(lines), fontsize=10.5, va="bottom", linespacing=1.3, color="#4d4d4d")
 
 

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from analysis.figures import COLOURS, MARKERS, canvas, house_style, save, write_texts
+from analysis.figures import COLOURS, HEADING_LINE, MARKERS, canvas, house_style, save, wrapped, write_texts
 from hkd.data.batch import Batch
 from hkd.models.taps import Taps, Want
 from hkd.training.rng import seed_all
@@ -72,14 +72,14 @@ def grid_of_pictures(
     Args:
         columns: heading -> pictures, [H, W, 3] colours in [0, 1] or [H, W] in [0, 1] as grey.
         path: PNG to write.
-        title, caption: heading, and the sentence below.
+        title, caption: heading (plain after a line break), and the sentence below.
         rows: labels of the lines.
     """
     count = len(next(iter(columns.values())))
     left = 0.1 + 0.09 * max(map(len, rows), default=0)
     width = left + TILE * len(columns) + 0.1
     # Letters of 10.5 and 14 points are about .085 and .135 inches wide.
-    lines, heading = textwrap.wrap(caption, int(width / 0.085)), textwrap.wrap(title, int(width / 0.135))
+    lines, heading = textwrap.wrap(caption, int(width / 0.085)), wrapped(title, int(width / 0.135))
     names = ["\n".join(textwrap.wrap(name, int(TILE / 0.085))) for name in columns]
     above = 0.3 + 0.26 * len(heading) + 0.17 * max(name.count("\n") + 1 for name in names)
     height = above + TILE * count + 0.25 + 0.2 * len(lines)
@@ -118,8 +118,14 @@ def pictures_of(images: Float[Tensor, "N 3 S S"]) -> Sequence[np.ndarray]:
     return list(images.clamp(0, 1).movedim(1, -1).numpy())
 
 
-def draw_active_sets(step: TapStep, images: Float[Tensor, "N 3 S S"], path: Path) -> dict[str, float]:
+def draw_active_sets(step: Step, images: Float[Tensor, "N 3 S S"], path: Path, setting: str = "") -> dict[str, float]:
     """Image, masked image and where each stage of the sparse encoder is not zero.
+
+    Args:
+        step: a finished run of a method that masks.
+        images: RGB in [0, 1].
+        path: PNG to write.
+        setting: what was used, for under the heading.
 
     Returns:
         Share of active positions by stage, which is the share of visible cells if nothing leaks.
@@ -133,20 +139,23 @@ def draw_active_sets(step: TapStep, images: Float[Tensor, "N 3 S S"], path: Path
     grid_of_pictures(
         columns,
         path,
-        title="Active sets of the sparse encoder",
+        title=f"Active sets of the sparse encoder\n{setting}",
         caption="White: positions whose features are not zero. They are the visible cells at every stage.",
     )
     return {f"stage_{stage}": float(where.double().mean()) for stage, where in active.items()}
 
 
 @torch.no_grad()
-def draw_features(steps: Mapping[str, TapStep], images: Float[Tensor, "N 3 S S"], path: Path) -> dict[str, float]:
+def draw_features(
+    steps: Mapping[str, Step], images: Float[Tensor, "N 3 S S"], path: Path, setting: str = ""
+) -> dict[str, float]:
     """Teacher's features and what each student predicts of them from masked images, as colours in one basis a teacher.
 
     Args:
         steps: finished H-GKD runs by name.
         images: RGB in [0, 1].
         path: PNG to write.
+        setting: what was used, for under the heading.
 
     Returns:
         Mean cosine of predicted and true features (both as they are compared in training), by name.
@@ -167,20 +176,21 @@ def draw_features(steps: Mapping[str, TapStep], images: Float[Tensor, "N 3 S S"]
     grid_of_pictures(
         columns,
         path,
-        title="Teacher's features, and the student's prediction of them from the masked image",
+        title=f"Teacher's features, and the student's prediction of them from the masked image\n{setting}",
         caption="First three principal components of the teacher's features as red, green and blue; one basis and "
         "scale for a teacher and its student.",
     )
     return agreement
 
 
-def draw_paintings(steps: Mapping[str, TapStep], images: Float[Tensor, "N 3 S S"], path: Path) -> None:
+def draw_paintings(steps: Mapping[str, Step], images: Float[Tensor, "N 3 S S"], path: Path, setting: str = "") -> None:
     """What methods that predict pixels paint into the hidden part.
 
     Args:
         steps: finished runs of methods that have `picture`, by name.
         images: RGB in [0, 1].
         path: PNG to write.
+        setting: what was used, for under the heading.
     """
     columns: dict[str, Sequence[Any]] = {"image": pictures_of(images)}
     for name, step in steps.items():
@@ -192,23 +202,29 @@ def draw_paintings(steps: Mapping[str, TapStep], images: Float[Tensor, "N 3 S S"
     grid_of_pictures(
         columns,
         path,
-        title="Hidden pixels, painted by the models that predict them",
+        title=f"Hidden pixels, painted by the models that predict them\n{setting}",
         caption="Where pixels are normalised by cell for training, a painted cell has the true mean and contrast of "
         "that cell: they are not the model's merit.",
     )
 
 
-def draw_queue(curves: Mapping[str, Sequence[Mapping[str, float]]], path: Path, *, size: int) -> None:
+def draw_queue(
+    curves: Mapping[str, Sequence[Mapping[str, float]]], path: Path, *, size: int, setting: str = ""
+) -> None:
     """Effective number of entries in the teacher's softmax over the queue, by epoch.
 
     Args:
         curves: name -> lines of a run's curves with `epoch` and `queue_entries`.
         path: PNG to write.
         size: of the queue.
+        setting: what was used, for under the heading.
     """
     with house_style():
-        figure = canvas(6.4, 3.6)
-        axes = figure.add_axes((0.13, 0.24, 0.84, 0.6))
+        heading = wrapped(f"How many queue entries the similarity looks at\n{setting}", 50)
+        above, plot, below = 0.3 + HEADING_LINE * len(heading), 2.2, 0.86
+        height = above + plot + below
+        figure = canvas(6.4, height)
+        axes = figure.add_axes((0.13, below / height, 0.84, plot / height))
         for i, (name, lines) in enumerate(curves.items()):
             xy = [(line["epoch"], line["queue_entries"]) for line in lines]
             axes.plot(*zip(*xy, strict=True), color=COLOURS[i], marker=MARKERS[i], markersize=4, label=name)
@@ -219,5 +235,5 @@ def draw_queue(curves: Mapping[str, Sequence[Mapping[str, float]]], path: Path, 
         axes.set_ylabel("effective entries")
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
         axes.legend(loc="best")
-        write_texts(figure, ["How many queue entries the similarity looks at"], [f"Grey line: the queue holds {size}."])
+        write_texts(figure, heading, [f"Grey line: the queue holds {size}."])
         save(figure, path)

@@ -28,7 +28,7 @@ from analysis.attention import Layer, Seen, attention_images, observed, query_bo
 from analysis.attention_distance import AttentionDistance, attention_distance
 from analysis.attention_nmi import AttentionNMI, attention_nmi
 from analysis.figure_files import Number, csv_text, save_both
-from analysis.figures import COLOURS, GREY, INK, canvas, house_style, write_texts
+from analysis.figures import COLOURS, GREY, INK, canvas, house_style, wrapped, write_texts
 from analysis.measure import measure
 from analysis.model import untrained
 from hkd.methods.parts.token_decoder import TokenDecoder
@@ -209,7 +209,7 @@ def heads_figure(
         random: the control; its heads' mean over layers is a line, as its layers are alike.
         measure: which one.
         path: of PNG and SVG, without suffix.
-        title, caption: heading, and the sentences below.
+        title, caption: heading (plain after a line break), and the sentences below.
     """
     with house_style():
         columns = min(ACROSS, len(panels))
@@ -219,7 +219,7 @@ def heads_figure(
         name_lines = max(label.count("\n") + 1 for label in labels)
         pitch = high + 0.5 + 0.19 * name_lines
         width = max(left + columns * (wide + gap) + 0.06, 5.2)
-        lines, heading = textwrap.wrap(caption, int(width / 0.078)), textwrap.wrap(title, int(width / 0.128))
+        lines, heading = textwrap.wrap(caption, int(width / 0.078)), wrapped(title, int(width / 0.128))
         above, below = 0.24 + 0.25 * len(heading) + 0.19 * name_lines, 0.3 + 0.2 * len(lines)
         height = above + rows * pitch - 0.19 * name_lines + below
         figure = canvas(width, height)
@@ -299,13 +299,13 @@ def maps_figure(
         maps: by model's label and layer, from `query_maps`.
         query: as there.
         path: of PNG and SVG, without suffix.
-        title, caption: heading, and the sentences below.
+        title, caption: heading (plain after a line break), and the sentences below.
     """
     with house_style():
         shown = [(label, layer, found) for label, layers in maps.items() for layer, found in layers.items()]
         tile, side = 0.92, images.shape[-1]
         width = max(0.15 + tile * (len(shown) + 1), 5.2)
-        lines, heading = textwrap.wrap(caption, int(width / 0.078)), textwrap.wrap(title, int(width / 0.128))
+        lines, heading = textwrap.wrap(caption, int(width / 0.078)), wrapped(title, int(width / 0.128))
         names = ["\n".join(textwrap.wrap(label, 2 * int(tile / 0.09))) for label in maps]
         above = 0.5 + 0.25 * len(heading) + 0.19 * max(name.count("\n") + 1 for name in names)
         below = 0.82 + 0.2 * len(lines)

@@ -20,7 +20,7 @@ from torch import Tensor
 from analysis.dct_spectrum import DCTResult
 from analysis.feature_scatter import FeatureScatter, ScatterResult
 from analysis.figure_files import Number, csv_text, save_arrays, save_both, save_measures
-from analysis.figures import COLOURS, GREY, canvas, house_style, write_texts
+from analysis.figures import COLOURS, GREY, canvas, house_style, wrapped, write_texts
 from hkd.methods.parts.feature_mimicking import to_tokens
 from hkd.training.step import TapStep
 
@@ -85,14 +85,14 @@ def spectra_figure(results: Mapping[str, DCTResult], path: Path, *, title: str, 
     Args:
         results: by label.
         path: of PNG and SVG, without suffix.
-        title, caption: heading, and the sentences below.
+        title, caption: heading (plain after a line break), and the sentences below.
     """
     with house_style():
         columns = min(2, len(results))
         rows = math.ceil(len(results) / columns)
         wide, high = 3.4, 2.95
         width = max(columns * wide + 0.2, 5.2)
-        lines, heading = textwrap.wrap(caption, int(width / 0.078)), textwrap.wrap(title, int(width / 0.128))
+        lines, heading = textwrap.wrap(caption, int(width / 0.078)), wrapped(title, int(width / 0.128))
         above, below = 0.2 + 0.26 * len(heading), 0.25 + 0.2 * len(lines)
         height = above + rows * high + below
         figure = canvas(width, height)
@@ -115,11 +115,11 @@ def spectrum_figure(result: DCTResult, path: Path, *, title: str, caption: str) 
     Args:
         result: its spectrum.
         path: of PNG and SVG, without suffix.
-        title, caption: heading, and the sentences below.
+        title, caption: heading (plain after a line break), and the sentences below.
     """
     with house_style():
         width = 7.2
-        lines, heading = textwrap.wrap(caption, int(width / 0.078)), textwrap.wrap(title, int(width / 0.128))
+        lines, heading = textwrap.wrap(caption, int(width / 0.078)), wrapped(title, int(width / 0.128))
         above, below, high = 0.1 + 0.26 * len(heading), 0.35 + 0.2 * len(lines), 2.9
         height = above + high + below
         figure = canvas(width, height)
@@ -207,11 +207,11 @@ def scatter_figure(results: Mapping[str, ScatterResult], path: Path, *, title: s
     Args:
         results: by label; orange is the first (with DFM), blue the second, as in the paper.
         path: of PNG and SVG, without suffix.
-        title, caption: heading, and the sentences below.
+        title, caption: heading (plain after a line break), and the sentences below.
     """
     with house_style():
         width, tile, left = 7.2, 1.52, 0.72
-        lines, heading = textwrap.wrap(caption, int(width / 0.078)), textwrap.wrap(title, int(width / 0.128))
+        lines, heading = textwrap.wrap(caption, int(width / 0.078)), wrapped(title, int(width / 0.128))
         above, below = 0.55 + 0.26 * len(heading), 0.68 + 0.2 * len(lines)
         rows = math.ceil(DRAWS / 4)
         height = above + rows * (tile + 0.1) + below

@@ -159,7 +159,7 @@ def test_a_scalekd_step_costs_at_most_three_supervised_ones(benchmark, tmp_path,
 @pytest.mark.parametrize("student", HCD_STUDENTS)
 @pytest.mark.parametrize("method", LIMITS)
 def test_a_step_of_each_method_beside_a_supervised_one(benchmark, tmp_path, method, student):
-    """Two-digit numbers, 100 classes, Swin-T's twin as cached teacher; methods without a limit are reported."""
+    """Two-digit numbers, 100 classes, Swin-T's miniature as cached teacher; methods without a limit are reported."""
     options: dict[str, Any] = {"negatives": STEPS * BATCH // 3} if method == "crd" else {}
     if student.startswith("swin") and method in ("hcd", "ofa"):
         options = {"projector": "tokens"}

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from experiments import places, regression, schema, stats
+from experiments import places, regression, schema, standins, stats
 from experiments.regression import MeasuredCell
 from experiments.reproduce import load_records, planned
 from experiments.schema import Column, Document, Slug, Table
@@ -621,6 +621,8 @@ def markdown(found: Sequence[Checked]) -> str:
         here = [each for each in found if each.profile == profile]
         shown = here if i == 0 else [each for each in here if each.verdict != "untested"]
         blocks.append(f"## Profile {profile}: {summary(here)}")
+        if stood_in := standins.of_profile(schema.load_profile(profile)):
+            blocks.append(f"Claims are the papers'; the effects were measured here on stand-ins. {stood_in}")
         for paper in dict.fromkeys(each.paper for each in shown):
             rows = [
                 "| claim | effect, 95 % interval | over | expected | verdict |\n| --- | --- | --- | --- | --- |",

@@ -20,7 +20,7 @@ from rich.markdown import Markdown
 from rich.table import Table
 from rich.text import Text
 
-from experiments import places, schema
+from experiments import places, schema, standins
 from experiments.estimate import ASSUMPTIONS, Cost, Durations, cost, total
 from experiments.execute import FINAL, default_workers
 from experiments.plan import Plan, PlannedRun
@@ -48,13 +48,20 @@ app.command(weights_app)
 
 
 @app.command
-def tables() -> int:
-    """List the tables and figures that can be reproduced."""
-    shown = new_table("table", "paper", "kind", "title")
+def tables(*, profile: str | None = None) -> int:
+    """List the tables and figures that can be reproduced.
+
+    Args:
+        profile: scale, for which titles say what stands in; the default is in params.yaml.
+    """
+    from experiments.params import load_params
+
+    shown, chosen = new_table("table", "paper", "kind", "title"), schema.load_profile(profile or load_params().profile)
     for name in schema.table_ids():
         table = schema.load_table(name)
-        shown.add_row(name, table.paper, table.kind, table.title)
+        shown.add_row(name, table.paper, table.kind, Text(standins.named(table.title, chosen)))
     out().print(shown)
+    tell_stand_ins(standins.in_short(chosen))
     return 0
 
 
@@ -80,10 +87,13 @@ def plan(*table: str, profile: str | None = None, seeds: int | None = None) -> i
         done |= finished
         add_cost(shown, each.table, each.runs.values(), finished)
         if len(plans) == 1:
+            console.print(Text(each.heading))
             console.print(by_kind(each, finished))
     if len(plans) > 1:
         add_cost(shown, "all (shared runs counted once)", everything.values(), done)
     console.print(shown)
+    if len(plans) > 1:
+        tell_stand_ins(standins.in_short(schema.load_profile(plans[0].profile)))
     for each in plans:
         if (seconds := expected_here(each, store)) is not None:
             console.print(Text(f"{each.table}: about {clock(seconds)} here, going by the runs that are done"))
@@ -435,17 +445,20 @@ def teachers(*, profile: str | None = None) -> int:
     from experiments.params import load_params
     from experiments.teachers import teachers as listed
 
+    chosen = profile or load_params().profile
+
     shown = new_table(
         "teacher", "architecture", "made here by", "published weights", "licence", "SHA-256", "published", "source"
     )
     shown.add_column("measured", justify="right")
-    for facts in listed(profile or load_params().profile, Store(places.runs())):
+    for facts in listed(chosen, Store(places.runs())):
         entry, arch = facts.entry, facts.card.arch.rpartition(":")[2]
         texts = [facts.name, f"{facts.card.name} ({arch})", facts.made, entry.weights or "", entry.licence or ""]
         texts += [(facts.sha256 or "")[:12], "" if entry.published is None else f"{entry.published:.2f}"]
         texts += [entry.source or "", measured_text(facts.measured)]
         shown.add_row(*map(Text, texts))
     out().print(shown)
+    tell_stand_ins(standins.of_profile(schema.load_profile(chosen)))
     return 0
 
 
@@ -529,6 +542,12 @@ def analyse(
 def out() -> Console:
     """Where commands print: as wide as the terminal, or as needed elsewhere."""
     return Console() if sys.stdout.isatty() else Console(width=200, soft_wrap=False)
+
+
+def tell_stand_ins(sentence: str) -> None:
+    """Say what stood in for the papers' data and models, where something did."""
+    if sentence:
+        out().print(Text(sentence))
 
 
 def new_table(*columns: str) -> Table:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments import schema, stats
+from experiments import schema, standins, stats
 from experiments.figures import MEASURED, Finished, test_images
 from experiments.plan import Cell, Plan, PlannedRun, plan
 from experiments.store import Store
@@ -55,7 +55,7 @@ def draw(finished: Finished, folder: Path) -> None:
     from analysis import diagnostic_figures as pictures
     from analysis.figure_files import Number, csv_text, save_measures
 
-    profile = finished.plan.profile
+    profile, here = finished.plan.profile, finished.plan.here
     labels = {row.row: row.label[1] for row in finished.table.rows}
     numbers, layers, images = teachers(finished)
     dots: dict[str, dict[str, pictures.Dot]] = {label: {} for label in PANELS.values()}
@@ -68,10 +68,11 @@ def draw(finished: Finished, folder: Path) -> None:
         [labels[cell[0]] for cell in finished.cells],
         dots,
         folder / "teachers",
-        title="Measures of the teachers",
+        title=f"Measures of the teachers\n{here}",
         caption=f"Profile {profile}. {images} Whiskers: 95 % intervals over images. Swin: within windows. Δ: of "
         "the highest frequency and zero. –: not defined.",
     )
+    everywhere = standins.in_short(schema.load_profile(profile))
     plans = [plan(name, profile) for name in schema.table_ids() if schema.load_table(name).kind == "table"]
     terms = term_sizes(plans, finished.store)
     shares: dict[str, dict[str, float]] = {}
@@ -83,7 +84,7 @@ def draw(finished: Finished, folder: Path) -> None:
         pictures.shares_figure(
             shares,
             folder / "terms",
-            title="Which loss term moves the student",
+            title=f"Which loss term moves the student\n{everywhere}",
             caption=f"Profile {profile}; shares of the terms' gradient norms at the last epoch that measured them, "
             "mean over the runs of all tables; methods with their default options.",
         )
@@ -98,7 +99,7 @@ def draw(finished: Finished, folder: Path) -> None:
                 method: pictures.Dot(each.mean, each.low, each.high) for method, each in agreed.items()
             }},
             folder / "agreement",
-            title="Do students predict what their teachers predict?",
+            title=f"Do students predict what their teachers predict?\n{everywhere}",
             caption=f"Profile {profile}; test images on which student and teacher name the same class, minus those of "
             "the student trained alone; mean over rows of all tables, 95 % t-intervals over seeds.",
         )  # fmt: skip

@@ -188,7 +188,7 @@ def hgkd_pictures(finished: Finished, folder: Path) -> None:
     from analysis import hgkd_pictures as draw
     from hkd.training.inputs import open_data
 
-    runs = finished.runs
+    runs, here = finished.runs, finished.plan.here
     split = open_data(next(iter(runs.values())).spec.data, finished.runtime)[0].load("test", seed=0, select=False)
     if split.images is None:
         from hkd.data.loading.loader import Loader
@@ -206,15 +206,17 @@ def hgkd_pictures(finished: Finished, folder: Path) -> None:
     }
     facts: dict[str, Any] = {"images": f"first {SHOWN} of the test split"}
     if distilled:
-        facts["active"] = draw.draw_active_sets(next(iter(distilled.values())), images, folder / "active_sets.png")
-        facts["cosine"] = draw.draw_features(distilled, images, folder / "features.png")
+        facts["active"] = draw.draw_active_sets(
+            next(iter(distilled.values())), images, folder / "active_sets.png", here
+        )
+        facts["cosine"] = draw.draw_features(distilled, images, folder / "features.png", here)
         queues = {label: finished.curves(label) for label in distilled}
         size = {step.method.config.queue_size for step in distilled.values()}
         if len(size) != 1:
             raise UserError(f"The runs of '{finished.plan.table}' have queues of different sizes: {sorted(size)}.")
-        draw.draw_queue(queues, folder / "queue_entries.png", size=size.pop())
+        draw.draw_queue(queues, folder / "queue_entries.png", size=size.pop(), setting=here)
     if painters:
-        draw.draw_paintings(painters, images, folder / "paintings.png")
+        draw.draw_paintings(painters, images, folder / "paintings.png", here)
     (folder / "pictures.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
 
 
@@ -251,7 +253,7 @@ def hybrid_heads(finished: Finished, folder: Path) -> None:
     )
     for measure in ("distance", "nmi"):
         heads = "Head distance" if measure == "distance" else "NMI of attention"
-        title = f"{plan.title.partition(':')[0]}: {heads} by layer"
+        title = f"{plan.title.partition(':')[0]}: {heads} by layer\n{plan.here}"
         draw.heads_figure(panels, random, measure, folder / measure, title=title, caption=caption)
     (folder / "layers.csv").write_text(draw.layer_table(shown))
     save_arrays(draw.arrays(shown) | {"rows": images.rows}, folder / "arrays.npz")
@@ -279,7 +281,7 @@ def hybrid_attention_maps(finished: Finished, folder: Path) -> None:
         maps,
         QUERY,
         folder / "maps",
-        title="What the marked patch attends to",
+        title=f"What the marked patch attends to\n{plan.here}",
         caption=f"Profile {plan.profile}; mean over heads; one colour range for all maps. Images: "
         f"{len(images)} of the test split, evenly spaced.",
     )
@@ -323,7 +325,7 @@ def scalekd_spectrum(finished: Finished, folder: Path) -> None:
     draw.spectrum_figure(
         result,
         folder / "spectrum",
-        title=f"Frequencies in the features of {labels[slug]}",
+        title=f"Frequencies in the features of {labels[slug]}\n{finished.plan.here}",
         caption=f"Profile {finished.plan.profile}; last features, {len(images.rows)} test images; mean |DCT|, "
         f"unscaled. The zero frequency has {100 * result.share_energy:.0f} % of the energy (orthonormal form). "
         + told_controls(controls, labels),
@@ -340,7 +342,7 @@ def scalekd_spectra(finished: Finished, folder: Path) -> None:
     draw.spectra_figure(
         {labels[slug]: result for slug, result in found.items()},
         folder / "spectra",
-        title="Frequencies in teachers' features",
+        title=f"Frequencies in teachers' features\n{finished.plan.here}",
         caption=f"Profile {finished.plan.profile}; last features, {len(images.rows)} test images; mean |DCT| over "
         "channels, unscaled; orange: the zero frequency, with its share of the energy (orthonormal form). "
         + told_controls(controls, labels),
@@ -368,7 +370,7 @@ def scalekd_scatter(finished: Finished, folder: Path) -> None:
     draw.scatter_figure(
         dict(found.values()),
         folder / "scatter",
-        title="Alternative components: student minus teacher",
+        title=f"Alternative components: student minus teacher\n{plan.here}",
         caption=f"Profile {plan.profile}; one fixed random projection of the differences of {len(images.rows)} test "
         f"images, whose origin is agreement; each panel draws a tenth of them, up to the 99.8 % quantile of all. The "
         f"first of {len(plan.seeds)} seeds.",
@@ -400,7 +402,7 @@ def dense_pictures(finished: Finished, folder: Path) -> None:
         shown = range(min(SHOWN_DENSE, len(split)))
         images = [torch.from_numpy(split.image(i)) / 255 for i in shown]
         texts: dict[str, str] = {
-            "title": finished.plan.title,
+            "title": finished.plan.heading,
             "caption": f"Profile {finished.plan.profile}, seed {first.spec.seed}; the first {len(shown)} test images.",
         }
         folders = {label: finished.store.folder(run.key) for label, run in runs.items()}

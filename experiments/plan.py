@@ -1,7 +1,7 @@
 """From a table and a profile to runs: which cells the paper prints, and which runs each cell is measured by."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from experiments import places, schema
+from experiments import places, schema, standins
 from experiments.environment import device
 from experiments.planning.keys import config_fields, device_kind, run_key
 from experiments.schema import Column, Profile, Row, Stage, Table, TeacherMapping
@@ -60,8 +60,9 @@ class Cell:
     method: str
     variant: str  # "" for the method's own defaults
     metric: str
-    label: str  # column label, as printed
-    row_label: tuple[str, str]  # (teacher, student) as the paper prints them
+    label: str  # column label, as printed; of data and heads that were not used it says what stood in
+    row_label: tuple[str, str]  # (teacher, student), likewise
+    printed_label: str = ""  # the column label of the paper itself; "": `label`
     added: bool = False  # not in the paper
     quoted: bool = False  # printed from the paper, nothing to run
     published: Published | None = None
@@ -89,8 +90,15 @@ class Plan:
     seeds: tuple[int, ...]
     cells: tuple[Cell, ...]
     runs: dict[str, PlannedRun]  # by key, dependencies before dependents
+    here: str = ""  # what stood in for the paper's data and models, as a sentence; "" where nothing did
+    marks: dict[str, tuple[str, str]] = field(default_factory=dict)  # as `standins.model_marks`
     captions: tuple[str, ...] = ()  # sentences that go under the table
     teachers: dict[str, str] = field(default_factory=dict)  # slug@data -> key of the run that measures its accuracy
+
+    @property
+    def heading(self) -> str:
+        """Title of a picture: the table's, and what stood in on the next line."""
+        return "\n".join(filter(None, (self.title, self.here)))
 
 
 def plan(
@@ -167,7 +175,7 @@ class _Planner:
         )
         return Plan(
             table=self.table.id,
-            title=self.table.title,
+            title=standins.named(self.table.title, self.profile),
             paper=self.table.paper,
             profile=self.profile.name,
             by_value=self.profile.by_value and not self.select,
@@ -175,9 +183,31 @@ class _Planner:
             seeds=self.seeds,
             cells=cells,
             runs=self.runs,
+            here=self.here(cells),
+            marks=standins.model_marks(self.profile, self.models()),
             captions=self.table.captions + self.profile.captions + self.data_notes(),
             teachers=dict(sorted(self.teachers.items())),
         )
+
+    def here(self, cells: Sequence[Cell]) -> str:
+        """What stood in for the data that cells with runs are measured on, and for the models of all runs."""
+        if not self.runs:
+            return f"Nothing of this table is in profile {self.profile.name}."
+        run = {cell.id for cell in cells if cell.runs}
+        measured = (
+            (self.papers_data(row, column), (row.student, *row.teachers.values()))
+            for row in self.table.rows
+            for column in (self.table.columns if row.columns is None else row.columns)
+            if (row.row, column.method, column.variant) in run
+        )
+        specs = [run.spec for run in self.runs.values()]
+        students = {spec.student.name for spec in specs}
+        teachers = {teacher.model.name for spec in specs for teacher in spec.teachers.values()}
+        return standins.used(self.profile, measured, students | teachers)
+
+    def models(self) -> list[str]:
+        """Students and teachers of the rows, by slug."""
+        return list(dict.fromkeys(slug for row in self.table.rows for slug in (row.student, *row.teachers.values())))
 
     def data_notes(self) -> tuple[str, ...]:
         """What stands for each of the paper's data sets, as sentences."""
@@ -201,8 +231,9 @@ class _Planner:
             "student": row.student,
             "method": column.method,
             "variant": column.variant,
-            "label": column.label,
-            "row_label": row.label,
+            "label": standins.named(column.label, self.profile),
+            "printed_label": column.label,
+            "row_label": tuple(standins.named(label, self.profile) for label in row.label),
             "added": column.added,
             "quoted": column.quoted,
             "baseline": self.baseline(row, column),
@@ -275,7 +306,11 @@ class _Planner:
 
     def data_of(self, row: Row, stage: Stage) -> str:
         """Which entry of the profile's data a stage is trained and measured on."""
-        return self.profile.stand_in(stage.data or row.data or self.table.data, (row.student, *row.teachers.values()))
+        return self.profile.entry(self.papers_data(row, stage), (row.student, *row.teachers.values()))
+
+    def papers_data(self, row: Row, stage: Stage) -> str:
+        """The paper's data set of a stage."""
+        return stage.data or row.data or self.table.data
 
     def teacher(self, slug: str, data: str, facts: "_Facts") -> TeacherSpec:
         """A teacher; the run that trains it or measures its accuracy is planned and added to what is needed first."""

@@ -7,6 +7,7 @@ Equal inputs give equal bytes.
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -107,11 +108,14 @@ def write_json(value: Any, path: Path) -> None:
 def markdown(plan: Plan, records: Mapping[str, Record], comparison: Comparison) -> str:
     """The table in the paper's layout, with its caption."""
     parts = [f"# {plan.title}"]
+    if plan.here:
+        parts.append(plan.here + ("" if plan.by_value else " Published values are of the paper's own data and models."))
+    unsaid = dict(plan.marks)
     for metric in plan.metrics:
         results = [result for result in comparison.cells if result.cell.metric == metric]
         if len(plan.metrics) > 1:
             parts.append(f"## {metric_name(metric)}")
-        parts.append(side_by_side(results) if is_wide(results) else one_below_another(results))
+        parts.append(side_by_side(results, unsaid) if is_wide(results) else one_below_another(results, unsaid))
     if len(methods_of(plan)) >= MANY:
         parts += [
             "Cost of each method (medians over seeds and then pairs; a step is one update of the optimiser):",
@@ -132,13 +136,38 @@ def is_wide(results: Sequence[CellResult]) -> bool:
     return len({tuple(column) for column in columns.values()}) == 1 and len(next(iter(columns.values()))) <= WIDE
 
 
-def side_by_side(results: Sequence[CellResult]) -> str:
+def row_labels(cell: Cell, unsaid: dict[str, tuple[str, str]]) -> dict[str, str]:
+    """Labels of teacher and student; of a model that is named for the first time, what stands in for it beside it.
+
+    Args:
+        cell: of the line.
+        unsaid: marks of the models that were not named yet; those that are named here leave it.
+    """
+    texts = {}
+    for column, label, slugs in zip(
+        COLUMNS_KEPT, cell.row_label, (cell.teacher.split("+"), [cell.student]), strict=True
+    ):
+        text = label
+        for slug in filter(unsaid.__contains__, slugs):
+            name, mark = unsaid[slug]
+            text, is_named = re.subn(rf"(?<![\w-]){re.escape(name)}(?![\w-])", f"{name} ({mark})", text, count=1)
+            if is_named:
+                del unsaid[slug]
+        texts[column] = text
+    return texts
+
+
+def side_by_side(results: Sequence[CellResult], unsaid: dict[str, tuple[str, str]]) -> str:
     """One line per row, the methods as groups of columns; groups keep only the columns that hold something."""
     lines: dict[str, dict[str, str]] = {}
     for result in results:
-        line = lines.setdefault(result.cell.row, dict(zip(("Teacher", "Student"), result.cell.row_label, strict=True)))
+        if result.cell.row not in lines:
+            lines[result.cell.row] = row_labels(result.cell, unsaid)
+        line = lines[result.cell.row]
         name = heading(result.cell)
-        line.update({f"{name}: {column}": text for column, text in shown(result).items()})
+        papers = result.cell.printed_label or name  # published values are of the paper's own data
+        names = {"published": papers, "published gain": papers}
+        line.update({f"{names.get(column, name)}: {column}": text for column, text in shown(result).items()})
     return to_markdown(without_empty(pd.DataFrame(lines.values())))
 
 
@@ -156,12 +185,11 @@ def methods_of(plan: Plan) -> list[str]:
     return list(dict.fromkeys(cell.method for cell in plan.cells))
 
 
-def one_below_another(results: Sequence[CellResult]) -> str:
+def one_below_another(results: Sequence[CellResult], unsaid: dict[str, tuple[str, str]]) -> str:
     """One line per row and method."""
     lines = (
         {
-            "Teacher": result.cell.row_label[0],
-            "Student": result.cell.row_label[1],
+            **row_labels(result.cell, unsaid),
             "Method": heading(result.cell),
             **shown(result),
         }
@@ -456,7 +484,7 @@ def draw(plan: Plan, comparison: Comparison, path: Path, metrics: tuple[str, ...
     comparison_figure(
         rows,
         path,
-        title=plan.title,
+        title=plan.heading,
         caption=f"{scale(plan, metrics)} {signs}",
     )
 
@@ -508,7 +536,7 @@ def draw_ranking(plan: Plan, ranked: MeanRanks, path: Path) -> None:
     ranking_figure(
         rows,
         path,
-        title=plan.title,
+        title=plan.heading,
         caption=f"{scale(plan)} Methods are ranked within each pair and seed, over {len(ranked.pairs)} pairs. "
         f"Whiskers: 95 % t-intervals over seeds.{without}",
     )
@@ -533,7 +561,7 @@ def draw_map(plan: Plan, comparison: Comparison, path: Path) -> None:
     gain_map(
         cells,
         path,
-        title=plan.title,
+        title=plan.heading,
         caption=f"{scale(plan)} Gain over the baseline in points; bold where its 95 % interval excludes 0. "
         f"Blue gains, red loses.{hatched}",
     )

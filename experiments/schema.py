@@ -112,6 +112,7 @@ class DataMapping(Document):
     options: Options = {}
     teacher_options: Options = {}  # on top of options, for the training of teachers
     instead: dict[Slug, Slug] = {}  # student or teacher -> another data set of `data`, for rows that have it
+    stand_in: str | None = None  # what it is, in a few words; None: the paper's data set itself
     note: str = ""  # for captions
 
 
@@ -158,6 +159,8 @@ class Profile(Document):
     table_seeds: dict[Slug, int] = {}  # of these tables instead
     data: dict[Slug, DataMapping]
     models: dict[Slug, str]  # the paper's model -> name in hkd.models.cards.zoo
+    model_kind: str | None = None  # what the models are that stand in ("miniature"); None: the paper's own
+    heads: dict[str, str] = {}  # a head that papers name -> what stands in for it
     teachers: dict[TeacherName, TeacherMapping]
     students: dict[Slug, str | dict[Slug, str]]  # the paper's student -> recipe, or one per strategy
     recipes: dict[str, Recipe]
@@ -167,7 +170,7 @@ class Profile(Document):
     machine: Machine = Machine()
     captions: tuple[str, ...] = ()
 
-    def stand_in(self, data: str, models: Iterable[str]) -> str:
+    def entry(self, data: str, models: Iterable[str]) -> str:
         """The entry of `data` for a row of these models: `data` itself, unless that names another for one of them."""
         instead = self.data[data].instead if data in self.data else {}
         return next((instead[model] for model in models if model in instead), data)
@@ -175,6 +178,20 @@ class Profile(Document):
     def teacher(self, slug: str, data: str) -> TeacherMapping | None:
         """The teacher of students of a data set (the paper's slug), if this profile has it."""
         return self.teachers.get(f"{slug}@{data}", self.teachers.get(slug))
+
+
+class Names(Document):
+    """Names in print of data sets and models, and sizes of models that stand in for the papers' own.
+
+    data: the name of each of the papers' data sets, then other names that titles and labels have for it. parts: names
+        of what is used of them under a slug of its own. heads: that titles and labels name, and their data set.
+    """
+
+    data: dict[Slug, Annotated[tuple[str, ...], Field(min_length=1)]]
+    parts: dict[Slug, str]
+    heads: dict[str, Slug]
+    models: dict[Slug, str]
+    parameters: dict[str, float]  # name in hkd.models.cards.zoo -> millions, without a classifier
 
 
 class TeacherEntry(Document):
@@ -266,7 +283,7 @@ def load_table(name: str) -> Table:
 
 def check_references(table: Table) -> None:
     """Refuse names that lead nowhere: models, data, baselines and published values that do not exist anywhere."""
-    profiles = [read("profile", "profiles", profile, Profile) for profile in names("profiles")]
+    profiles = [read_profile(profile) for profile in names("profiles")]
     models = {slug for profile in profiles for slug in profile.models}
     data = {slug for profile in profiles for slug in profile.data}
     checked("tables", table.id, ("data",), "data set", table.data, data)
@@ -374,7 +391,7 @@ def load_profile(name: str) -> Profile:
     from hkd.data import DATASETS
     from hkd.models.cards.zoo import ZOO
 
-    profile: Profile = read("profile", "profiles", name, Profile)
+    profile = read_profile(name)
     for table in profile.table_seeds:
         checked("profiles", name, ("table_seeds", table), "table", table, table_ids())
     for method, options in profile.methods.items():
@@ -383,6 +400,7 @@ def load_profile(name: str) -> Profile:
         checked("profiles", name, ("tasks", task), "task", task, TASKS)
     for slug, model in profile.models.items():
         checked("profiles", name, ("models", slug), "model", model, ZOO)
+    check_stand_ins(profile)
     for slug, data in profile.data.items():
         checked("profiles", name, ("data", slug, "name"), "data set", data.name, DATASETS)
         for model, other in data.instead.items():
@@ -404,6 +422,52 @@ def load_profile(name: str) -> Profile:
         if teacher.recipe:
             checked("profiles", name, ("teachers", slug, "recipe"), "recipe", teacher.recipe, profile.recipes)
     return profile
+
+
+def check_stand_ins(profile: Profile) -> None:
+    """Refuse data and models that stand in for the paper's own without words for it, and words where nothing does.
+
+    The paper's own are those of the profiles whose values are compared.
+    """
+    known = load_names()
+    own = [each for each in map(read_profile, names("profiles")) if each.by_value]
+
+    def refused(loc: tuple[str, ...], message: str) -> UserError:
+        return complaint("profiles", profile.name, loc, message)
+
+    for slug, data in profile.data.items():
+        if profile.by_value and slug not in {**known.data, **known.parts}:
+            raise refused(("data", slug), "this data set has no name in experiments/manifests/names.yaml.")
+        same = [each.data[slug] for each in own if slug in each.data]
+        is_own = any((data.name, data.options) == (each.name, each.options) for each in same)
+        if data.stand_in is None and not is_own:
+            raise refused(("data", slug), "say in stand_in what stands in for the paper's data set.")
+        if data.stand_in is not None and is_own:
+            raise refused(("data", slug, "stand_in"), "this is the paper's data set itself; leave stand_in out.")
+    others = [
+        (slug, model) for slug, model in profile.models.items() if all(each.models.get(slug) != model for each in own)
+    ]
+    for slug, model in others:
+        if profile.model_kind is None:
+            raise refused(("models", slug), f"'{model}' is not the paper's model: say in model_kind what it is.")
+        if model not in known.parameters:
+            raise refused(("models", slug), f"'{model}' has no size in experiments/manifests/names.yaml.")
+    if profile.model_kind is not None and not others:
+        raise refused(("model_kind",), "all models are the paper's; leave model_kind out.")
+    for head in profile.heads:
+        checked("profiles", profile.name, ("heads", head), "head", head, known.heads)
+    if profile.by_value and profile.heads:
+        raise refused(("heads",), "values are compared at this profile: nothing may stand in.")
+
+
+def read_profile(name: str) -> Profile:
+    """experiments/profiles/<name>.yaml, its names unchecked."""
+    return read("profile", "profiles", name, Profile)
+
+
+def load_names() -> Names:
+    """experiments/manifests/names.yaml."""
+    return read("manifest", "manifests", "names", Names)
 
 
 def load_published(paper: str) -> Published:

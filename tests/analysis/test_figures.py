@@ -14,11 +14,17 @@ from analysis.figures import (
     MAP_RANGE,
     MARKERS,
     GainRow,
+    Heading,
     MapCell,
     RankRow,
+    canvas,
     comparison_figure,
     gain_map,
+    legend_columns,
+    legend_handles,
     ranking_figure,
+    wrapped,
+    write_texts,
 )
 
 
@@ -68,6 +74,30 @@ def test_many_methods_and_pairs_draw_without_complaint(tmp_path):
     comparison_figure(rows, tmp_path / "figure.png", title="A title " * 20, caption="Words " * 60)
     with Image.open(tmp_path / "figure.png") as image:
         assert image.width == 1440
+
+
+def test_what_follows_a_line_break_in_a_title_stands_below_the_heading_and_fits():
+    heading = wrapped("A bold title " * 9 + "\n" + "Stand-in for a data set, in plain type; " * 6, 58)
+    assert (len(heading.bold), len(heading.plain), len(heading)) == (2, 3, 5)
+    assert len(Heading(["A"], 7 * ["b"])) == 7  # seven lines of .2 inches are not higher than six of .24
+    assert " ".join(heading.bold) == ("A bold title " * 9).strip()
+    assert wrapped("A title", 58) == Heading(["A title"], [])
+    figure = canvas(7.2, 3.0)
+    write_texts(figure, heading, [])
+    bold, plain = (text.get_window_extent() for text in figure.texts[:2])
+    assert plain.y1 <= bold.y0
+    assert max(bold.x1, plain.x1) <= 7.2 * figure.dpi
+    assert figure.texts[1].get_fontweight() == "normal"
+
+
+def test_a_legend_of_long_names_takes_more_lines_and_stays_within_the_figure(tmp_path):
+    names = [f"stand-in for the data set number {i}" for i in range(4)]
+    assert legend_columns(legend_handles(names, True)) == 1
+    assert legend_columns(legend_handles(["KD", "ScaleKD"], True)) == 3
+    assert legend_columns([]) == 1
+    comparison_figure([gain("a → b", name) for name in names], tmp_path / "figure.png", title="A table")
+    with Image.open(tmp_path / "figure.png") as image:
+        assert image.convert("L").crop((image.width - 12, 0, image.width, image.height)).getextrema() == (255, 255)
 
 
 def test_settings_of_the_caller_stay_as_they_were(tmp_path):

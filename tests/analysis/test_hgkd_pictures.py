@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from analysis import hgkd_pictures
 from analysis.hgkd_pictures import as_colours, draw_active_sets, draw_features, draw_paintings, draw_queue, hide
 from hkd.models.cards.zoo import ZOO
 from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
@@ -62,6 +63,17 @@ def test_pictures_are_equal_byte_for_byte(tmp_path, finished, images):
     assert -1 <= agreement["MAE"] <= 1
     for kind in "afpq":
         assert (tmp_path / f"one_{kind}.png").read_bytes() == (tmp_path / f"two_{kind}.png").read_bytes()
+
+
+def test_what_was_used_stands_under_the_heading(tmp_path, finished, images, monkeypatch):
+    headings = []
+    monkeypatch.setattr(hgkd_pictures, "write_texts", lambda figure, heading, lines: headings.append(heading))
+    setting = "Stand-in for X: digits."
+    draw_active_sets(finished["hgkd"], images, tmp_path / "a.png", setting)
+    draw_features({"MAE": finished["hgkd"]}, images, tmp_path / "f.png", setting)
+    draw_paintings({"pixels": finished["pixels"]}, images, tmp_path / "p.png", setting)
+    draw_queue({"MAE": [{"epoch": 1, "queue_entries": 3.0}]}, tmp_path / "q.png", size=20, setting=setting)
+    assert [" ".join(heading.plain) for heading in headings] == 4 * [setting]
 
 
 def test_equal_maps_have_equal_colours_and_colours_fill_their_range():

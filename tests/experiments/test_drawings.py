@@ -1,11 +1,13 @@
 """Drawings of figure tables from finished runs: files that are there, names that claims read, seeds that count."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from analysis import hybrid_figures
 from experiments import claims, schema
 from experiments.figures import (
     DRAWINGS,
@@ -98,6 +100,16 @@ def test_a_figure_of_attention_leaves_pictures_arrays_and_numbers_with_seeds(fin
 def test_attention_maps_show_teacher_and_student(finished, tmp_path):
     hybrid_attention_maps(finished, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"maps.png", "maps.svg", "arrays.npz"}
+
+
+def test_pictures_say_under_their_heading_what_stood_in(finished, tmp_path, monkeypatch):
+    headings = []
+    monkeypatch.setattr(hybrid_figures, "write_texts", lambda figure, heading, lines: headings.append(heading))
+    told = replace(finished, plan=replace(finished.plan, here="Stand-in for X: digits; miniature models."))
+    hybrid_heads(told, tmp_path)
+    hybrid_attention_maps(told, tmp_path)
+    assert [" ".join(heading.plain) for heading in headings] == 3 * ["Stand-in for X: digits; miniature models."]
+    assert " ".join(headings[0].bold) == "Hybrid Distill Figure 2: Head distance by layer"
 
 
 def test_images_are_evenly_spaced_over_a_split_that_is_sorted_by_class(tmp_path):

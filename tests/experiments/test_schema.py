@@ -9,7 +9,7 @@ from hkd.errors import UserError
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     """A private copy of the YAML folders; `files(folder, name, text)` writes one."""
-    for folder in ("tables", "profiles", "published"):
+    for folder in ("tables", "profiles", "published", "manifests"):
         (tmp_path / folder).mkdir()
         for path in (schema.HERE / folder).glob("*.yaml"):
             (tmp_path / folder / path.name).write_text(path.read_text())
@@ -144,8 +144,8 @@ def test_an_unknown_file_gets_the_nearest_name(load, name, sentence):
 def test_a_model_may_stand_on_other_data_and_takes_its_row_with_it():
     profile = schema.load_profile("laptop")
     other = profile.data["cifar100"].instead["deit_t"]
-    assert profile.stand_in("cifar100", ("deit_t", "convnext_t_ofa")) == other
-    assert profile.stand_in("cifar100", ("resnet18", "convnext_t_ofa")) == "cifar100"
+    assert profile.entry("cifar100", ("deit_t", "convnext_t_ofa")) == other
+    assert profile.entry("cifar100", ("resnet18", "convnext_t_ofa")) == "cifar100"
 
 
 def test_a_stand_in_for_data_that_does_not_exist_is_refused(files):
