@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from hkd.models.sparse.modules.modules import active_in, sparsify
+from hkd.models.sparse.modules import active_in, sparsify
 from hkd.models.tap_model import TapModel
 from hkd.models.taps import Want
 from hkd.spec import ModelCard

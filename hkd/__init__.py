@@ -9,7 +9,7 @@ from typing import Any
 
 PUBLIC = {
     "Batch": "hkd.data.batch:Batch",
-    "Distiller": "hkd.distiller.module.module:Distiller",
+    "Distiller": "hkd.distiller.module:Distiller",
     "METHODS": "hkd.methods:METHODS",
     "Method": "hkd.methods.base:Method",
     "ModelCard": "hkd.spec:ModelCard",

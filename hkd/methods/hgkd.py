@@ -46,7 +46,7 @@ from hkd.methods.parts.masks import (
     visible_cells,
 )
 from hkd.methods.parts.unet import UNetDecoder, initialise
-from hkd.models.sparse.modules.modules import mask_at
+from hkd.models.sparse.modules import mask_at
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
 from hkd.registry import lookup

@@ -12,7 +12,7 @@ from torch import nn
 
 import hkd
 from hkd.data.batch import Batch
-from hkd.distiller.module.module import Distiller
+from hkd.distiller.module import Distiller
 from hkd.errors import Refused, UserError
 from hkd.methods import METHODS
 from hkd.methods.base import Method, Needs, Samples

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hkd.errors import UserError
-from hkd.models.sparse.modules.modules import active_in, mask_at
+from hkd.models.sparse.modules import active_in, mask_at
 from hkd.models.tap_model import TapModel
 from hkd.models.taps import Want
 from hkd.spec import ModelCard

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hkd.errors import Refused
-from hkd.models.sparse.modules.modules import mask_at, sparse_batch_norm
+from hkd.models.sparse.modules import mask_at, sparse_batch_norm
 
 SPREAD = 0.02  # of initial weights; a mask token is cut at one of these and so has a standard deviation of .0108
 

@@ -15,8 +15,8 @@ from hkd.models.families.base import Family
 from hkd.models.families.convnext import ConvNeXtFamily
 from hkd.models.families.mobilenet_v2 import MobileNetV2Family
 from hkd.models.families.resnet import ResNetFamily
-from hkd.models.sparse.modules.maps import Active, active_in, all_active, current
-from hkd.models.sparse.modules.modules import sparsify
+from hkd.models.sparse.maps import Active, active_in, all_active, current
+from hkd.models.sparse.modules import sparsify
 from hkd.models.taps import Taps, Want
 from hkd.spec import ModelCard
 
@@ -54,7 +54,7 @@ class SparseFamily(Family):
             want: stages beside the final feature.
             visible: Boolean [B, 1, g, g], True where a cell of Hi / g px is visible; hidden pixels influence nothing,
                 and maps are zero there.
-            backend: how (`hkd.models.sparse.modules.maps.active_in`); `auto` takes the one that was measured to be the fastest
+            backend: how (`hkd.models.sparse.maps.active_in`); `auto` takes the one that was measured to be the fastest
                 (`fastest`); `dense` only hides the pixels and runs an ordinary network, which fills hidden positions
                 and pools over all of them.
 

@@ -270,7 +270,7 @@ def active_in(visible: Tensor, size: tuple[int, int], backend: str = "masked") -
     if backend == "masked":
         active = Active(visible, size)
     else:
-        from hkd.models.sparse.modules.rows import Rows  # it builds on this module
+        from hkd.models.sparse.rows import Rows  # it builds on this module
 
         active = Rows(visible, size, spconv=backend == "spconv")
     with _in_force(active):

@@ -24,7 +24,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from hkd.errors import UserError
-from hkd.models.sparse.modules.maps import Active, Dense, Level, pair
+from hkd.models.sparse.maps import Active, Dense, Level, pair
 
 
 @dataclass(frozen=True)
