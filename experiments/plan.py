@@ -3,13 +3,13 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from experiments import places, schema
+from experiments import committed, places, schema
 from experiments.environment import device
 from experiments.planning.keys import config_fields, device_kind, run_key
 from experiments.schema import Column, Profile, Row, Stage, Table, TeacherMapping
@@ -28,7 +28,8 @@ class PlannedRun:
     """One run of a plan.
 
     needs: keys of the runs that must be done first (teachers, their evaluation, init).
-    files: (id, path) of weights that come from files. missing: why it cannot start on this machine, or None.
+    files: (id, path) of weights that come from files. missing: why it cannot start on this machine, or None; its key is
+    that of the committed records then, where they know what is missing.
     """
 
     key: str
@@ -145,6 +146,12 @@ class _Planner:
         self.teachers: dict[str, str] = {}  # as Plan.teachers
         machine = profile.machine
         self.kind = device_kind(device(machine.accelerator), machine.devices * machine.num_nodes)
+
+    @cached_property
+    def known(self) -> committed.Committed | None:
+        """The table's committed records: they know data and weights that are not on this machine."""
+        path = committed.path_of(places.references(), self.profile.name, self.table.id)
+        return committed.read(path) if path.is_file() else None
 
     def plan(self) -> Plan:
         cells = tuple(
@@ -314,7 +321,12 @@ class _Planner:
         if mapping.weights is None:
             return None
         path = places.weights() / mapping.weights
-        weights = Weights(kind="file", id=cached_sha256(path) if path.is_file() else f"missing {path.name}")
+        if path.is_file():
+            name = cached_sha256(path)
+        else:
+            known = self.known.weights if self.known else {}
+            name = known.get(committed.weights_name(path), f"{committed.UNKNOWN}{path.name}")
+        weights = Weights(kind="file", id=name)
         facts.files.append((weights.id, str(path)))
         if not path.is_file():
             facts.missing = f"teacher '{slug}' needs {path}, which is not there; to get it: {how_to_get(card, path)}."
@@ -348,6 +360,8 @@ class _Planner:
         mapping = self.profile.data[slug]
         options = {**mapping.options, **(mapping.teacher_options if teacher else {})}
         fingerprint, missing = data_facts(mapping.name, json.dumps(options, sort_keys=True), places.data())
+        if missing and self.known:
+            fingerprint = self.known.fingerprint(mapping.name, options)
         facts.missing = facts.missing or missing
         return DataSpec(name=mapping.name, options=options, fingerprint=fingerprint)
 
