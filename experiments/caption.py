@@ -87,9 +87,8 @@ def origin(records: Sequence[Record]) -> list[str]:
         return []
     every = len(committed) == len(records)
     which = f"None of the {len(records)} runs was" if every else f"{len(committed)} of the {len(records)} runs were not"
-    return [
-        f"{which} measured here: {'they' if every else 'those'} are from results/reference/ ({sources(committed)})."
-    ]
+    they = "they" if every else "those"
+    return [f"{which} measured here: {they} are from results/reference/ ({sources(committed)})."]
 
 
 def machine(used: Sequence[Record], *, teachers: bool) -> list[str]:

@@ -154,7 +154,7 @@ def run(
 
 @app.command
 def show(table: str, *, profile: str | None = None, seeds: int | None = None) -> int:
-    """Print a table from the records that exist, those of this machine before committed ones; nothing is run or written.
+    """Print a table from the records that exist, here or else committed; nothing is run or written.
 
     Args:
         table: name of the table.
@@ -575,10 +575,8 @@ def complain(done: Reproduction) -> int:
     assert done.report is not None
     stood_for = {key for key, record in done.records.items() if record.committed}
     failed = {key: reason for key, reason in done.report.failed.items() if key in stood_for}
-    missing = [
-        *done.comparison.missing,
-        *(f"{done.plan.runs[key].label or key}: {reason}" for key, reason in failed.items()),
-    ]
+    told = (f"{done.plan.runs[key].label or key}: {reason}" for key, reason in failed.items())
+    missing = [*done.comparison.missing, *told]
     for sentence in missing:
         print(f"missing: {sentence}", file=sys.stderr)
     return int(bool(missing))

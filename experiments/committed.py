@@ -1,9 +1,9 @@
 """What was measured, as it lives in the repository: one file of compact records per profile and table.
 
 `results/reference/<profile>/<table>.json.xz` is canonical JSON, compressed: equal records give equal bytes. It holds
-everything that the runs behind a table left but their weights, as far as it is known and in few bytes: curves of at most
-`POINTS` epochs a series, and of the predictions whether they were right. `Records` reads a plan's records from the store
-of this machine and, where a run is not in it, from the file.
+what the runs behind a table left but their weights, as far as it is known and in few bytes: curves of at most `POINTS`
+epochs a series, and of predictions whether they were right. `Records` reads a plan's records from the store of this
+machine and, where a run is not in it, from the file.
 """
 
 import base64
@@ -423,7 +423,7 @@ def cells_of(plan: "Plan") -> tuple[Cell, ...]:
 
 
 def thinned(lines: Sequence[Mapping[str, Any]]) -> tuple[Series, ...]:
-    """Curves in few numbers: of every series at most `POINTS` of its points, evenly spaced, the first and last among them.
+    """Curves in few numbers: of every series at most `POINTS` of its points, evenly spaced, with the first and last.
 
     Series keep their own points, as some are measured at few epochs. What is no finite number is left out, and so are
     the seconds of an epoch, which costs sum up.

@@ -1,8 +1,8 @@
 """Names runs anew whose keys are of the time when a key held digests of the whole code (before hkd/numerics.lock).
 
-A record says which spec was run, and its old key by which code. The old key is computed again by the last code that made
-such keys; where it is the record's, the run is one of that code, which by definition computes version 1 of every unit.
-So its key today follows from the spec alone. All other records are left alone.
+A record says which spec was run; its old key says by which code. The old key is computed again by the last code that
+made such keys. Where it is the record's, the run is one of that code, which by definition computes version 1 of every
+unit, so that its key of today follows from the spec alone. All other records are left alone.
 """
 
 import copy

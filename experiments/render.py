@@ -1,4 +1,4 @@
-"""Writes results/<profile>/<table>/: the table as CSV and Markdown, costs, metrics, the comparison figure, curves and run facts.
+"""Writes results/<profile>/<table>/: the table as CSV and Markdown, costs, metrics, figures, curves and run facts.
 Tables of many methods on several pairs also have their ranking and the map of gains.
 
 The folder is built aside and moved in last, so that a reader sees the old table or the new one, never a part.
