@@ -242,7 +242,8 @@ def test_a_table_held_by_another_process_is_refused_or_waited_for(places):
             sys.executable,
             "-c",
             "import sys\nfrom experiments.reproduce import table_lock\n"
-            "with table_lock('laptop', 't', wait=True, on_wait=print):\n    print('held', flush=True); sys.stdin.readline()",
+            "with table_lock('laptop', 't', wait=True, on_wait=print):\n"
+            "    print('held', flush=True); sys.stdin.readline()",
         ],
         cwd=ROOT,
         stdin=subprocess.PIPE,

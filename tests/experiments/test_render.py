@@ -12,7 +12,6 @@ from experiments import caption, render
 from experiments.compare import COLUMNS, compare
 from experiments.plan import Published
 from experiments.plan import plan as planned
-from experiments.store import Store
 from hkd.errors import UserError
 
 FILES = {
@@ -278,10 +277,8 @@ def test_a_caption_says_what_was_not_measured_here_and_nothing_that_is_not_known
     assert not any("not measured here" in each or "results/reference" in each for each in sentences(records))
     kept = {key: replace(record, committed="committed 2026-11-22, A processor") for key, record in records.items()}
     some = records | {key: kept[key] for key in plan.cells[1].runs}
-    told = (
-        "2 of the 7 runs were not measured here: those are from results/reference/ (committed 2026-11-22, A processor)."
-    )
-    assert told in sentences(some)
+    where = "those are from results/reference/ (committed 2026-11-22, A processor)."
+    assert f"2 of the 7 runs were not measured here: {where}" in sentences(some)
     assert any(each.startswith("None of the 7 runs was measured here: they are") for each in sentences(kept))
     assert not any("wall time" in each for each in sentences(some))  # of committed records only the day is known
     assert any("7 runs behind this table, teachers included: 1.4 CPU min." in each for each in sentences(kept))
