@@ -311,7 +311,7 @@ class Profile:
             self.tables[name] = Measured({}, "")
             somewhere = self.store.root.is_dir() or path_of(self.references, self.name, name).is_file()
             if somewhere and name in schema.table_ids():
-                plan = planned(name, self.name)
+                plan = planned(name, self.name, shown_from=self.store)
                 records = Records(plan, self.store, self.references)
                 kinds = ((RUNS, records.own), (COMMITTED, records.keys() - records.own.keys()))
                 basis = " and ".join(kind for kind, keys in kinds if keys)

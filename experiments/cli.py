@@ -161,7 +161,8 @@ def show(table: str, *, profile: str | None = None, seeds: int | None = None) ->
         profile: scale; the default is in params.yaml.
         seeds: seeds per cell; the default is in params.yaml, then the profile's.
     """
-    show_table(compared(planned(table, profile, seeds), Store(places.runs())), out())
+    store = Store(places.runs())
+    show_table(compared(planned(table, profile, seeds, shown_from=store), store), out())
     return 0
 
 
@@ -178,7 +179,7 @@ def check(*table: str, profile: str | None = None, seeds: int | None = None) -> 
 
     store, console, codes = Store(places.runs()), out(), []
     for name in table or schema.table_ids():
-        each = planned(name, profile, seeds)
+        each = planned(name, profile, seeds, shown_from=store)
         path = path_of(places.references(), each.profile, each.table)
         if path.is_file() or table:
             measured = regression.measured_values(each, store.load_all(each.runs))

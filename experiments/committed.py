@@ -12,7 +12,7 @@ import lzma
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -106,13 +106,15 @@ class Run(Document):
 class Committed(Document):
     """The file of a table at a profile.
 
-    data, weights: what the plan used, so that a machine without them plans the same keys: fingerprints by data set and
-    options, ids of weight files by name. runs: all that have a record, in the order of the plan.
+    kind: of device that the keys are for. data, weights: what the plan used, so that a machine without them plans the
+    same keys: fingerprints by data set and options, ids of weight files by name. runs: all that have a record, in the
+    order of the plan.
     """
 
     format: Literal[1] = FORMAT
     table: str
     profile: str
+    kind: str
     data: tuple[Data, ...]
     weights: dict[str, str]
     environments: tuple[dict[str, Any], ...]
@@ -215,6 +217,12 @@ def path_of(references: Path, profile: str, table: str) -> Path:
     return references / profile / f"{table}{SUFFIX}"
 
 
+def kind_of(plan: "Plan") -> str:
+    """The kind of device that a table's committed keys are for; the plan's if there are none."""
+    path = path_of(places.references(), plan.profile, plan.table)
+    return read(path).kind if path.is_file() else plan.kind
+
+
 def write(file: Committed, path: Path) -> None:
     """Store a file, atomically; equal content gives equal bytes."""
     content = canonical(file.model_dump(exclude_defaults=True) | {"format": file.format})
@@ -229,6 +237,18 @@ def read(path: Path) -> Committed:
     Raises:
         UserError: there is none, or it is not one; JSON of more than `LIMIT` bytes is not held to find that out.
     """
+    try:
+        facts = path.stat()
+    except FileNotFoundError:
+        raise UserError(
+            f"There is no reference {path}; save one of a finished table with `hkd reference update TABLE`."
+        ) from None
+    return read_state(path, facts.st_mtime_ns, facts.st_size)
+
+
+@lru_cache(maxsize=4)
+def read_state(path: Path, mtime_ns: int, size: int) -> Committed:
+    """A file as it is since a time: one command asks for it several times."""
     found: Any = None
     try:
         document = json.loads(unpacked(path), parse_constant=not_a_number)
@@ -236,10 +256,6 @@ def read(path: Path) -> Committed:
         if found == FORMAT:
             return Committed.model_validate(document)
         why = f"it has format {found!r}, and this version reads {FORMAT}"
-    except FileNotFoundError:
-        raise UserError(
-            f"There is no reference {path}; save one of a finished table with `hkd reference update TABLE`."
-        ) from None
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
@@ -376,6 +392,7 @@ def compact(plan: "Plan", records: Records) -> Committed:
     return Committed(
         table=plan.table,
         profile=plan.profile,
+        kind=plan.kind,
         data=data_of(plan),
         weights=weights_of(plan),
         environments=tuple(json.loads(each) for each in environments),

@@ -92,6 +92,7 @@ class Plan:
     runs: dict[str, PlannedRun]  # by key, dependencies before dependents
     captions: tuple[str, ...] = ()  # sentences that go under the table
     teachers: dict[str, str] = field(default_factory=dict)  # slug@data -> key of the run that measures its accuracy
+    kind: str = "cpu"  # of device that its keys are for
 
 
 def plan(
@@ -101,6 +102,7 @@ def plan(
     *,
     recipe: Mapping[str, Any] | None = None,
     select: bool = False,
+    kind: str | None = None,
 ) -> Plan:
     """Plan one table. Imports no torch.
 
@@ -110,6 +112,7 @@ def plan(
         seeds: number of seeds; None takes the profile's.
         recipe: fields of every student's recipe to override (None values are ignored).
         select: choose settings: seeds from 1000 on, measured on validation rows.
+        kind: of device that keys are for, as `device_kind` names it; None: that of this machine.
 
     Raises:
         UserError: unknown names or options (with file and line), or no seeds.
@@ -119,7 +122,7 @@ def plan(
     if count < 1:
         raise UserError(f"seeds must be at least 1, got {count} (params.yaml or --seeds).")
     first = SELECTION_SEED if select else 0
-    return _Planner(table, chosen, tuple(range(first, first + count)), dict(recipe or {}), select).plan()
+    return _Planner(table, chosen, tuple(range(first, first + count)), dict(recipe or {}), select, kind).plan()
 
 
 class _NoMapping(Exception):
@@ -138,14 +141,22 @@ class _Facts:
 class _Planner:
     """Collects runs while it walks a table's cells; every run is planned once."""
 
-    def __init__(self, table: Table, profile: Profile, seeds: tuple[int, ...], recipe: dict[str, Any], select: bool):
+    def __init__(
+        self,
+        table: Table,
+        profile: Profile,
+        seeds: tuple[int, ...],
+        recipe: dict[str, Any],
+        select: bool,
+        kind: str | None = None,
+    ):
         self.table, self.profile, self.seeds, self.select = table, profile, seeds, select
         self.split: Literal["test", "val"] = "val" if select else "test"
         self.overrides = {key: value for key, value in recipe.items() if value is not None}
         self.runs: dict[str, PlannedRun] = {}
         self.teachers: dict[str, str] = {}  # as Plan.teachers
         machine = profile.machine
-        self.kind = device_kind(device(machine.accelerator), machine.devices * machine.num_nodes)
+        self.kind = kind or device_kind(device(machine.accelerator), machine.devices * machine.num_nodes)
 
     @cached_property
     def known(self) -> committed.Committed | None:
@@ -172,6 +183,7 @@ class _Planner:
             runs=self.runs,
             captions=self.table.captions + self.profile.captions + self.data_notes(),
             teachers=dict(sorted(self.teachers.items())),
+            kind=self.kind,
         )
 
     def data_notes(self) -> tuple[str, ...]:

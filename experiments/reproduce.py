@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from experiments import places, schema
+from experiments import committed, places, schema
 from experiments.committed import Records
 from experiments.execute import Event, ExecutionReport, run_plan, storage_error
 from experiments.params import load_params
@@ -41,10 +41,26 @@ class Reproduction:
         return markdown(self.plan, self.records, self.comparison)
 
 
-def planned(table: str, profile: str | None = None, seeds: int | None = None) -> Plan:
-    """A table's plan; what is not given comes from params.yaml."""
+def planned(
+    table: str, profile: str | None = None, seeds: int | None = None, *, shown_from: Store | None = None
+) -> Plan:
+    """A table's plan; what is not given comes from params.yaml.
+
+    Args:
+        table, profile, seeds: as for `plan`.
+        shown_from: the plan is only to be looked at, with the records of this store: where it has none of them and
+            those in the repository are of another kind of device, under whose names their runs are, it is of that kind.
+    """
     params = load_params()
-    return plan(table, profile or params.profile, params.seeds if seeds is None else seeds, recipe=params.recipe)
+
+    def make(kind: str | None = None) -> Plan:
+        count = params.seeds if seeds is None else seeds
+        return plan(table, profile or params.profile, count, recipe=params.recipe, kind=kind)
+
+    found = make()
+    if shown_from is not None and (kind := committed.kind_of(found)) != found.kind:
+        return found if shown_from.load_all(found.runs) else make(kind)
+    return found
 
 
 def runtime_for(profile: str) -> Runtime:

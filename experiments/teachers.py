@@ -6,8 +6,6 @@ from the runs of a profile.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 from ruamel.yaml import YAML
 
@@ -87,22 +85,18 @@ def run_records(profile: str, store: Store) -> dict[str, Record]:
 
     Those of this machine; else those that are committed with a table.
     """
-    keys: dict[str, str] = {}
-    files: dict[str, list[Path]] = {}  # by key
+    found: dict[str, Record] = {}
     chosen = schema.load_profile(profile)
     for name in schema.table_ids():
+        here = plan(name, profile, 1)
         path = committed.path_of(places.references(), profile, name)
-        for entry, key in plan(name, profile, 1).teachers.items():
-            keys[entry if entry in chosen.teachers else entry.partition("@")[0]] = key
-            if path.is_file():
-                files.setdefault(key, []).append(path)
-    found = store.load_all(keys.values())
-    read = cache(committed.read)
-    for key in {*keys.values()} - {*found}:
-        records = (read(path).record(key) for path in files.get(key, ()))
-        if record := next(filter(None, records), None):
-            found[key] = record
-    return {name: found[key] for name, key in keys.items() if key in found}
+        file = committed.read(path) if path.is_file() else None
+        there = here if file is None or file.kind == here.kind else plan(name, profile, 1, kind=file.kind)
+        for entry, key in here.teachers.items():
+            record = store.load(key) or (file.record(there.teachers[entry]) if file else None)
+            if record is not None:
+                found[entry if entry in chosen.teachers else entry.partition("@")[0]] = record
+    return found
 
 
 def record_sha256(model: str, digest: str) -> bool:

@@ -49,7 +49,7 @@ def fake_table(monkeypatch):
             for run in runs
         ]
         plan = replace(fake_plan(*runs), cells=tuple(cells))
-        monkeypatch.setattr(cli, "planned", lambda table, profile=None, seeds=None: plan)
+        monkeypatch.setattr(cli, "planned", lambda table, profile=None, seeds=None, **rest: plan)
 
     return make
 

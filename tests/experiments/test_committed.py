@@ -17,7 +17,8 @@ from experiments.committed import Records, compact, path_of, processor, read, th
 from experiments.compare import compare
 from experiments.plan import plan as planned
 from experiments.regression import measured_values
-from experiments.store import Store, canonical
+from experiments.reproduce import planned as planned_here
+from experiments.store import Record, Store, canonical
 from hkd.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -310,6 +311,20 @@ def test_committed_files_are_those_of_todays_plans(path, monkeypatch, tmp_path):
 
 def test_committed_files_are_small():
     assert sum(path.stat().st_size for path in FILES) < 8_000_000
+
+
+def test_a_machine_of_another_kind_that_ran_nothing_shows_what_is_committed(tmp_path, monkeypatch):
+    """Code is proved on CPUs: on a machine with a GPU the same runs have other keys."""
+    monkeypatch.setattr("experiments.plan.device", lambda accelerator: "cuda")
+    store = Store(tmp_path)
+    own = planned_here("scalekd_table1", "laptop")
+    shown = planned_here("scalekd_table1", "laptop", shown_from=store)
+    assert (own.kind, shown.kind) == ("cuda", "cpu")
+    assert len(Records(own, store, places.references())) == 0
+    assert {key for cell in shown.cells for key in cell.runs} <= set(Records(shown, store, places.references()))
+    key, run = next(iter(own.runs.items()))
+    store.write(Record(key=key, label=run.label, status="done", spec={}))
+    assert planned_here("scalekd_table1", "laptop", shown_from=store).kind == "cuda"
 
 
 def fresh(command, tmp_path):
