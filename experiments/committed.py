@@ -14,10 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import numpy as np
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from experiments import places
 from experiments.schema import Document
@@ -28,7 +28,7 @@ from hkd.files import atomic_write
 if TYPE_CHECKING:  # a plan asks for fingerprints of data that is not here
     from experiments.plan import Plan
 
-FORMAT = 1
+FORMAT: Final = 1
 SUFFIX = ".json.xz"
 POINTS = 60  # of a series of a curve
 CURVE_DIGITS = 5  # significant, of curves
@@ -91,7 +91,7 @@ class Run(Document):
 
     key: str
     label: str
-    status: Literal["done", "diverged", "refused", "failed"]
+    status: Annotated[str, Field(pattern="^(done|diverged|refused|failed)$")]
     reason: str | None = None
     spec: dict[str, Any]
     metrics: dict[str, float]

@@ -120,7 +120,7 @@ class Renaming:
             self.new[name] = None
             if name in self.accepted:
                 spec = self.renewed(self.records[name].spec)
-                self.new[name] = spec and first_key(spec)
+                self.new[name] = None if spec is None else first_key(spec)
         return self.new[name]
 
     def renewed(self, spec: Mapping[str, Any]) -> dict[str, Any] | None:
