@@ -647,7 +647,7 @@ def run_plan(
         KeyboardInterrupt: after the workers were ended; finished runs are kept, the others resume later.
     """
     began = time.time()
-    records = {key: record for key in plan.runs if (record := store.load(key)) is not None}
+    records = store.load_all(plan.runs)
     todo = {key: run for key, run in plan.runs.items() if key not in records or records[key].status not in FINAL}
     left_out = lacking(todo)
     if left_out and len(left_out) == len(plan.runs):

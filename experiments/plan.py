@@ -3,13 +3,13 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from experiments import places, schema, standins
+from experiments import committed, places, schema, standins
 from experiments.environment import device
 from experiments.planning.keys import config_fields, device_kind, run_key
 from experiments.schema import Column, Profile, Row, Stage, Table, TeacherMapping
@@ -28,7 +28,8 @@ class PlannedRun:
     """One run of a plan.
 
     needs: keys of the runs that must be done first (teachers, their evaluation, init).
-    files: (id, path) of weights that come from files. missing: why it cannot start on this machine, or None.
+    files: (id, path) of weights that come from files. missing: why it cannot start on this machine, or None; its key is
+    that of the committed records then, where they know what is missing.
     """
 
     key: str
@@ -94,6 +95,7 @@ class Plan:
     marks: dict[str, tuple[str, str]] = field(default_factory=dict)  # as `standins.model_marks`
     captions: tuple[str, ...] = ()  # sentences that go under the table
     teachers: dict[str, str] = field(default_factory=dict)  # slug@data -> key of the run that measures its accuracy
+    kind: str = "cpu"  # of device that its keys are for
 
     @property
     def heading(self) -> str:
@@ -108,6 +110,7 @@ def plan(
     *,
     recipe: Mapping[str, Any] | None = None,
     select: bool = False,
+    kind: str | None = None,
 ) -> Plan:
     """Plan one table. Imports no torch.
 
@@ -117,6 +120,7 @@ def plan(
         seeds: number of seeds; None takes the profile's.
         recipe: fields of every student's recipe to override (None values are ignored).
         select: choose settings: seeds from 1000 on, measured on validation rows.
+        kind: of device that keys are for, as `device_kind` names it; None: that of this machine.
 
     Raises:
         UserError: unknown names or options (with file and line), or no seeds.
@@ -126,7 +130,7 @@ def plan(
     if count < 1:
         raise UserError(f"seeds must be at least 1, got {count} (params.yaml or --seeds).")
     first = SELECTION_SEED if select else 0
-    return plan_with(table, chosen, tuple(range(first, first + count)), recipe=recipe, select=select)
+    return plan_with(table, chosen, tuple(range(first, first + count)), recipe=recipe, select=select, kind=kind)
 
 
 def plan_with(
@@ -136,9 +140,10 @@ def plan_with(
     *,
     recipe: Mapping[str, Any] | None = None,
     select: bool = False,
+    kind: str | None = None,
 ) -> Plan:
     """Plan a table at a profile that are both given as documents; otherwise as `plan`."""
-    return _Planner(table, profile, seeds, dict(recipe or {}), select).plan()
+    return _Planner(table, profile, seeds, dict(recipe or {}), select, kind).plan()
 
 
 class _NoMapping(Exception):
@@ -157,14 +162,28 @@ class _Facts:
 class _Planner:
     """Collects runs while it walks a table's cells; every run is planned once."""
 
-    def __init__(self, table: Table, profile: Profile, seeds: tuple[int, ...], recipe: dict[str, Any], select: bool):
+    def __init__(
+        self,
+        table: Table,
+        profile: Profile,
+        seeds: tuple[int, ...],
+        recipe: dict[str, Any],
+        select: bool,
+        kind: str | None = None,
+    ):
         self.table, self.profile, self.seeds, self.select = table, profile, seeds, select
         self.split: Literal["test", "val"] = "val" if select else "test"
         self.overrides = {key: value for key, value in recipe.items() if value is not None}
         self.runs: dict[str, PlannedRun] = {}
         self.teachers: dict[str, str] = {}  # as Plan.teachers
         machine = profile.machine
-        self.kind = device_kind(device(machine.accelerator), machine.devices * machine.num_nodes)
+        self.kind = kind or device_kind(device(machine.accelerator), machine.devices * machine.num_nodes)
+
+    @cached_property
+    def known(self) -> committed.Committed | None:
+        """The table's committed records: they know data and weights that are not on this machine."""
+        path = committed.path_of(places.references(), self.profile.name, self.table.id)
+        return committed.read(path) if path.is_file() else None
 
     def plan(self) -> Plan:
         cells = tuple(
@@ -187,6 +206,7 @@ class _Planner:
             marks=standins.model_marks(self.profile, self.models()),
             captions=self.table.captions + self.profile.captions + self.data_notes(),
             teachers=dict(sorted(self.teachers.items())),
+            kind=self.kind,
         )
 
     def here(self, cells: Sequence[Cell]) -> str:
@@ -361,7 +381,12 @@ class _Planner:
         if mapping.weights is None:
             return None
         path = places.weights() / mapping.weights
-        weights = Weights(kind="file", id=cached_sha256(path) if path.is_file() else f"missing {path.name}")
+        if path.is_file():
+            name = cached_sha256(path)
+        else:
+            known = self.known.weights if self.known else {}
+            name = known.get(committed.weights_name(path), f"{committed.UNKNOWN}{path.name}")
+        weights = Weights(kind="file", id=name)
         facts.files.append((weights.id, str(path)))
         if not path.is_file():
             facts.missing = f"teacher '{slug}' needs {path}, which is not there; to get it: {how_to_get(card, path)}."
@@ -395,6 +420,8 @@ class _Planner:
         mapping = self.profile.data[slug]
         options = {**mapping.options, **(mapping.teacher_options if teacher else {})}
         fingerprint, missing = data_facts(mapping.name, json.dumps(options, sort_keys=True), places.data())
+        if missing and self.known:
+            fingerprint = self.known.fingerprint(mapping.name, options)
         facts.missing = facts.missing or missing
         return DataSpec(name=mapping.name, options=options, fingerprint=fingerprint)
 

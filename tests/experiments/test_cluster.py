@@ -73,7 +73,7 @@ def test_a_table_finishes_on_the_workers_of_a_running_scheduler_and_needs_no_run
     store = Store(place / "results" / "runs")
     keys = list(store.keys())
     assert [store.load(key).status for key in keys] == ["done"] * RUNS
-    with open(place / "results" / TABLE / "table.csv") as table:
+    with open(place / "results" / "smoke" / TABLE / "table.csv") as table:
         assert {line["status"] for line in csv.DictReader(table)} == {"done", "refused"}  # rows without a mapping
 
     again = hkd(place, environment, "run", TABLE, "--profile", "smoke")
