@@ -13,8 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from experiments.compare import BY_VALUE
 from experiments.store import Store
 from hkd.models.tap_model import TapModel
 from hkd.models.weights import save_weights
@@ -56,6 +58,7 @@ def shared(tmp_path):
                 pixels = rng.integers(80 * label, 160 + 80 * label, (40, 48 + number, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{number}.jpg")
     (tmp_path / "weights").mkdir()
+    torch.manual_seed(0)
     teacher = TapModel(ZOO["swin_l_mini"], 2).net.state_dict()
     save_weights(teacher, tmp_path / "weights" / "swin_l.safetensors")
     checkout = tmp_path / "hkd" / "checkout"
@@ -160,6 +163,8 @@ def test_the_commands_of_the_docs_bring_runs_with_loader_workers_through_a_sched
     assert all(process.poll() is None for process in began)
     assert list(statuses(shared).values()) == [("done", None)] * RUNS
     assert [line["status"] for line in table(shared)] == ["done"] * 3
+    assert "(overridden: epochs 1, batch_size 4, warmup_epochs 0.0)" in said(shared, "run")
+    assert not {line["verdict"] for line in table(shared)} & set(BY_VALUE)
     assert shell(f"{export}; hkd run {TABLE} --profile walk", "again").wait(timeout=100) == 0
     assert f"0 of {RUNS} runs executed" in said(shared, "again")
 
