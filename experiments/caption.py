@@ -29,7 +29,7 @@ def caption(plan: Plan, records: Mapping[str, Record], comparison: Comparison) -
     """The sentences under the table: what was run, on what, for how long, and how to read it."""
     used = {key: records[key] for key in plan.runs if key in records and records[key].status == "done"}
     measured = {key for cell in plan.cells for key in cell.runs}
-    sentences = [setting(plan), *plan.captions, *other_rows(plan)]
+    sentences = [setting(plan), *overridden(plan), *plan.captions, *other_rows(plan)]
     sentences += origin([records[key] for key in plan.runs if key in records])
     sentences += machine(list(used.values()), teachers=not measured.issuperset(used))
     sentences += teachers(plan, records)
@@ -55,6 +55,13 @@ def setting(plan: Plan) -> str:
         f"Profile {plan.profile}; data: {data}; {metric}; "
         f"{len(plan.seeds)} seed{'s' if len(plan.seeds) > 1 else ''} ({spans(plan.seeds)}); {length} per student."
     )
+
+
+def overridden(plan: Plan) -> list[str]:
+    """What the recipes do not have from the profile."""
+    if not plan.overridden:
+        return []
+    return [f"Overridden in the recipes of profile {plan.profile}: {', '.join(plan.overridden)}."]
 
 
 def other_rows(plan: Plan) -> list[str]:
@@ -161,8 +168,9 @@ def reading(plan: Plan, comparison: Comparison) -> list[str]:
         )
     else:
         compared = (
-            f"Values of profile {plan.profile} are not of the paper's setting: they are compared with published ones "
-            "by direction only (sign of the gain; undecided where its interval includes 0)."
+            f"Values of profile {plan.profile}{' so overridden' if plan.overridden else ''} are not of the paper's "
+            "setting: they are compared with published ones by direction only (sign of the gain; undecided where its "
+            "interval includes 0)."
         )
     sentences = [
         compared,

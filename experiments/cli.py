@@ -22,7 +22,7 @@ from rich.text import Text
 from experiments import places, schema, standins
 from experiments.committed import Records, path_of
 from experiments.estimate import ASSUMPTIONS, Cost, Durations, cost, total
-from experiments.execute import FINAL, default_workers
+from experiments.execute import FINAL, default_workers, serve
 from experiments.plan import Plan, PlannedRun
 from experiments.progress import Progress, clock, time_left
 from experiments.reproduce import Reproduction, compared, planned, reproduce, runtime_for
@@ -162,6 +162,21 @@ def run(
     )
     console.print(Text(f"The table and its figure are in {done.folder}"))
     return complain(done)
+
+
+@app.command
+def worker(
+    *options: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    scheduler_file: Annotated[Path, Parameter(env_var="HKD_SCHEDULER_FILE")],
+) -> int:
+    """Start a worker of a running dask scheduler: a `dask worker` of one thread that runs can load data in.
+
+    Args:
+        options: more options of `dask worker`, such as `--name` or `--interface`.
+        scheduler_file: that `dask scheduler` wrote, on a file system that both see.
+    """
+    serve(scheduler_file, options)
+    return 0
 
 
 @app.command

@@ -86,7 +86,7 @@ class Plan:
     title: str
     paper: str
     profile: str
-    by_value: bool  # True: the profile reproduces the paper's setting, so values are compared; else directions
+    by_value: bool  # True: the runs are in the paper's setting, so values are compared; else directions
     metrics: tuple[str, ...]
     seeds: tuple[int, ...]
     cells: tuple[Cell, ...]
@@ -96,6 +96,7 @@ class Plan:
     captions: tuple[str, ...] = ()  # sentences that go under the table
     teachers: dict[str, str] = field(default_factory=dict)  # slug@data -> key of the run that measures its accuracy
     kind: str = "cpu"  # of device that its keys are for
+    overridden: tuple[str, ...] = ()  # recipe fields replaced for this plan, with their values: "epochs 1"
 
     @property
     def heading(self) -> str:
@@ -118,7 +119,8 @@ def plan(
         table_id: file name in experiments/tables.
         profile: file name in experiments/profiles.
         seeds: number of seeds; None takes the profile's.
-        recipe: fields of every student's recipe to override (None values are ignored).
+        recipe: fields of every student's recipe to override (None values are ignored); the table is marked by them,
+            and values are then not compared.
         select: choose settings: seeds from 1000 on, measured on validation rows.
         kind: of device that keys are for, as `device_kind` names it; None: that of this machine.
 
@@ -192,12 +194,14 @@ class _Planner:
             for column in (self.table.columns if row.columns is None else row.columns)
             for cell in self.cells(row, column)
         )
+        overridden = self.overridden()
         return Plan(
             table=self.table.id,
-            title=standins.named(self.table.title, self.profile),
+            title=standins.named(self.table.title, self.profile)
+            + (f" (overridden: {', '.join(overridden)})" if overridden else ""),
             paper=self.table.paper,
             profile=self.profile.name,
-            by_value=self.profile.by_value and not self.select,
+            by_value=self.profile.by_value and not self.select and not overridden,
             metrics=self.table.metrics,
             seeds=self.seeds,
             cells=cells,
@@ -207,7 +211,13 @@ class _Planner:
             captions=self.table.captions + self.profile.captions + self.data_notes(),
             teachers=dict(sorted(self.teachers.items())),
             kind=self.kind,
+            overridden=overridden,
         )
+
+    def overridden(self) -> tuple[str, ...]:
+        """Recipe fields that the user replaces, or a profile that is to have the paper's recipes."""
+        own = self.profile.override if self.profile.by_value else {}
+        return tuple(f"{name} {value}" for name, value in {**own, **self.overrides}.items())
 
     def here(self, cells: Sequence[Cell]) -> str:
         """What stood in for the data that cells with runs are measured on, and for the models of all runs."""

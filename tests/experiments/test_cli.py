@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from experiments import cli
+from experiments.compare import BY_DIRECTION, BY_VALUE
 from experiments.plan import Cell
-from experiments.reproduce import table_lock
+from experiments.reproduce import planned, table_lock
 from experiments.store import Store
 from hkd.errors import UserError
 from hkd.methods import METHODS
@@ -59,6 +60,36 @@ def hkd(*arguments):
     with pytest.raises(SystemExit) as left:
         cli.main([*arguments])
     return left.value.code
+
+
+@pytest.mark.parametrize(
+    ("recipe", "verdicts", "head"),
+    [
+        ("{epochs: null}", BY_VALUE, ""),
+        ("{epochs: 1}", BY_DIRECTION, " (overridden: epochs 1)"),
+    ],
+)
+def test_a_paper_table_of_overridden_recipes_says_so_and_is_not_judged_by_value(
+    places, monkeypatch, capsys, synthetic, recipe, verdicts, head
+):
+    (places / "dvc.yaml").write_text("stages: {}\n")
+    (places / "params.yaml").write_text(f"profile: paper\nseeds: 3\nrecipe: {recipe}\n")
+    monkeypatch.chdir(places)
+    store = Store(places / "hkd_runs")
+    for record in synthetic.records(planned("scalekd_table3")).values():
+        store.write(record)
+    assert hkd("show", "scalekd_table3") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"# ScaleKD Table 3: main results on 11 teacher-student pairs{head}"
+    judged = {line.split("|")[-2].strip() for line in lines if line.startswith("| ") and "Mixer-S/16" in line}
+    assert judged
+    assert judged <= set(verdicts)
+    assert not any(
+        word in line for line in lines for word in set(BY_VALUE + BY_DIRECTION) - set(verdicts) - {"undecided"}
+    )
+    assert ("- Overridden in the recipes of profile paper: epochs 1." in lines) == bool(head)
+    assert any("Compared by value" in line for line in lines) == (not head)
+    assert any("Values of profile paper so overridden are not" in line for line in lines) == bool(head)
 
 
 def test_tables_are_listed(capsys):
