@@ -136,7 +136,7 @@ def statuses(shared):
 
 
 def table(shared):
-    with open(shared / "hkd" / "checkout" / "results" / TABLE / "table.csv") as lines:
+    with open(shared / "hkd" / "checkout" / "results" / "walk" / TABLE / "table.csv") as lines:
         return [line for line in csv.DictReader(lines) if line["status"] != "refused"]  # rows without models
 
 
