@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from experiments.compare import UNVERIFIED, Comparison, PooledGain, Ranks
+from experiments.compare import UNVERIFIED, Comparison, PooledGain, Ranks, sources
 from experiments.plan import Cell, Plan
 from experiments.stats import Estimate
 from experiments.store import Record
@@ -27,9 +27,11 @@ LOSSES = {"heldout_loss": "loss on held-out images"}  # metrics that are not per
 
 def caption(plan: Plan, records: Mapping[str, Record], comparison: Comparison) -> list[str]:
     """The sentences under the table: what was run, on what, for how long, and how to read it."""
-    used = [records[key] for key in plan.runs if key in records and records[key].status == "done"]
-    sentences = [setting(plan), *plan.captions, *other_rows(plan)]
-    sentences += machine(used)
+    used = {key: records[key] for key in plan.runs if key in records and records[key].status == "done"}
+    measured = {key for cell in plan.cells for key in cell.runs}
+    sentences = [setting(plan), *overridden(plan), *plan.captions, *other_rows(plan)]
+    sentences += origin([records[key] for key in plan.runs if key in records])
+    sentences += machine(list(used.values()), teachers=not measured.issuperset(used))
     sentences += teachers(plan, records)
     sentences += reading(plan, comparison)
     sentences += [
@@ -55,6 +57,13 @@ def setting(plan: Plan) -> str:
     )
 
 
+def overridden(plan: Plan) -> list[str]:
+    """What the recipes do not have from the profile."""
+    if not plan.overridden:
+        return []
+    return [f"Overridden in the recipes of profile {plan.profile}: {', '.join(plan.overridden)}."]
+
+
 def other_rows(plan: Plan) -> list[str]:
     """Which rows' gains are over another row, by their labels."""
     labels = {cell.row: " ".join(filter(None, cell.row_label)) for cell in plan.cells}
@@ -78,8 +87,24 @@ def spans(numbers: Iterable[int]) -> str:
     return ", ".join(str(group[0]) if len(group) == 1 else f"{group[0]}–{group[-1]}" for group in groups)
 
 
-def machine(used: Sequence[Record]) -> list[str]:
-    """Where and how long the runs ran, teachers included."""
+def origin(records: Sequence[Record]) -> list[str]:
+    """That not all was measured on this machine, where it was not, and which records stand for it."""
+    committed = [record for record in records if record.committed is not None]
+    if not committed:
+        return []
+    every = len(committed) == len(records)
+    which = f"None of the {len(records)} runs was" if every else f"{len(committed)} of the {len(records)} runs were not"
+    they = "they" if every else "those"
+    return [f"{which} measured here: {they} are from results/reference/ ({sources(committed)})."]
+
+
+def machine(used: Sequence[Record], *, teachers: bool) -> list[str]:
+    """Where and how long the runs ran, as far as that is known.
+
+    Args:
+        used: records of runs that are done.
+        teachers: teachers' runs are among them.
+    """
     if not used:
         return ["Nothing has been run yet."]
     cpus = sorted({str(r.environment["cpu"]) for r in used if r.environment.get("cpu")})
@@ -91,16 +116,19 @@ def machine(used: Sequence[Record]) -> list[str]:
         machines += f", {'–'.join(map(str, sorted({cores[0], cores[-1]})))} core{'s' if cores[-1] > 1 else ''}"
     if gpus:
         machines += f"; {', '.join(gpus)}"
-    hours = sum(r.cost.get("gpu_s", 0.0) for r in used) / 3600
     for name in ("torch", "timm"):
         versions = {str(r.environment.get("versions", {}).get(name)) for r in used} - {"None"}
         machines += f"; {name} {' and '.join(sorted(versions))}" if versions else ""
-    return [
-        f"Machine: {machines}.",
-        f"{len(used)} runs behind this table, teachers included: wall time "
-        f"{union_seconds([(r.started, r.finished) for r in used]) / 60:.1f} min (pauses between runs not counted); "
-        f"{sum(r.cost.get('cpu_s', 0.0) for r in used) / 60:.1f} CPU min" + (f"; {hours:.1f} GPU h." if hours else "."),
-    ]
+    took = []
+    if not any(r.committed for r in used):  # of committed records only the day is known
+        minutes = union_seconds([(r.started, r.finished) for r in used]) / 60
+        took.append(f"wall time {minutes:.1f} min (pauses between runs not counted)")
+    if any("cpu_s" in r.cost for r in used):
+        took.append(f"{sum(r.cost.get('cpu_s', 0.0) for r in used) / 60:.1f} CPU min")
+    if hours := sum(r.cost.get("gpu_s", 0.0) for r in used) / 3600:
+        took.append(f"{hours:.1f} GPU h")
+    runs = f"{len(used)} runs behind this table" + (", teachers included" if teachers else "")
+    return [f"Machine: {machines}.", f"{runs}{': ' if took else ''}{'; '.join(took)}."]
 
 
 def union_seconds(intervals: Iterable[tuple[float, float]]) -> float:
@@ -113,7 +141,9 @@ def union_seconds(intervals: Iterable[tuple[float, float]]) -> float:
 
 
 def teachers(plan: Plan, records: Mapping[str, Record]) -> list[str]:
-    """The teachers' accuracies, measured here before they taught."""
+    """The teachers' accuracies, measured before they taught."""
+    committed = any(record.committed for record in records.values())
+    absent, where = ("not in the committed records", "") if committed else ("not measured", " here")
     labels = {cell.teacher: cell.row_label[0] for cell in plan.cells}
     texts = []
     # One teacher may be named on several data sets (labelled and not) and be the same run.
@@ -126,8 +156,8 @@ def teachers(plan: Plan, records: Mapping[str, Record]) -> list[str]:
         spec = plan.runs[key].spec
         name = labels.get(slug, slug) + (f" on {spec.data.name}" if slug in several else "")
         how = " (linear probe)" if spec.task == "probe" else ""
-        texts.append(f"{name} {values[main]:.2f}{how}" if main else f"{name} not measured")
-    return [f"Teachers, re-measured here on the same test images: {', '.join(texts)}."] if texts else []
+        texts.append(f"{name} {values[main]:.2f}{how}" if main else f"{name} {absent}")
+    return [f"Teachers, re-measured{where} on the same test images: {', '.join(texts)}."] if texts else []
 
 
 def reading(plan: Plan, comparison: Comparison) -> list[str]:
@@ -138,8 +168,9 @@ def reading(plan: Plan, comparison: Comparison) -> list[str]:
         )
     else:
         compared = (
-            f"Values of profile {plan.profile} are not of the paper's setting: they are compared with published ones "
-            "by direction only (sign of the gain; undecided where its interval includes 0)."
+            f"Values of profile {plan.profile}{' so overridden' if plan.overridden else ''} are not of the paper's "
+            "setting: they are compared with published ones by direction only (sign of the gain; undecided where its "
+            "interval includes 0)."
         )
     sentences = [
         compared,

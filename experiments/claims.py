@@ -1,7 +1,7 @@
 """Claims: sentences of the papers, each with a statistic of measured values, a test, and a verdict per profile.
 
-Values come from the records of finished runs, else from the committed reference of the profile, and from the numbers
-that figures left as measures.json; nothing is executed. An interval is Student's t over seeds, paired by seed; where a
+Values come from the records of finished runs, of this machine or else the committed ones, and from the numbers that
+figures left as measures.json; nothing is executed. An interval is Student's t over seeds, paired by seed; where a
 figure's numbers have no second seed it is the one over images. A claim holds if the 95 % interval lies wholly where the
 claim says, fails if it lies wholly outside, and is undecided between; without the values it is untested.
 """
@@ -20,8 +20,9 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from experiments import places, regression, schema, standins, stats
+from experiments.committed import Records, path_of
 from experiments.regression import MeasuredCell
-from experiments.reproduce import load_records, planned
+from experiments.reproduce import planned
 from experiments.schema import Column, Document, Slug, Table
 from experiments.stats import Estimate
 from experiments.store import Store
@@ -31,6 +32,7 @@ from hkd.registry import nearest
 
 FOLDER = "claims"
 MEASURES = "measures.json"  # what a figure's drawing leaves for claims
+RUNS, COMMITTED = "runs", "committed"  # what a verdict is based on
 VERDICTS = ("holds", "fails", "undecided", "untested")
 Id = tuple[str, str, str]  # method, variant, metric
 T = TypeVar("T")
@@ -299,30 +301,29 @@ class Profile:
 
     def __init__(self, name: str, store: Store, results: Path, references: Path):
         schema.load_profile(name)
-        self.name, self.store, self.results, self.references = name, store, results, references / name
+        self.name, self.store, self.results, self.references = name, store, results, references
         self.tables: dict[str, Measured] = {}
         self.figures: dict[str, tuple[dict[str, Any], str]] = {}
 
     def table(self, name: str) -> Measured:
-        """Of the records and the reference what has more values; of equal ones the records."""
+        """What runs of this machine, or else committed ones, measured of a table."""
         if name not in self.tables:
-            found = [Measured({}, "")]
-            path = self.references / f"{name}.json"
-            if path.is_file():
-                found.append(Measured(by_row(regression.load_reference(path).cells), "reference"))
-            if self.store.root.is_dir() and name in schema.table_ids():
-                plan = planned(name, self.name)
-                records = load_records(plan, self.store)
-                found.append(Measured(by_row(regression.measured_values(plan, records).cells), "runs"))
-            self.tables[name] = max(reversed(found), key=lambda each: count(each.rows))
+            self.tables[name] = Measured({}, "")
+            somewhere = self.store.root.is_dir() or path_of(self.references, self.name, name).is_file()
+            if somewhere and name in schema.table_ids():
+                plan = planned(name, self.name, shown_from=self.store)
+                records = Records(plan, self.store, self.references)
+                kinds = ((RUNS, records.own), (COMMITTED, records.keys() - records.own.keys()))
+                basis = " and ".join(kind for kind, keys in kinds if keys)
+                self.tables[name] = Measured(by_row(regression.measured_values(plan, records).cells), basis)
         return self.tables[name]
 
     def figure(self, name: str) -> tuple[dict[str, Any], str]:
         """Numbers of a figure and where they were read; a figure that was drawn at another profile does not count."""
         if name not in self.figures:
             self.figures[name] = {}, ""
-            drawn, kept = self.results / name / MEASURES, self.references / f"{name}.{MEASURES}"
-            for path, basis in ((drawn, "figure"), (kept, "reference")):
+            drawn, kept = (root / self.name for root in (self.results, self.references))
+            for path, basis in ((drawn / name / MEASURES, "figure"), (kept / f"{name}.{MEASURES}", COMMITTED)):
                 if path.is_file() and (document := read_measures(path))["profile"] == self.name:
                     self.figures[name] = document["values"], basis
                     break
@@ -354,11 +355,6 @@ def by_row(cells: Iterable[MeasuredCell]) -> dict[str, dict[Id, dict[int, float]
     return rows
 
 
-def count(rows: Mapping[str, Mapping[Id, Mapping[int, float]]]) -> int:
-    """How many values there are."""
-    return sum(len(values) for columns in rows.values() for values in columns.values())
-
-
 # -- the check -----------------------------------------------------------------------------------------------------
 
 
@@ -366,9 +362,9 @@ def count(rows: Mapping[str, Mapping[Id, Mapping[int, float]]]) -> int:
 class Checked:
     """A claim at a profile.
 
-    over: what the interval is over, `seeds` or `images`. rows: that entered. basis: `runs`, `reference` (committed
-    values) or `figure`. missing: how many other rows the claim is about, without values. reason: why it is untested
-    or has no interval.
+    over: what the interval is over, `seeds` or `images`. rows: that entered. basis: `runs`, `committed` or `runs and
+    committed` (of the table), or `figure`. missing: how many other rows the claim is about, without values. reason: why
+    it is untested or has no interval.
     """
 
     paper: str
@@ -636,18 +632,19 @@ def markdown(found: Sequence[Checked]) -> str:
             blocks.append(f"### {paper}\n\n" + "\n".join(rows))
     blocks.append(
         "Effects are in points of the metric, or in the unit of the figure's number. No numeric curves are published "
-        "for the figures: what the papers say of them in words is compared here. 'reference': committed values."
+        "for the figures: what the papers say of them in words is compared here. 'committed': not measured on this "
+        "machine; 'runs and committed': not all of the table was."
     )
     return "\n\n".join(blocks) + "\n"
 
 
 def sample(each: Checked) -> str:
-    """`5 seeds, 11 rows, reference`."""
+    """`5 seeds, 11 rows, committed`."""
     if not each.estimate.n:
         return ""
     whole = f" of {len(each.rows) + each.missing}" if each.missing else ""
     rows = f", {len(each.rows)}{whole} rows" if len(each.rows) > 1 or whole else ""
-    basis = ", reference" if each.basis == "reference" else ""
+    basis = f", {each.basis}" if COMMITTED in each.basis else ""
     return f"{each.estimate.n} {each.over}{rows}{basis}"
 
 

@@ -10,7 +10,6 @@ import os
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,11 +20,12 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments import places, schema, standins
+from experiments.committed import Records, path_of
 from experiments.estimate import ASSUMPTIONS, Cost, Durations, cost, total
-from experiments.execute import FINAL, default_workers
+from experiments.execute import FINAL, default_workers, serve
 from experiments.plan import Plan, PlannedRun
 from experiments.progress import Progress, clock, time_left
-from experiments.reproduce import Reproduction, compared, load_records, planned, reproduce, runtime_for
+from experiments.reproduce import Reproduction, compared, planned, reproduce, runtime_for
 from experiments.store import Record, Store
 from hkd.errors import UserError
 from hkd.registry import lookup, nearest
@@ -40,10 +40,12 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 runs_app = App(name="runs", help="Look at the records of runs.")
+reference_app = App(name="reference", help="What was measured, as it is committed in results/reference/.")
 weights_app = App(name="weights", help="Published weights of teachers.")
 numerics_app = App(name="numerics", help="Does an edit of the library move a digit? (hkd/numerics.lock)")
 app.command(runs_app)
 app.command(numerics_app)
+app.command(reference_app)
 app.command(weights_app)
 
 
@@ -81,7 +83,7 @@ def plan(*table: str, profile: str | None = None, seeds: int | None = None) -> i
     console, everything, done = out(), {}, set()
     shown = cost_table("table")
     for each in plans:
-        records = load_records(each, store)
+        records = store.load_all(each.runs)
         finished = {key for key, record in records.items() if record.status in FINAL}
         everything.update(each.runs)
         done |= finished
@@ -124,7 +126,7 @@ def run(
     yes: Annotated[bool, Parameter(env_var="HKD_YES")] = False,
     wait: bool = True,
 ) -> int:
-    """Reproduce a table: execute the runs that are missing, compare, write results/TABLE/, print it.
+    """Reproduce a table: execute the runs that are missing, compare, write results/PROFILE/TABLE/, print it.
 
     Args:
         table: name of the table.
@@ -139,7 +141,7 @@ def run(
     if data is not None:
         os.environ["HKD_DATA"] = str(data.expanduser().resolve())
     chosen, store, console = planned(table, profile, seeds), Store(places.runs()), out()
-    records = load_records(chosen, store)
+    records = store.load_all(chosen.runs)
     confirm(chosen, records, yes)
     began = time.time()
     with Progress(chosen, records, console) as progress:
@@ -163,47 +165,80 @@ def run(
 
 
 @app.command
+def worker(
+    *options: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    scheduler_file: Annotated[Path, Parameter(env_var="HKD_SCHEDULER_FILE")],
+) -> int:
+    """Start a worker of a running dask scheduler: a `dask worker` of one thread that runs can load data in.
+
+    Args:
+        options: more options of `dask worker`, such as `--name` or `--interface`.
+        scheduler_file: that `dask scheduler` wrote, on a file system that both see.
+    """
+    serve(scheduler_file, options)
+    return 0
+
+
+@app.command
 def show(table: str, *, profile: str | None = None, seeds: int | None = None) -> int:
-    """Print a table from the records that exist; nothing is run or written.
+    """Print a table from the records that exist, here or else committed; nothing is run or written.
 
     Args:
         table: name of the table.
         profile: scale; the default is in params.yaml.
         seeds: seeds per cell; the default is in params.yaml, then the profile's.
     """
-    show_table(compared(planned(table, profile, seeds), Store(places.runs())), out())
+    store = Store(places.runs())
+    show_table(compared(planned(table, profile, seeds, shown_from=store), store), out())
     return 0
 
 
 @app.command
-def check(*table: str, profile: str | None = None, seeds: int | None = None, update_reference: bool = False) -> int:
-    """Check measured values against results/reference/: exit 0, 1 for a regression, 2 for a stale reference.
+def check(*table: str, profile: str | None = None, seeds: int | None = None) -> int:
+    """Check what was measured here against results/reference/: exit 0, 1 for a regression, 2 for a stale reference.
 
     Args:
         table: names of tables; all of them when none is given.
         profile: scale; the default is in params.yaml.
         seeds: seeds per cell; the default is in params.yaml, then the profile's.
-        update_reference: save what is measured as the new reference of these finished tables instead.
     """
     from experiments import regression
 
-    if update_reference and not table:
-        raise UserError("Name the tables whose reference is to be replaced: `hkd check --update-reference TABLE`.")
     store, console, codes = Store(places.runs()), out(), []
     for name in table or schema.table_ids():
-        each = planned(name, profile, seeds)
-        records = load_records(each, store)
-        path = places.references() / each.profile / f"{each.table}.json"
-        if update_reference:
-            regression.save_reference(each, records, path)
-            console.print(Text(f"{name} ({each.profile}): saved {path}"))
-        elif path.is_file() or table:
-            report = regression.check(regression.measured_values(each, records), regression.load_reference(path))
+        each = planned(name, profile, seeds, shown_from=store)
+        path = path_of(places.references(), each.profile, each.table)
+        if path.is_file() or table:
+            measured = regression.measured_values(each, store.load_all(each.runs))
+            report = regression.check(measured, regression.load_reference(path))
             print_markdown(report.markdown(), console)
             codes.append(report.exit_code)
         else:
             console.print(Text(f"{name} ({each.profile}): untested: there is no reference {path}"))
     return 1 if 1 in codes else max(codes, default=0)
+
+
+@reference_app.command
+def update(*table: str, profile: str | None = None, seeds: int | None = None) -> int:
+    """Write the records of finished tables that are on this machine to results/reference/, to be committed.
+
+    Args:
+        table: names of tables.
+        profile: scale; the default is in params.yaml.
+        seeds: seeds per cell; the default is in params.yaml, then the profile's.
+    """
+    from experiments import regression
+
+    if not table:
+        raise UserError("Name the tables whose records are to be committed: `hkd reference update TABLE`.")
+    store, console = Store(places.runs()), out()
+    for name in table:
+        each = planned(name, profile, seeds)
+        path = path_of(places.references(), each.profile, each.table)
+        records = Records(each, store, None)
+        regression.save_reference(each, records, path)
+        console.print(Text(f"{name} ({each.profile}): {len(records)} runs, {size(path.stat().st_size)}: {path}"))
+    return 0
 
 
 @app.command
@@ -253,7 +288,7 @@ def show_run(key: str) -> int:
         raise UserError(f"{many}{'' if found else nearest(key, keys)} `hkd runs list` lists all.")
     record = store.load(found[0])
     assert record is not None
-    print(json.dumps(asdict(record), indent=2))
+    print(json.dumps(record.stored(), indent=2))
     print(f"files: {store.folder(found[0])}", file=sys.stderr)
     return 0
 
@@ -344,6 +379,15 @@ def prove_numerics(
     return int(not proof.holds)
 
 
+@runs_app.command(name="rekey")
+def rekey_runs() -> int:
+    """Rename runs that were made before hkd/numerics.lock, so that today's tables find them; nothing is run or lost."""
+    from experiments.rekey import rekey
+
+    out().print(Text(rekey(Store(places.runs())).sentence()))
+    return 0
+
+
 @weights_app.command
 def fetch(name: str) -> int:
     """Get the published weights of a model through timm, as safetensors in the weights folder.
@@ -397,12 +441,13 @@ def convert(card: str, source: Path, *, classes: int = 1000) -> int:
     return 0
 
 
-def measured_text(measured: tuple[str, float] | None) -> str:
-    """A teacher's measured value; what it is unless it is plain accuracy."""
+def measured_text(measured: tuple[str, float] | None, committed: str | None) -> str:
+    """A teacher's measured value; what it is unless it is plain accuracy, and that it is committed where it is."""
     if measured is None:
         return "not yet"
     metric, value = measured
-    return f"{value:.2f}" + ("" if metric == "top1" else f" ({metric})")
+    notes = [text for text in ("" if metric == "top1" else metric, committed) if text]
+    return f"{value:.2f}" + (f" ({', '.join(notes)})" if notes else "")
 
 
 def fetch_weights(pretrained: str, path: Path, options: dict[str, Any]) -> str:
@@ -435,7 +480,7 @@ def fetch_weights(pretrained: str, path: Path, options: dict[str, Any]) -> str:
 
 @app.command
 def teachers(*, profile: str | None = None) -> int:
-    """List the teachers: architecture, source, licence, SHA-256, and accuracy as published and as measured here.
+    """List the teachers: architecture, source, licence, SHA-256, and accuracy as published and as measured.
 
     The published accuracy is of the paper's teacher on the paper's data, whatever stands for them at the profile.
 
@@ -455,7 +500,7 @@ def teachers(*, profile: str | None = None) -> int:
         entry, arch = facts.entry, facts.card.arch.rpartition(":")[2]
         texts = [facts.name, f"{facts.card.name} ({arch})", facts.made, entry.weights or "", entry.licence or ""]
         texts += [(facts.sha256 or "")[:12], "" if entry.published is None else f"{entry.published:.2f}"]
-        texts += [entry.source or "", measured_text(facts.measured)]
+        texts += [entry.source or "", measured_text(facts.measured, facts.committed)]
         shown.add_row(*map(Text, texts))
     out().print(shown)
     tell_stand_ins(standins.of_profile(schema.load_profile(chosen)))
@@ -597,7 +642,7 @@ def by_kind(plan: Plan, done: set[str]) -> Table:
 
 def expected_here(plan: Plan, store: Store) -> float | None:
     """Seconds that the rest of a table should take with the default workers; None if nothing similar was ever run."""
-    records = load_records(plan, store)
+    records = store.load_all(plan.runs)
     todo = {key: run for key, run in plan.runs.items() if key not in records or records[key].status not in FINAL}
     if not todo:
         return None
@@ -649,10 +694,15 @@ def print_markdown(text: str, console: Console) -> None:
 
 
 def complain(done: Reproduction) -> int:
-    """Name the runs that another attempt should bring; the exit code."""
-    for sentence in done.comparison.missing:
+    """Name the runs that another attempt should bring, those too for which committed records stand; the exit code."""
+    assert done.report is not None
+    stood_for = {key for key, record in done.records.items() if record.committed}
+    failed = {key: reason for key, reason in done.report.failed.items() if key in stood_for}
+    told = (f"{done.plan.runs[key].label or key}: {reason}" for key, reason in failed.items())
+    missing = [*done.comparison.missing, *told]
+    for sentence in missing:
         print(f"missing: {sentence}", file=sys.stderr)
-    return done.comparison.exit_status
+    return int(bool(missing))
 
 
 def main(arguments: list[str] | None = None) -> Any:

@@ -12,15 +12,16 @@ import numpy as np
 import pandas as pd
 
 from experiments import stats
+from experiments.committed import Predictions
 from experiments.plan import Cell, Plan, Published
 from experiments.stats import Estimate, Pooled, RankCorrelation
-from experiments.store import Record, Store
+from experiments.store import Record
 from hkd.errors import UserError
 
 TEXT = ("table", "row", "teacher", "student", "method", "variant", "metric")
 NUMBERS = ("published", "measured", "ci_low", "ci_high")
 GAINS = ("gain", "gain_ci_low", "gain_ci_high", "published_gain")
-COLUMNS = (*TEXT, *NUMBERS, "n_seeds", *GAINS, "verdict", "status")
+COLUMNS = (*TEXT, *NUMBERS, "n_seeds", *GAINS, "verdict", "status", "source")
 
 BY_VALUE = ("reproduced", "not reproduced")
 BY_DIRECTION = ("direction holds", "undecided", "contradicted")
@@ -32,8 +33,9 @@ EXPECTED = ("done", "diverged", "refused")  # states of a run that another attem
 TOLERANCE = 0.5  # points, by value
 SMALLEST_GAIN = 0.2  # points: published gains below it get no verdict
 
+HERE = "measured here"  # the source of a cell; of committed records it is what `Record.committed` says
+
 Id = tuple[str, str, str]  # row, method, variant
-Predictions = Mapping[str, np.ndarray]  # row, label, prediction: [N] each, one entry per test image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,8 @@ class CellResult:
     """One cell with what was measured for it.
 
     values, gains: by seed, in percent and points. reasons: why seeds are missing. marks: what a reader must know
-    (mixed library versions or device types). `gain` has n = 0 for baselines.
+    (mixed library versions or device types). source: where its records are from, "" without any. `gain` has n = 0 for
+    baselines.
     """
 
     cell: Cell
@@ -62,6 +65,7 @@ class CellResult:
     status: str
     reasons: tuple[str, ...] = ()
     marks: tuple[str, ...] = ()
+    source: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +117,7 @@ def compare(
     Args:
         plan: the table at a profile.
         records: by key; runs without one count as not run.
-        predictions: by key, where they are kept: arrays row, label and prediction per test image.
+        predictions: by key, where they are kept: arrays row, label and correct per test image.
 
     Raises:
         UserError: the table has the same cell twice.
@@ -138,6 +142,7 @@ def compare(
                 published.get((over, cell.metric)),
                 [found[key] for key in cell.runs],
                 mixtures(records[key] for key in (*cell.runs, *runs.get(over, ())) if key in records),
+                sources(records[key] for key in cell.runs if key in records),
             )
         )
     return Comparison(
@@ -210,6 +215,12 @@ def mixtures(records: Iterable[Record]) -> tuple[str, ...]:
     return tuple(marks)
 
 
+def sources(records: Iterable[Record]) -> str:
+    """Where records are from, each place once, this machine first: `measured here; committed 2026-11-22, Xeon`."""
+    found = {record.committed for record in records}
+    return "; ".join([HERE] * (None in found) + sorted(name for name in found if name is not None))
+
+
 # -- statuses and verdicts -------------------------------------------------------------------------------------
 
 
@@ -221,6 +232,7 @@ def judge(
     published_baseline: Published | None,
     outcomes: list[Outcome],
     marks: tuple[str, ...],
+    source: str,
 ) -> CellResult:
     """One cell's estimates, status and verdict."""
     measured, gain = stats.mean(list(values.values())), stats.paired_gain(values, baseline)
@@ -247,6 +259,7 @@ def judge(
         status=status(cell, outcomes),
         reasons=reasons(cell, plan, outcomes),
         marks=marks,
+        source=source,
     )
 
 
@@ -328,10 +341,11 @@ def frame(plan: Plan, results: list[CellResult]) -> pd.DataFrame:
             "published_gain": result.published_gain,
             "verdict": result.verdict,
             "status": result.status,
+            "source": result.source,
         }
         for result in results
     ]
-    text = dict.fromkeys((*TEXT, "verdict", "status"), "str")
+    text = dict.fromkeys((*TEXT, "verdict", "status", "source"), "str")
     numbers = dict.fromkeys((*NUMBERS, *GAINS), "float64")
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({**text, **numbers, "n_seeds": "int64"})
 
@@ -351,7 +365,7 @@ def validated(table: pd.DataFrame) -> pd.DataFrame:
     )
     schema = pa.DataFrameSchema(
         {
-            **dict.fromkeys((*TEXT, "verdict", "status"), text),
+            **dict.fromkeys((*TEXT, "verdict", "status", "source"), text),
             **dict.fromkeys((*NUMBERS, *GAINS), number),
             "n_seeds": pa.Column(int, pa.Check.ge(0)),
             "verdict": pa.Column(str, pa.Check.isin(VERDICTS)),
@@ -443,21 +457,10 @@ def with_images(
             arrays = predictions[key]
             if not (np.array_equal(arrays["row"], first["row"]) and np.array_equal(arrays["label"], first["label"])):
                 return pooled
-            total += sign * (arrays["prediction"] == arrays["label"])
+            total += sign * arrays["correct"]
     _, sources = np.unique(first["row"], return_inverse=True)  # images rendered from one source are one draw
     per_source = np.bincount(sources, weights=total) / np.bincount(sources)
     return replace(pooled, images=stats.over_images(100 * per_source / len(keys)))
-
-
-def read_predictions(plan: Plan, store: Store) -> dict[str, Predictions]:
-    """Per-image predictions of the plan's runs, by key, where predictions.npz was kept."""
-    found: dict[str, Predictions] = {}
-    for key in dict.fromkeys(key for cell in plan.cells for key in cell.runs):
-        path = store.folder(key) / "predictions.npz"
-        if path.is_file():
-            with np.load(path, allow_pickle=False) as arrays:
-                found[key] = {name: arrays[name] for name in ("row", "label", "prediction")}
-    return found
 
 
 def rank(plan: Plan, results: list[CellResult]) -> list[Ranks]:

@@ -9,6 +9,7 @@ code serves one process, the cores of a laptop and a cluster.
 import errno
 import logging
 import math
+import multiprocessing
 import os
 import queue
 import shutil
@@ -16,7 +17,7 @@ import sys
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -496,7 +497,7 @@ def refuse_threads(workers: Mapping[str, Mapping[str, Any]]) -> None:
     """Refuse workers (by address) that take several runs at once: these would share one stream of random numbers."""
     for address, worker in workers.items():
         if worker["nthreads"] != 1:
-            raise UserError(f"Worker {address} has {worker['nthreads']} threads; start workers with `--nthreads 1`.")
+            raise UserError(f"Worker {address} has {worker['nthreads']} threads, not one; use workers of `hkd worker`.")
 
 
 @cache
@@ -518,6 +519,11 @@ def in_worker(
         choose_gpus(worker.name, runtime.devices)
     elif source != source_at_start():
         raise UserError(f"Worker {worker.address} was started with other code of hkd; restart the workers.")
+    if runtime.loader_workers and multiprocessing.current_process().daemon:
+        raise UserError(
+            f"Worker {worker.address} may not start the {runtime.loader_workers} loader workers of this profile; "
+            "start workers with `hkd worker` instead of `dask worker`."
+        )
     if not Path(root).parent.is_dir():
         raise UserError(
             f"Worker {worker.address} does not see {Path(root).parent}; put HKD_RUNS on a shared file system."
@@ -598,6 +604,28 @@ def local_cluster(workers: int) -> Iterator[Any]:
         raise
 
 
+def serve(scheduler_file: Path, options: Sequence[str] = ()) -> None:
+    """Be a worker of a dask scheduler, with the settings of own workers, until it is told to stop.
+
+    Args:
+        scheduler_file: of the scheduler; waited for if it is not there yet.
+        options: more options of `dask worker`.
+
+    Raises:
+        UserError: an option that `dask worker` does not have.
+    """
+    import dask
+    from click import ClickException
+    from distributed.cli.dask_worker import main
+
+    own = ["--scheduler-file", str(scheduler_file), "--nthreads", "1", "--memory-limit", "0"]
+    with dask.config.set(dask_settings()):
+        try:
+            main([*own, *options], prog_name="hkd worker", standalone_mode=False)
+        except ClickException as error:
+            raise UserError(f"hkd worker: {error.format_message()} `dask worker --help` lists the options.") from None
+
+
 def dask_settings() -> dict[str, Any]:
     """Few threads, little idle work, no pause or kill by memory use."""
     single = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -646,7 +674,7 @@ def run_plan(
         KeyboardInterrupt: after the workers were ended; finished runs are kept, the others resume later.
     """
     began = time.time()
-    records = {key: record for key in plan.runs if (record := store.load(key)) is not None}
+    records = store.load_all(plan.runs)
     todo = {key: run for key, run in plan.runs.items() if key not in records or records[key].status not in FINAL}
     left_out = lacking(todo)
     if left_out and len(left_out) == len(plan.runs):

@@ -30,12 +30,17 @@ def runs() -> Path:
 
 
 def results() -> Path:
-    """Where tables are written: $HKD_RESULTS or results."""
+    """Where results are written: $HKD_RESULTS or results."""
     return place("HKD_RESULTS", repository() / "results")
 
 
+def tables(profile: str) -> Path:
+    """Where the tables of a profile are written, a folder each."""
+    return results() / profile
+
+
 def references() -> Path:
-    """Committed measured values: results/reference of the repository, wherever results are written."""
+    """Committed records: results/reference of the repository, wherever results are written."""
     return repository() / "results" / "reference"
 
 

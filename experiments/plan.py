@@ -3,13 +3,13 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from experiments import places, schema, standins
+from experiments import committed, places, schema, standins
 from experiments.environment import device
 from experiments.planning.keys import config_fields, device_kind, run_key
 from experiments.schema import Column, Profile, Row, Stage, Table, TeacherMapping
@@ -28,7 +28,8 @@ class PlannedRun:
     """One run of a plan.
 
     needs: keys of the runs that must be done first (teachers, their evaluation, init).
-    files: (id, path) of weights that come from files. missing: why it cannot start on this machine, or None.
+    files: (id, path) of weights that come from files. missing: why it cannot start on this machine, or None; its key is
+    that of the committed records then, where they know what is missing.
     """
 
     key: str
@@ -85,7 +86,7 @@ class Plan:
     title: str
     paper: str
     profile: str
-    by_value: bool  # True: the profile reproduces the paper's setting, so values are compared; else directions
+    by_value: bool  # True: the runs are in the paper's setting, so values are compared; else directions
     metrics: tuple[str, ...]
     seeds: tuple[int, ...]
     cells: tuple[Cell, ...]
@@ -94,6 +95,8 @@ class Plan:
     marks: dict[str, tuple[str, str]] = field(default_factory=dict)  # as `standins.model_marks`
     captions: tuple[str, ...] = ()  # sentences that go under the table
     teachers: dict[str, str] = field(default_factory=dict)  # slug@data -> key of the run that measures its accuracy
+    kind: str = "cpu"  # of device that its keys are for
+    overridden: tuple[str, ...] = ()  # recipe fields replaced for this plan, with their values: "epochs 1"
 
     @property
     def heading(self) -> str:
@@ -108,6 +111,7 @@ def plan(
     *,
     recipe: Mapping[str, Any] | None = None,
     select: bool = False,
+    kind: str | None = None,
 ) -> Plan:
     """Plan one table. Imports no torch.
 
@@ -115,8 +119,10 @@ def plan(
         table_id: file name in experiments/tables.
         profile: file name in experiments/profiles.
         seeds: number of seeds; None takes the profile's.
-        recipe: fields of every student's recipe to override (None values are ignored).
+        recipe: fields of every student's recipe to override (None values are ignored); the table is marked by them,
+            and values are then not compared.
         select: choose settings: seeds from 1000 on, measured on validation rows.
+        kind: of device that keys are for, as `device_kind` names it; None: that of this machine.
 
     Raises:
         UserError: unknown names or options (with file and line), or no seeds.
@@ -126,7 +132,7 @@ def plan(
     if count < 1:
         raise UserError(f"seeds must be at least 1, got {count} (params.yaml or --seeds).")
     first = SELECTION_SEED if select else 0
-    return plan_with(table, chosen, tuple(range(first, first + count)), recipe=recipe, select=select)
+    return plan_with(table, chosen, tuple(range(first, first + count)), recipe=recipe, select=select, kind=kind)
 
 
 def plan_with(
@@ -136,9 +142,10 @@ def plan_with(
     *,
     recipe: Mapping[str, Any] | None = None,
     select: bool = False,
+    kind: str | None = None,
 ) -> Plan:
     """Plan a table at a profile that are both given as documents; otherwise as `plan`."""
-    return _Planner(table, profile, seeds, dict(recipe or {}), select).plan()
+    return _Planner(table, profile, seeds, dict(recipe or {}), select, kind).plan()
 
 
 class _NoMapping(Exception):
@@ -157,14 +164,28 @@ class _Facts:
 class _Planner:
     """Collects runs while it walks a table's cells; every run is planned once."""
 
-    def __init__(self, table: Table, profile: Profile, seeds: tuple[int, ...], recipe: dict[str, Any], select: bool):
+    def __init__(
+        self,
+        table: Table,
+        profile: Profile,
+        seeds: tuple[int, ...],
+        recipe: dict[str, Any],
+        select: bool,
+        kind: str | None = None,
+    ):
         self.table, self.profile, self.seeds, self.select = table, profile, seeds, select
         self.split: Literal["test", "val"] = "val" if select else "test"
         self.overrides = {key: value for key, value in recipe.items() if value is not None}
         self.runs: dict[str, PlannedRun] = {}
         self.teachers: dict[str, str] = {}  # as Plan.teachers
         machine = profile.machine
-        self.kind = device_kind(device(machine.accelerator), machine.devices * machine.num_nodes)
+        self.kind = kind or device_kind(device(machine.accelerator), machine.devices * machine.num_nodes)
+
+    @cached_property
+    def known(self) -> committed.Committed | None:
+        """The table's committed records: they know data and weights that are not on this machine."""
+        path = committed.path_of(places.references(), self.profile.name, self.table.id)
+        return committed.read(path) if path.is_file() else None
 
     def plan(self) -> Plan:
         cells = tuple(
@@ -173,12 +194,14 @@ class _Planner:
             for column in (self.table.columns if row.columns is None else row.columns)
             for cell in self.cells(row, column)
         )
+        overridden = self.overridden()
         return Plan(
             table=self.table.id,
-            title=standins.named(self.table.title, self.profile),
+            title=standins.named(self.table.title, self.profile)
+            + (f" (overridden: {', '.join(overridden)})" if overridden else ""),
             paper=self.table.paper,
             profile=self.profile.name,
-            by_value=self.profile.by_value and not self.select,
+            by_value=self.profile.by_value and not self.select and not overridden,
             metrics=self.table.metrics,
             seeds=self.seeds,
             cells=cells,
@@ -187,7 +210,14 @@ class _Planner:
             marks=standins.model_marks(self.profile, self.models()),
             captions=self.table.captions + self.profile.captions + self.data_notes(),
             teachers=dict(sorted(self.teachers.items())),
+            kind=self.kind,
+            overridden=overridden,
         )
+
+    def overridden(self) -> tuple[str, ...]:
+        """Recipe fields that the user replaces, or a profile that is to have the paper's recipes."""
+        own = self.profile.override if self.profile.by_value else {}
+        return tuple(f"{name} {value}" for name, value in {**own, **self.overrides}.items())
 
     def here(self, cells: Sequence[Cell]) -> str:
         """What stood in for the data that cells with runs are measured on, and for the models of all runs."""
@@ -361,7 +391,12 @@ class _Planner:
         if mapping.weights is None:
             return None
         path = places.weights() / mapping.weights
-        weights = Weights(kind="file", id=cached_sha256(path) if path.is_file() else f"missing {path.name}")
+        if path.is_file():
+            name = cached_sha256(path)
+        else:
+            known = self.known.weights if self.known else {}
+            name = known.get(committed.weights_name(path), f"{committed.UNKNOWN}{path.name}")
+        weights = Weights(kind="file", id=name)
         facts.files.append((weights.id, str(path)))
         if not path.is_file():
             facts.missing = f"teacher '{slug}' needs {path}, which is not there; to get it: {how_to_get(card, path)}."
@@ -395,6 +430,8 @@ class _Planner:
         mapping = self.profile.data[slug]
         options = {**mapping.options, **(mapping.teacher_options if teacher else {})}
         fingerprint, missing = data_facts(mapping.name, json.dumps(options, sort_keys=True), places.data())
+        if missing and self.known:
+            fingerprint = self.known.fingerprint(mapping.name, options)
         facts.missing = facts.missing or missing
         return DataSpec(name=mapping.name, options=options, fingerprint=fingerprint)
 

@@ -1,4 +1,4 @@
-"""Regression check: have measured values dropped against those committed in results/reference/<profile>/<table>.json?
+"""Regression check: have measured values dropped against those committed in results/reference/<profile>/?
 
 Equal keys, versions and digits pass. A reference whose run keys or data fingerprints are not the plan's is stale: it
 was measured with other code, settings or data, and says nothing about these. With equal keys but other digits (another
@@ -8,21 +8,19 @@ Digits that moved in a single seed decide nothing: the table is untested.
 Single cells count if the same margin is exceeded at 1 % after Holm; so does a cell that was measured and now diverges.
 """
 
-import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats
 
-from experiments import stats
+from experiments import committed, stats
 from experiments.plan import Plan
 from experiments.store import Record
 from hkd.errors import UserError
-from hkd.files import atomic_write
 
 MARGIN = 1.0  # points
 CELL_LEVEL = 0.01  # family-wise, over all cells
@@ -107,19 +105,52 @@ class RegressionReport:
 
 def measured_values(plan: Plan, records: Mapping[str, Record]) -> Reference:
     """What a plan's records hold, in the form of a reference."""
-    done = [records[key] for key in plan.runs if key in records and records[key].status == "done"]
+    return reference(
+        plan.table,
+        plan.profile,
+        ((run.spec.data.name, str(run.spec.data.fingerprint)) for run in plan.runs.values()),
+        committed.cells_of(plan),
+        {key: records[key] for key in plan.runs if key in records},
+    )
+
+
+def load_reference(path: Path) -> Reference:
+    """What the committed records of a table hold.
+
+    Raises:
+        UserError: there are none, or the file is not what was written.
+    """
+    file = committed.read(path)
+    return reference(
+        file.table,
+        file.profile,
+        ((data.name, data.fingerprint) for data in file.data),
+        file.cells,
+        {key: record for key in file.by_key if (record := file.record(key)) is not None},
+    )
+
+
+def reference(
+    table: str,
+    profile: str,
+    data: Iterable[tuple[str, str]],
+    cells: Iterable[committed.Cell],
+    records: Mapping[str, Record],
+) -> Reference:
+    """Values of cells, from the records of all runs behind them, and (data set, fingerprint) of what these saw."""
     versions: dict[str, set[str]] = {}
-    for record in done:
-        for name, version in record.environment.get("versions", {}).items():
-            versions.setdefault(name, set()).add(str(version))
-        versions.setdefault("device", set()).add(str(record.environment.get("device", "unknown")))
-    data: dict[str, set[str]] = {}
-    for run in plan.runs.values():
-        data.setdefault(run.spec.data.name, set()).add(str(run.spec.data.fingerprint))
+    for record in records.values():
+        if record.status == "done":
+            for name, version in record.environment.get("versions", {}).items():
+                versions.setdefault(name, set()).add(str(version))
+            versions.setdefault("device", set()).add(str(record.environment.get("device", "unknown")))
+    fingerprints: dict[str, set[str]] = {}
+    for name, fingerprint in data:
+        fingerprints.setdefault(name, set()).add(fingerprint)
     return Reference(
-        table=plan.table,
-        profile=plan.profile,
-        data={name: sorted(found) for name, found in sorted(data.items())},
+        table=table,
+        profile=profile,
+        data={name: sorted(found) for name, found in sorted(fingerprints.items())},
         versions={name: sorted(found) for name, found in sorted(versions.items())},
         cells=tuple(
             MeasuredCell(
@@ -127,12 +158,9 @@ def measured_values(plan: Plan, records: Mapping[str, Record]) -> Reference:
                 method=cell.method,
                 variant=cell.variant,
                 metric=cell.metric,
-                runs={
-                    seed: value_of(key, cell.metric, records) for seed, key in zip(plan.seeds, cell.runs, strict=True)
-                },
+                runs={seed: value_of(key, cell.metric, records) for seed, key in cell.runs.items()},
             )
-            for cell in plan.cells
-            if cell.runs
+            for cell in cells
         ),
     )
 
@@ -147,49 +175,23 @@ def value_of(key: str, metric: str, records: Mapping[str, Record]) -> Value:
     return Value(key=key, value=record.metrics.get(metric), status="done" if metric in record.metrics else "failed")
 
 
-# -- files ---------------------------------------------------------------------------------------------------------
-
-
-def save_reference(plan: Plan, records: Mapping[str, Record], path: Path) -> None:
-    """Write the reference of a finished table.
+def save_reference(plan: Plan, records: committed.Records, path: Path) -> None:
+    """Commit the records of a finished table.
 
     Raises:
         UserError: the profile is `smoke` (never a reference), or runs are missing.
     """
     if plan.profile == "smoke":
         raise UserError("Profile 'smoke' proves the plumbing only and is never a reference; run 'laptop' or larger.")
-    found = measured_values(plan, records)
-    missing = [cell.name for cell in found.cells for run in cell.runs.values() if run.status in ("not run", "failed")]
-    if missing or not found.cells:
+    cells = measured_values(plan, records).cells
+    missing = [cell.name for cell in cells for run in cell.runs.values() if run.status in ("not run", "failed")]
+    if missing or not cells:
         first = f" (first: {missing[0]})" if missing else ""
         raise UserError(
             f"'{plan.table}' at profile '{plan.profile}' lacks {len(missing)} runs{first}; "
             f"finish it with `hkd run {plan.table}` before it can be a reference."
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(asdict(found), indent=1, allow_nan=False) + "\n")
-
-
-def load_reference(path: Path) -> Reference:
-    """A reference as it was saved.
-
-    Raises:
-        UserError: there is none, or the file is not one.
-    """
-    try:
-        document = json.loads(path.read_text())
-        cells = tuple(
-            MeasuredCell(**{**cell, "runs": {int(seed): Value(**run) for seed, run in cell["runs"].items()}})
-            for cell in document.pop("cells")
-        )
-        return Reference(**document, cells=cells)
-    except FileNotFoundError:
-        raise UserError(
-            f"There is no reference {path}; save one of a finished table with `hkd check --update-reference TABLE`."
-        ) from None
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise UserError(f"{path} is not a reference; restore it from git, or save a new one.") from None
+    committed.write(committed.compact(plan, records), path)
 
 
 # -- the check -----------------------------------------------------------------------------------------------------

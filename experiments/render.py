@@ -1,4 +1,4 @@
-"""Writes results/<table>/: the table as CSV and Markdown, costs, metrics, the comparison figure, curves and run facts.
+"""Writes results/<profile>/<table>/: the table as CSV and Markdown, costs, metrics, figures, curves and run facts.
 Tables of many methods on several pairs also have their ranking and the map of gains.
 
 The folder is built aside and moved in last, so that a reader sees the old table or the new one, never a part.
@@ -20,7 +20,7 @@ from experiments.caption import caption, heading, listed, metric_name, pooled_te
 from experiments.compare import UNVERIFIED, CellResult, Comparison
 from experiments.plan import Cell, Plan
 from experiments.stats import MeanRanks, mean_ranks
-from experiments.store import Record, Store
+from experiments.store import Record
 from hkd.errors import UserError
 
 Curves = Mapping[str, Sequence[Mapping[str, Any]]]  # by run key: one dict per epoch
@@ -47,7 +47,7 @@ def write_table(
         plan: the table at a profile.
         records: by key.
         comparison: of this plan and these records.
-        folder: results/<table>.
+        folder: results/<profile>/<table>.
         curves: by run key, one dict per epoch with `loss` and, where measured, `train_top1`.
         draw: writes further pictures into the folder it is given.
 
@@ -352,7 +352,11 @@ def run_facts(plan: Plan, records: Mapping[str, Record]) -> dict[str, Any]:
             facts |= {"status": "not run"}
         else:
             facts |= {"status": record.status, "metrics": record.metrics, "cost": record.cost, "spec": record.spec}
-            facts |= {"environment": record.environment, "started": record.started, "finished": record.finished}
+            facts |= {"environment": record.environment}
+            if record.committed:
+                facts |= {"source": record.committed}
+            else:
+                facts |= {"started": record.started, "finished": record.finished}
             facts |= {"reason": record.reason} if record.reason else {}
         runs[key] = facts
     cells = {
@@ -400,16 +404,6 @@ def mean_curves(plan: Plan, curves: Curves) -> pd.DataFrame:
         for name, by_epoch in found.items()
     }
     return pd.DataFrame({"epoch": epochs, **columns})
-
-
-def read_curves(plan: Plan, store: Store) -> dict[str, list[dict[str, Any]]]:
-    """The curves of the plan's runs, by key, where curves.jsonl was kept."""
-    found = {}
-    for key in dict.fromkeys(key for cell in plan.cells for key in cell.runs):
-        path = store.folder(key) / "curves.jsonl"
-        if path.is_file():
-            found[key] = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    return found
 
 
 def compared_metrics(plan: Plan) -> dict[str, tuple[str, ...]]:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from experiments import places, schema
+from experiments import committed, places, schema
+from experiments.committed import Records
 from experiments.execute import Event, ExecutionReport, run_plan, storage_error
 from experiments.params import load_params
 from experiments.plan import Plan, plan
-from experiments.store import Record, Store
+from experiments.store import Store
 from hkd.errors import UserError
 from hkd.training.job import Runtime
 
@@ -28,7 +29,7 @@ class Reproduction:
     """A table as it stands: its plan, the records, what was compared, and where it was written (None: it was not)."""
 
     plan: Plan
-    records: dict[str, Record]
+    records: Records
     comparison: "Comparison"
     folder: Path | None = None
     report: ExecutionReport | None = None
@@ -40,10 +41,26 @@ class Reproduction:
         return markdown(self.plan, self.records, self.comparison)
 
 
-def planned(table: str, profile: str | None = None, seeds: int | None = None) -> Plan:
-    """A table's plan; what is not given comes from params.yaml."""
+def planned(
+    table: str, profile: str | None = None, seeds: int | None = None, *, shown_from: Store | None = None
+) -> Plan:
+    """A table's plan; what is not given comes from params.yaml.
+
+    Args:
+        table, profile, seeds: as for `plan`.
+        shown_from: the plan is only to be looked at, with the records of this store: where it has none of them and
+            those in the repository are of another kind of device, under whose names their runs are, it is of that kind.
+    """
     params = load_params()
-    return plan(table, profile or params.profile, params.seeds if seeds is None else seeds, recipe=params.recipe)
+
+    def make(kind: str | None = None) -> Plan:
+        count = params.seeds if seeds is None else seeds
+        return plan(table, profile or params.profile, count, recipe=params.recipe, kind=kind)
+
+    found = make()
+    if shown_from is not None and (kind := committed.kind_of(found)) != found.kind:
+        return found if shown_from.load_all(found.runs) else make(kind)
+    return found
 
 
 def runtime_for(profile: str) -> Runtime:
@@ -83,7 +100,7 @@ def reproduce(
     Raises:
         UserError: bad input, results that cannot be written, or a table that is held by another process.
     """
-    with table_lock(plan.table, wait=wait, on_wait=on_wait):
+    with table_lock(plan.profile, plan.table, wait=wait, on_wait=on_wait):
         report = run_plan(
             plan,
             store,
@@ -93,45 +110,46 @@ def reproduce(
             on_event=on_event,
         )
         done = compared(plan, store)
-        folder = places.results() / plan.table
+        folder = places.tables(plan.profile) / plan.table
         from experiments.figures import drawing
-        from experiments.render import read_curves, write_table
+        from experiments.render import write_table
 
         write_table(
             plan,
             done.records,
             done.comparison,
             folder,
-            curves=read_curves(plan, store),
-            draw=drawing(plan, done.records, store, runtime or runtime_for(plan.profile)),
+            curves=done.records.curves(measured_runs(plan)),
+            draw=drawing(plan, done.records.own, store, runtime or runtime_for(plan.profile)),
         )
     return replace(done, folder=folder, report=report)
 
 
 def compared(plan: Plan, store: Store) -> Reproduction:
-    """A table from the records that are stored; nothing is executed or written."""
-    from experiments.compare import compare, read_predictions
+    """A table from the records that are stored here or else committed; nothing is executed or written."""
+    from experiments.compare import compare
 
-    found = load_records(plan, store)
-    return Reproduction(plan=plan, records=found, comparison=compare(plan, found, read_predictions(plan, store)))
+    found = Records(plan, store, places.references())
+    comparison = compare(plan, found, found.predictions(measured_runs(plan)))
+    return Reproduction(plan=plan, records=found, comparison=comparison)
 
 
-def load_records(plan: Plan, store: Store) -> dict[str, Record]:
-    """The records that exist of a plan's runs, by key."""
-    return {key: record for key in plan.runs if (record := store.load(key)) is not None}
+def measured_runs(plan: Plan) -> list[str]:
+    """Keys of the runs that cells are measured by."""
+    return list(dict.fromkeys(key for cell in plan.cells for key in cell.runs))
 
 
 @contextmanager
-def table_lock(table: str, *, wait: bool, on_wait: Callable[[str], None]) -> Iterator[None]:
-    """Hold a table: of two processes that make the same one, the second waits or is told who has it."""
+def table_lock(profile: str, table: str, *, wait: bool, on_wait: Callable[[str], None]) -> Iterator[None]:
+    """Hold a table at a profile: of two processes that make the same one, the second waits or is told who has it."""
     folder = places.results() / ".locks"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock, holder = FileLock(folder / f"{table}.lock"), folder / f"{table}.json"
+        lock, holder = FileLock(folder / f"{profile}.{table}.lock"), folder / f"{profile}.{table}.json"
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            sentence = f"Table '{table}' is being made by {described(holder)}"
+            sentence = f"Table '{table}' at profile '{profile}' is being made by {described(holder)}"
             if not wait:
                 raise UserError(f"{sentence}; wait for it, or end it.") from None
             on_wait(f"{sentence}; waiting for it to end.")

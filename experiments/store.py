@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,9 @@ class Record:
     metrics: e.g. {"top1": 87.3} in percent. cost: wall_s, cpu_s, gpu_s, step_ms (median), steps,
     extra_params_m, peak_memory_mib. artifacts: file name -> SHA-256. started, finished: Unix seconds.
     environment: versions, cpu, gpu, threads, commit, dirty, device.
+    former_key: what named the run before `hkd runs rekey`; stored where there is one.
+    committed: of a record that was read from results/reference/, when and on what it was made ("committed 2026-11-22,
+    Intel Xeon"); never stored. Of such a record only the day is known: started and finished are its beginning.
     """
 
     key: str
@@ -45,6 +48,16 @@ class Record:
     started: float = 0.0
     finished: float = 0.0
     reason: str | None = None  # of diverged, refused, failed
+    former_key: str | None = None
+    committed: str | None = None
+
+    def stored(self) -> dict[str, Any]:
+        """The fields as they are stored; those that came later only where they say something, so that digests hold."""
+        fields = asdict(self)
+        del fields["committed"]
+        if self.former_key is None:
+            del fields["former_key"]
+        return fields
 
 
 class Store:
@@ -71,7 +84,19 @@ class Store:
         Raises:
             UserError: the file is not what was written (edited by hand, or cut short).
         """
-        path = self.folder(key) / "record.json"
+        return self.read(key, key)
+
+    def load_all(self, keys: Iterable[str]) -> dict[str, Record]:
+        """The records that exist of some runs, by key."""
+        return {key: record for key in keys if (record := self.load(key)) is not None}
+
+    def read(self, name: str, key: str | None = None) -> Record | None:
+        """The record in a run's folder, whatever run it is of unless a key is given, or None if there is none.
+
+        Raises:
+            UserError: the file is not what was written.
+        """
+        path = self.folder(name) / "record.json"
         try:
             document = json.loads(path.read_bytes())
             sealed = document.pop("digest")
@@ -80,18 +105,23 @@ class Store:
             return None
         except (ValueError, TypeError, KeyError, AttributeError):
             raise UserError(f"{path} is not a record of a run; delete it to have the run done again.") from None
-        if sealed != digest(document) or record.key != key:
+        if sealed != digest(document) or key not in (None, record.key):
             raise UserError(
                 f"{path} was changed after it was written (its digest does not match); "
                 "restore it, or delete it to have the run done again."
             )
         return record
 
-    def write(self, record: Record) -> None:
-        """Seal and store a record atomically; an interrupted write leaves the old one or none."""
-        document = asdict(record)
+    def write(self, record: Record, name: str | None = None) -> None:
+        """Seal and store a record atomically; an interrupted write leaves the old one or none.
+
+        Args:
+            record: of the run.
+            name: of the folder; None: the record's key.
+        """
+        document = record.stored()
         document["digest"] = digest(document)
-        folder = self.folder(record.key)
+        folder = self.folder(name or record.key)
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n"
         with atomic_write(folder / "record.json") as temporary:

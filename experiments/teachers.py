@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from ruamel.yaml import YAML
 
-from experiments import places, schema
+from experiments import committed, places, schema
 from experiments.plan import cached_sha256, plan
 from experiments.schema import TeacherEntry, TeacherMapping
-from experiments.store import Store
+from experiments.store import Record, Store
 from hkd.files import atomic_write
 from hkd.models.cards.zoo import ZOO
 from hkd.registry import lookup
@@ -21,7 +21,10 @@ from hkd.spec import ModelCard
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherFacts:
-    """One teacher of a profile. measured: (metric, value in percent) of its run, None if there is none yet."""
+    """One teacher of a profile.
+
+    measured: (metric, value in percent) of its run, None if there is none yet. committed: as `Record.committed`.
+    """
 
     name: str  # slug or slug@data
     card: ModelCard
@@ -29,6 +32,7 @@ class TeacherFacts:
     entry: TeacherEntry
     sha256: str | None  # of the file on this machine, else of the manifest
     measured: tuple[str, float] | None
+    committed: str | None = None
 
 
 def teachers(profile: str, store: Store) -> Iterator[TeacherFacts]:
@@ -39,12 +43,12 @@ def teachers(profile: str, store: Store) -> Iterator[TeacherFacts]:
         store: of the runs.
     """
     chosen, known = schema.load_profile(profile), schema.load_manifest().teachers
-    keys = run_keys(profile)
+    records = run_records(profile, store)
     for name, mapping in chosen.teachers.items():
         slug = name.partition("@")[0]
         if slug not in chosen.models:
             continue
-        record = store.load(keys[name]) if name in keys else None
+        record = records.get(name)
         values = record.metrics if record is not None and record.status == "done" else {}
         file = places.weights() / mapping.weights if mapping.weights else None
         entry, origin = known.get(name, TeacherEntry()), known.get(slug, TeacherEntry())
@@ -63,6 +67,7 @@ def teachers(profile: str, store: Store) -> Iterator[TeacherFacts]:
                 ),
                 None,
             ),
+            committed=record.committed if record is not None else None,
         )
 
 
@@ -75,13 +80,22 @@ def how_made(mapping: TeacherMapping) -> str:
     return f"recipe {mapping.recipe}" + (f" from {mapping.weights}" if mapping.weights else "")
 
 
-def run_keys(profile: str) -> dict[str, str]:
-    """The runs that measure a profile's teachers, by slug or slug@data, as far as tables use them."""
-    found: dict[str, str] = {}
+def run_records(profile: str, store: Store) -> dict[str, Record]:
+    """The runs that measured a profile's teachers, by slug or slug@data, as far as tables use them.
+
+    Those of this machine; else those that are committed with a table.
+    """
+    found: dict[str, Record] = {}
     chosen = schema.load_profile(profile)
     for name in schema.table_ids():
-        for entry, key in plan(name, profile, 1).teachers.items():
-            found[entry if entry in chosen.teachers else entry.partition("@")[0]] = key
+        here = plan(name, profile, 1)
+        path = committed.path_of(places.references(), profile, name)
+        file = committed.read(path) if path.is_file() else None
+        there = here if file is None or file.kind == here.kind else plan(name, profile, 1, kind=file.kind)
+        for entry, key in here.teachers.items():
+            record = store.load(key) or (file.record(there.teachers[entry]) if file else None)
+            if record is not None:
+                found[entry if entry in chosen.teachers else entry.partition("@")[0]] = record
     return found
 
 

@@ -1,6 +1,8 @@
 """Promises of the whole house that no single file can keep."""
 
 import ast
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,18 @@ from hkd.registry import load
 from hkd.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
+RESOLVE = """
+import json, sys
+from dvc.parsing import DataResolver
+from dvc.repo import Repo
+from ruamel.yaml import YAML
+
+folder = sys.argv[1]
+with open(folder + "/dvc.yaml") as file:
+    found = DataResolver(Repo.init(folder, no_scm=True, force=True), folder, YAML(typ="safe").load(file))
+outs = [out for stage in found.resolve()["stages"].values() for out in stage.get("outs", ())]
+print(json.dumps([outs, found.resolve_metrics(), found.resolve_plots()]))
+"""
 HEAVY = ("dvc", "dvclive", "pandas", "matplotlib", "seaborn", "sklearn", "pydantic", "distributed", "spconv")
 
 
@@ -35,8 +49,19 @@ def test_every_table_stage_is_asked_by_code_and_params_and_keeps_its_folder():
         assert stage["cmd"] == f"hkd run {name}"
         assert stage["deps"] == ["hkd", "analysis", "experiments"]
         assert stage["params"] == ["profile", "seeds", "recipe"]
-        assert stage["outs"] == [f"results/{name}"]
-        assert f"results/{name}/metrics.json" in stages()["metrics"]
+        assert stage["outs"] == [f"results/${{profile}}/{name}"]
+        assert f"results/${{profile}}/{name}/metrics.json" in stages()["metrics"]
+
+
+def test_results_of_different_profiles_stand_in_different_folders(tmp_path):
+    """As DVC reads dvc.yaml: a smoke run leaves alone what was measured at another profile."""
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    for profile in ("smoke", "laptop"):
+        (tmp_path / "params.yaml").write_text(f"profile: {profile}\n")
+        outs, metrics, plots = json.loads(run(RESOLVE, str(tmp_path)).splitlines()[-1])
+        assert set(outs) == {f"results/{profile}/{name}" for name in schema.table_ids()}
+        assert set(metrics) == {f"{out}/metrics.json" for out in outs} | {"results/claims/metrics.json"}
+        assert {str(Path(file).parent) for plot in plots for each in plot.values() for file in each["y"]} <= set(outs)
 
 
 def test_every_plot_shows_a_file_of_a_stage_by_a_template_that_exists():
@@ -46,7 +71,7 @@ def test_every_plot_shows_a_file_of_a_stage_by_a_template_that_exists():
         assert name not in names, f"two plots are named '{name}'"
         names.add(name)
         (file, _), *_ = plot["y"].items()
-        assert file.split("/")[1] in schema.table_ids()
+        assert file.split("/")[2] in schema.table_ids()
         builtin = {template.DEFAULT_NAME for template in TEMPLATES}
         assert plot["template"] in builtin or (ROOT / ".dvc" / "plots" / f"{plot['template']}.json").is_file()
 
@@ -86,8 +111,9 @@ def test_the_whole_library_works_without_the_suites_packages():
     assert run(code) == "[]"
 
 
-def run(code):
+def run(code, *arguments):
     """What a fresh interpreter prints."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TABLE = "scalekd_table3"
-METRICS = f"results/{TABLE}/metrics.json"
+METRICS = f"results/smoke/{TABLE}/metrics.json"
 LIMIT = 300.0  # seconds for one command
 PICTURES = ("active_sets", "features", "paintings", "queue_entries")
 RUNS = 13  # smoke: one teacher, and two pairs x three methods x two seeds
@@ -117,7 +117,7 @@ class Clone:
         return int(found[1])
 
     def files(self):
-        results = self.folder / "results" / TABLE
+        results = self.folder / "results" / "smoke" / TABLE
         return {path.name: path.read_bytes() for path in results.iterdir()}
 
     def table(self):
@@ -297,7 +297,7 @@ def test_a_figure_trains_its_chain_draws_its_pictures_and_then_nothing_more(clon
     output = clone.dvc("repro", "hgkd_pictures")
     count = 2 + 2 * len(clone.seeds())  # the teacher and its probe; H-GKD and the pixel control
     assert f"{count} of {count} runs executed" in output, output
-    drawn = clone.folder / "results" / "hgkd_pictures"
+    drawn = clone.folder / "results" / "smoke" / "hgkd_pictures"
     pictures = {name: (drawn / f"{name}.png").read_bytes() for name in PICTURES}
     assert json.loads((drawn / "pictures.json").read_text())["active"]["stage_4"] == 6 / 16
     clone.edit("hkd/methods/hgkd.py", lambda text: text + "# a comment\n")

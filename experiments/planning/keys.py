@@ -7,6 +7,7 @@ changes none.
 """
 
 import ast
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from typing import Any
@@ -27,7 +28,11 @@ def run_key(spec: RunSpec, kind: str = "cpu") -> str:
         spec: the run.
         kind: of device it is carried out on (`device_kind`); matters only for code that is not proved on all kinds.
     """
-    computes = {unit: computed(unit, module, kind) for unit, module in units_of(spec).items()}
+    return key_of(spec, {unit: computed(unit, module, kind) for unit, module in units_of(spec).items()})
+
+
+def key_of(spec: RunSpec, computes: Mapping[str, int | str]) -> str:
+    """The key of a run whose units compute these versions, or have code of these digests."""
     return digest({"spec": spec_identity(spec), "units": computes}, size=8)
 
 

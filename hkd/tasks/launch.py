@@ -6,6 +6,7 @@ reads launch.json there and leaves outcome.json.
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -24,6 +25,8 @@ from hkd.training.distributed import under_torchrun
 from hkd.training.job import Job, Outcome, Report, Runtime
 
 LAUNCH, OUTCOME, REPORT = "launch.json", "outcome.json", "report.json"
+ENDPOINT = "HOST:PORT"  # where the nodes of a run meet; filled in by who starts them
+SOURCE = Path(__file__).resolve().parents[2]  # the folder that `hkd` is imported from
 POLL_S = 0.2
 Task = Callable[[Job], Outcome]
 
@@ -42,7 +45,7 @@ def task(function: Task) -> Task:
 def launch(job: Job) -> Outcome:
     """Carry out a run in `runtime.processes` processes and return what they found; raises what they raised.
 
-    On several nodes the processes cannot be started from here: the sentence says what to run on each, after which
+    On several nodes the processes cannot be started from here: a UserError says what to run on each, after which
     asking again picks up the outcome.
     """
     folder, runtime = job.folder, job.runtime
@@ -53,18 +56,22 @@ def launch(job: Job) -> Outcome:
         _supervise(_torchrun(runtime, folder), folder, job.report)
     elif not (folder / OUTCOME).exists():
         _write_json(folder / LAUNCH, encode(job, parent=None))
-        command = " ".join(_torchrun(runtime, folder)[2:])
+        # From where this code is, so that every node runs it, whatever is installed there.
+        command = f"cd {shlex.quote(str(SOURCE))} && {shlex.join(_torchrun(runtime, folder))}"
         raise UserError(
-            f"This run takes {runtime.num_nodes} nodes: on each of them run `{command}` (with --rdzv-endpoint "
-            "HOST:PORT of the first), and then ask for the run again."
+            f"This run takes {runtime.num_nodes} nodes: on each of them run `{command}`, where {ENDPOINT} is the name "
+            "of one of them and a free port there, and then ask for the run again."
         )
     return _read_outcome(folder)
 
 
 def _torchrun(runtime: Runtime, folder: Path) -> list[str]:
-    where = ["--standalone"] if runtime.num_nodes == 1 else [f"--nnodes={runtime.num_nodes}", "--rdzv-backend=c10d"]
+    where = ["--standalone"]
+    if runtime.num_nodes > 1:
+        meeting = ["--rdzv-backend=c10d", f"--rdzv-id={folder.name}", f"--rdzv-endpoint={ENDPOINT}"]
+        where = [f"--nnodes={runtime.num_nodes}", *meeting]
     command = [sys.executable, "-m", "torch.distributed.run", *where, f"--nproc-per-node={runtime.devices}"]
-    return [*command, "-m", "hkd.tasks.worker", str(folder)]
+    return [*command, "-m", "hkd.tasks.worker", str(folder.resolve())]
 
 
 def _supervise(command: list[str], folder: Path, report: Report) -> None:
@@ -91,11 +98,11 @@ def _supervise(command: list[str], folder: Path, report: Report) -> None:
 
 def encode(job: Job, parent: int | None) -> dict[str, Any]:
     """What a worker needs, as JSON. parent: process id of who waits for it, if anybody."""
-    runtime = asdict(job.runtime).items()
+    runtime = asdict(job.runtime)
     return {
         "spec": asdict(job.spec),
         "weights": {name: str(path.resolve()) for name, path in job.weights.items()},
-        "runtime": {name: str(value) if isinstance(value, Path) else value for name, value in runtime},
+        "runtime": {name: str(v.resolve()) if isinstance(v, Path) else v for name, v in runtime.items()},
         "parent": parent,
     }
 
@@ -126,7 +133,7 @@ def write_outcome(folder: Path, outcome: Outcome | Exception) -> None:
 
 def _read_outcome(folder: Path) -> Outcome:
     document = json.loads((folder / OUTCOME).read_text())
-    for name in (LAUNCH, OUTCOME):
+    for name in (LAUNCH, OUTCOME, REPORT):
         (folder / name).unlink(missing_ok=True)
     if "diverged" in document:
         terms = {name: float(value) for name, value in document["diverged"]["terms"].items()}

@@ -214,14 +214,14 @@ def test_a_number_that_a_figure_has_not_is_told_with_the_nearest():
 
 def test_figures_of_another_profile_do_not_count(tmp_path):
     number = {"value": 0.7, "half": 0.01, "images": 9, "seeds": {}}
-    drawn, kept = tmp_path / "results" / "scalekd_fig5", tmp_path / "references" / "laptop"
+    drawn, kept = tmp_path / "results" / "smoke" / "scalekd_fig5", tmp_path / "references" / "laptop"
     for place, profile in ((drawn, "smoke"), (kept, "laptop")):
         place.mkdir(parents=True)
         name = claims.MEASURES if profile == "smoke" else f"scalekd_fig5.{claims.MEASURES}"
         document = {"profile": profile, "images": "Nine.", "values": {"a": number}}
         (place / name).write_text(json.dumps(document))
     here = Profile("laptop", Store(tmp_path / "none"), tmp_path / "results", tmp_path / "references")
-    assert here.figure("scalekd_fig5")[1] == "reference"
+    assert here.figure("scalekd_fig5")[1] == "committed"
     there = Profile("smoke", Store(tmp_path / "none"), tmp_path / "results", tmp_path / "references")
     assert there.figure("scalekd_fig5")[1] == "figure"
 
@@ -237,7 +237,7 @@ def test_committed_values_are_read_where_there_are_no_runs(tmp_path):
 
     here = Profile("laptop", Store(tmp_path / "none"), tmp_path, places.references())
     found = check(claim(over="supervised"), "scalekd", here)
-    assert (found.basis, found.verdict) == ("reference", "holds")
+    assert (found.basis, found.verdict) == ("committed", "holds")
 
 
 def test_what_is_written_can_be_read_again(rows, tmp_path):

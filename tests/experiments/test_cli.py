@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from experiments import cli
+from experiments.compare import BY_DIRECTION, BY_VALUE
 from experiments.plan import Cell
-from experiments.reproduce import table_lock
+from experiments.reproduce import planned, table_lock
 from experiments.store import Store
 from hkd.errors import UserError
 from hkd.methods import METHODS
@@ -49,7 +50,7 @@ def fake_table(monkeypatch):
             for run in runs
         ]
         plan = replace(fake_plan(*runs), cells=tuple(cells))
-        monkeypatch.setattr(cli, "planned", lambda table, profile=None, seeds=None: plan)
+        monkeypatch.setattr(cli, "planned", lambda table, profile=None, seeds=None, **rest: plan)
 
     return make
 
@@ -59,6 +60,36 @@ def hkd(*arguments):
     with pytest.raises(SystemExit) as left:
         cli.main([*arguments])
     return left.value.code
+
+
+@pytest.mark.parametrize(
+    ("recipe", "verdicts", "head"),
+    [
+        ("{epochs: null}", BY_VALUE, ""),
+        ("{epochs: 1}", BY_DIRECTION, " (overridden: epochs 1)"),
+    ],
+)
+def test_a_paper_table_of_overridden_recipes_says_so_and_is_not_judged_by_value(
+    places, monkeypatch, capsys, synthetic, recipe, verdicts, head
+):
+    (places / "dvc.yaml").write_text("stages: {}\n")
+    (places / "params.yaml").write_text(f"profile: paper\nseeds: 3\nrecipe: {recipe}\n")
+    monkeypatch.chdir(places)
+    store = Store(places / "hkd_runs")
+    for record in synthetic.records(planned("scalekd_table3")).values():
+        store.write(record)
+    assert hkd("show", "scalekd_table3") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"# ScaleKD Table 3: main results on 11 teacher-student pairs{head}"
+    judged = {line.split("|")[-2].strip() for line in lines if line.startswith("| ") and "Mixer-S/16" in line}
+    assert judged
+    assert judged <= set(verdicts)
+    assert not any(
+        word in line for line in lines for word in set(BY_VALUE + BY_DIRECTION) - set(verdicts) - {"undecided"}
+    )
+    assert ("- Overridden in the recipes of profile paper: epochs 1." in lines) == bool(head)
+    assert any("Compared by value" in line for line in lines) == (not head)
+    assert any("Values of profile paper so overridden are not" in line for line in lines) == bool(head)
 
 
 def test_tables_are_listed(capsys):
@@ -103,7 +134,7 @@ def test_planning_every_table_at_paper_scale_imports_no_torch():
         (("weights", "convert", "swin_s", "absent.pth"), "There is no weights file absent.pth"),
         (("weights", "convert", "swin_s", "old.pth", "--classes", "0"), "--classes is 0; it must be at least 1"),
         (("runs", "show", "0123"), "Unknown run '0123'"),
-        (("check", "--update-reference"), "Name the tables"),
+        (("reference", "update"), "Name the tables"),
     ],
 )
 def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(arguments, sentence, capsys):
@@ -130,15 +161,15 @@ def test_run_prints_the_table_and_where_it_is(fake_table, capsys, places):
     assert hkd("run", "fake_table", "--workers", "0") == 0
     output = capsys.readouterr().out
     assert "50.00" in output
-    assert f"are in {places / 'hkd_results' / 'fake_table'}" in output
-    assert (places / "hkd_results" / "fake_table" / "table.csv").is_file()
+    assert f"are in {places / 'hkd_results' / 'laptop' / 'fake_table'}" in output
+    assert (places / "hkd_results" / "laptop" / "fake_table" / "table.csv").is_file()
 
 
 def test_a_crashed_run_is_exit_code_1_after_the_table_is_written(fake_table, capsys, places):
     fake_table(fake_run("a"), fake_run("b", do="crash"))
     assert hkd("run", "fake_table", "--workers", "0") == 1
     assert "missing: fake b: RuntimeError: it broke" in capsys.readouterr().err
-    assert "failed" in (places / "hkd_results" / "fake_table" / "table.csv").read_text()
+    assert "failed" in (places / "hkd_results" / "laptop" / "fake_table" / "table.csv").read_text()
 
 
 def test_runs_without_data_leave_their_cells_empty_and_are_exit_code_1(fake_table, capsys, places):
@@ -148,7 +179,7 @@ def test_runs_without_data_leave_their_cells_empty_and_are_exit_code_1(fake_tabl
         captured = capsys.readouterr()
         assert "50.00" in captured.out
         assert captured.err.count("no images in /data") == 2
-    assert (places / "hkd_results" / "fake_table" / "table.csv").read_text().count("not run") == 2
+    assert (places / "hkd_results" / "laptop" / "fake_table" / "table.csv").read_text().count("not run") == 2
 
 
 def test_batch_jobs_answer_by_environment_variables(fake_table, capsys, places, monkeypatch):
@@ -175,7 +206,7 @@ def test_a_diverged_and_a_refused_run_are_exit_code_0(fake_table):
 def test_a_table_from_records_alone_is_the_same_to_the_byte(fake_table, places):
     fake_table(fake_run("a"), fake_run("b"))
     hkd("run", "fake_table", "--workers", "0")
-    folder = places / "hkd_results" / "fake_table"
+    folder = places / "hkd_results" / "laptop" / "fake_table"
     first = {path.name: path.read_bytes() for path in folder.iterdir()}
     hkd("run", "fake_table", "--workers", "0")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
@@ -219,8 +250,9 @@ def test_a_reference_is_saved_and_then_holds(fake_table, capsys, monkeypatch, pl
     monkeypatch.setattr("experiments.places.references", lambda: places / "reference")
     fake_table(fake_run("a"), fake_run("b"))
     hkd("run", "fake_table", "--workers", "0")
-    assert hkd("check", "--update-reference", "fake_table") == 0
-    assert (places / "reference" / "laptop" / "fake_table.json").is_file()
+    assert hkd("reference", "update", "fake_table") == 0
+    assert (places / "reference" / "laptop" / "fake_table.json.xz").is_file()
+    assert "2 runs" in capsys.readouterr().out
     assert hkd("check", "fake_table") == 0
     assert "pass" in capsys.readouterr().out
 
@@ -241,7 +273,8 @@ def test_a_table_held_by_another_process_is_refused_or_waited_for(places):
             sys.executable,
             "-c",
             "import sys\nfrom experiments.reproduce import table_lock\n"
-            "with table_lock('t', wait=True, on_wait=print):\n    print('held', flush=True); sys.stdin.readline()",
+            "with table_lock('laptop', 't', wait=True, on_wait=print):\n"
+            "    print('held', flush=True); sys.stdin.readline()",
         ],
         cwd=ROOT,
         stdin=subprocess.PIPE,
@@ -250,8 +283,8 @@ def test_a_table_held_by_another_process_is_refused_or_waited_for(places):
     )
     assert holder.stdout.readline() == "held\n"
     with (
-        pytest.raises(UserError, match=rf"Table 't' is being made by process {holder.pid} on "),
-        table_lock("t", wait=False, on_wait=print),
+        pytest.raises(UserError, match=rf"'t' at profile 'laptop' is being made by process {holder.pid} on "),
+        table_lock("laptop", "t", wait=False, on_wait=print),
     ):
         raise AssertionError("the table was free")
     told = []
@@ -260,7 +293,9 @@ def test_a_table_held_by_another_process_is_refused_or_waited_for(places):
         told.append(sentence)
         holder.communicate("\n")
 
-    with table_lock("t", wait=True, on_wait=let_go):
+    with table_lock("smoke", "t", wait=False, on_wait=print):  # the same table at another profile is free
+        pass
+    with table_lock("laptop", "t", wait=True, on_wait=let_go):
         assert "waiting for it to end" in told[0]
 
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments.compare import BY_DIRECTION, COLUMNS, compare, read_predictions
+from experiments.committed import Records
+from experiments.compare import BY_DIRECTION, COLUMNS, compare, sources
 from experiments.plan import Published
 from experiments.store import Store
 from hkd.errors import UserError
@@ -239,16 +240,16 @@ def test_the_order_of_gains_is_compared_over_pairs(synthetic):
 def test_kept_predictions_give_a_second_interval_over_images(synthetic, tmp_path):
     plan, rng = synthetic.plan(pairs=2, seeds=2), np.random.default_rng(0)
     label = rng.integers(0, 10, 400)
-    store = Store(tmp_path)
+    store, records = Store(tmp_path), synthetic.records(plan)
     for cell in plan.cells:
         for key in cell.runs:
             right = rng.random(400) < {"supervised": 0.8, "kd": 0.82, "scalekd": 0.9}[cell.method]
-            store.folder(key).mkdir(parents=True)
+            store.write(records[key])
             arrays = {"row": np.arange(400), "label": label, "prediction": np.where(right, label, -1)}
             np.savez(store.folder(key) / "predictions.npz", **arrays)
-    predictions = read_predictions(plan, store)
+    predictions = Records(plan, store, None).predictions(plan.runs)
     assert len(predictions) == 12
-    gain = compare(plan, synthetic.records(plan), predictions).pooled[1]
+    gain = compare(plan, records, predictions).pooled[1]
     assert gain.pooled.images.n == 400
     assert gain.pooled.images.low < 10 < gain.pooled.images.high
     assert compare(plan, synthetic.records(plan)).pooled[1].pooled.images is None
@@ -257,7 +258,7 @@ def test_kept_predictions_give_a_second_interval_over_images(synthetic, tmp_path
 def test_images_rendered_from_one_source_count_once(synthetic):
     plan, rng = synthetic.plan(pairs=2, seeds=1), np.random.default_rng(0)
     once = {
-        key: {"row": np.arange(200), "label": np.zeros(200), "prediction": rng.integers(0, 2, 200)}
+        key: {"row": np.arange(200), "label": np.zeros(200), "correct": rng.integers(0, 2, 200) == 0}
         for cell in plan.cells
         for key in cell.runs
     }
@@ -271,10 +272,22 @@ def test_images_rendered_from_one_source_count_once(synthetic):
 
 def test_predictions_of_other_images_give_no_interval(synthetic):
     plan = synthetic.plan(pairs=2, seeds=1)
-    arrays = {"row": np.arange(200), "label": np.zeros(200), "prediction": np.arange(200) % 2}
+    arrays = {"row": np.arange(200), "label": np.zeros(200), "correct": np.arange(200) % 2 == 0}
     predictions = {key: arrays for cell in plan.cells for key in cell.runs}
     predictions[plan.cells[-1].runs[0]] = {**arrays, "row": np.arange(1, 201)}
     assert compare(plan, synthetic.records(plan), predictions).pooled[-1].pooled.images is None
+
+
+def test_every_cell_says_where_its_records_are_from(synthetic):
+    plan = synthetic.plan(pairs=1, seeds=2)
+    records = synthetic.records(plan)
+    assert set(compare(plan, records).frame["source"]) == {"measured here"}
+    kept = "committed 2026-11-22, A processor"
+    for key in [key for key in records if key.endswith(("supervised/0", "supervised/1", "/kd/1"))]:
+        records[key] = replace(records[key], committed=kept)
+    del records[plan.cells[2].runs[0]], records[plan.cells[2].runs[1]]
+    assert list(compare(plan, records).frame["source"]) == [kept, f"measured here; {kept}", ""]
+    assert sources(records.values()) == f"measured here; {kept}"
 
 
 def test_several_metrics_give_a_line_each(synthetic):

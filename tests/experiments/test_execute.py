@@ -209,7 +209,7 @@ def test_every_run_computes_with_one_thread(store):
 
 def test_workers_with_several_threads_are_refused():
     refuse_threads({"tcp://a": {"nthreads": 1}})
-    with pytest.raises(UserError, match=r"^Worker tcp://b has 4 threads; start workers with `--nthreads 1`\.$"):
+    with pytest.raises(UserError, match=r"^Worker tcp://b has 4 threads, not one; use workers of `hkd worker`\.$"):
         refuse_threads({"tcp://a": {"nthreads": 1}, "tcp://b": {"nthreads": 4}})
 
 

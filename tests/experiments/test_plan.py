@@ -92,6 +92,26 @@ def test_recipe_overrides_reach_students_and_not_teachers():
         assert (run.spec.recipe.epochs == 7) != run.label.startswith("teacher")
 
 
+def test_only_the_papers_own_recipes_are_compared_by_value():
+    whole = plan("scalekd_table3", "paper", recipe={"epochs": None})
+    assert (whole.by_value, whole.overridden) == (True, ())
+    cut = plan("scalekd_table3", "paper", recipe={"epochs": 1, "lr": None, "batch_size": 64})
+    assert (cut.by_value, cut.overridden) == (False, ("epochs 1", "batch_size 64"))
+    assert cut.title == f"{whole.title} (overridden: epochs 1, batch_size 64)"
+    assert not plan("scalekd_table3", "paper", select=True).by_value
+
+
+def test_a_profile_that_overrides_the_papers_recipes_is_not_compared_by_value(monkeypatch):
+    paper, load = planning.schema.load_profile("paper"), planning.schema.load_profile
+    own = {"paper": paper.model_copy(update={"override": {"epochs": 2}})}
+    monkeypatch.setattr(planning.schema, "load_profile", lambda name: own.get(name) or load(name))
+    cut = plan("scalekd_table3", "paper", recipe={"lr": 0.5})
+    assert (cut.by_value, cut.overridden) == (False, ("epochs 2", "lr 0.5"))
+    smoke = plan("scalekd_table3", "smoke")  # never by value, so its own recipes are what it stands for
+    assert (smoke.by_value, smoke.overridden) == (False, ())
+    assert "overridden" not in smoke.title
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -1,4 +1,4 @@
-"""The files of results/<table>/: layout, values, bytes, and that a reader never sees half a table."""
+"""The files of results/<profile>/<table>/: layout, values, bytes, and that a reader never sees half a table."""
 
 import csv
 import json
@@ -12,7 +12,6 @@ from experiments import caption, render
 from experiments.compare import COLUMNS, compare
 from experiments.plan import Published
 from experiments.plan import plan as planned
-from experiments.store import Store
 from hkd.errors import UserError
 
 FILES = {
@@ -268,12 +267,24 @@ def test_curves_are_means_per_epoch_and_method(synthetic):
     assert found["kd_train_top1"][0] == 50.0
 
 
-def test_curves_are_read_from_the_folders_of_runs(synthetic, tmp_path):
-    plan, store = synthetic.plan(pairs=1, seeds=2), Store(tmp_path)
-    key = plan.cells[0].runs[0]
-    store.folder(key).mkdir(parents=True)
-    (store.folder(key) / "curves.jsonl").write_text('{"epoch": 0, "loss": 1.5}\n{"epoch": 1, "loss": 1.0}\n')
-    assert render.read_curves(plan, store) == {key: [{"epoch": 0, "loss": 1.5}, {"epoch": 1, "loss": 1.0}]}
+def test_a_caption_says_what_was_not_measured_here_and_nothing_that_is_not_known(synthetic):
+    plan = synthetic.plan(pairs=1, seeds=2)
+    records = synthetic.records(plan)
+
+    def sentences(found):
+        return caption.caption(plan, found, compare(plan, found))
+
+    assert not any("not measured here" in each or "results/reference" in each for each in sentences(records))
+    kept = {key: replace(record, committed="committed 2026-11-22, A processor") for key, record in records.items()}
+    some = records | {key: kept[key] for key in plan.cells[1].runs}
+    where = "those are from results/reference/ (committed 2026-11-22, A processor)."
+    assert f"2 of the 7 runs were not measured here: {where}" in sentences(some)
+    assert any(each.startswith("None of the 7 runs was measured here: they are") for each in sentences(kept))
+    assert not any("wall time" in each for each in sentences(some))  # of committed records only the day is known
+    assert any("7 runs behind this table, teachers included: 1.4 CPU min." in each for each in sentences(kept))
+    bare = {key: replace(kept[key], cost={}, environment={}) for key in kept if not key.startswith("teacher")}
+    assert "6 runs behind this table." in sentences(bare)
+    assert any("Swin-L not in the committed records" in each for each in sentences(bare))
 
 
 def test_wall_time_is_the_length_of_the_union_of_the_runs():

@@ -171,7 +171,8 @@ def test_a_crash_of_the_workers_shows_the_end_of_their_log(tmp_path, monkeypatch
 
 def test_several_nodes_get_a_command_to_run_on_each_and_the_outcome_is_picked_up(tmp_path):
     nodes = Runtime(devices=8, num_nodes=2)
-    with pytest.raises(UserError, match=r"on each of them run `.*--nnodes=2 .*hkd\.training\.worker"):
+    whole = r"run `cd /\S+ && /\S+ -m torch\.distributed\.run --nnodes=2 .*=HOST:PORT .* -m hkd\.tasks\.worker /\S+`"
+    with pytest.raises(UserError, match=whole):
         launch(Job(SPEC, {}, tmp_path, nodes, silent))
     assert json.loads((tmp_path / "launch.json").read_text())["runtime"]["devices"] == 8
     sent = Outcome(metrics={"top1": 80.0}, cost={})

@@ -524,7 +524,7 @@ def test_a_spec_survives_the_way_to_a_worker_and_back():
     spec = run_spec("scalekd", init=Weights(kind="file", id="f"), recipe=replace(RECIPE, milestones=(1.0, 2.0)))
     job = Job(spec, {"f": Path("weights.safetensors")}, Path("folder"), RUNTIME, silent)
     back = decode(json.loads(json.dumps(encode(job, parent=None))), job.folder, silent)
-    assert back.runtime == RUNTIME
+    assert back.runtime == replace(RUNTIME, data_root=RUNTIME.data_root.resolve())
     assert back.weights == {"f": Path("weights.safetensors").resolve()}
     back = back.spec
     assert checkpoint_module.spec_digest(back) == checkpoint_module.spec_digest(spec)

@@ -161,18 +161,25 @@ def solarize_add(images: Images, levels: Levels, signs: Signs) -> Images:
     return torch.where(images < 128, (images + added).clamp(max=255), images.long()).to(torch.uint8)
 
 
-def enhance(degenerate: Callable[[Tensor], Tensor]) -> Operation:
+def enhance(
+    images: Images,
+    levels: Levels,
+    signs: Signs,
+    *,
+    degenerate: Callable[[Tensor], Tensor],
+    increasing: bool = False,
+) -> Images:
     """Blend with, or away from, a degenerate form of the image: factor 0.1 to 1.9 with the level.
 
     When increasing in strength the factor moves from 1 in the drawn direction, down to 0.1 or up to 1.9.
     """
+    factor = (1.0 + signs * levels / SCALE * 0.9).clamp(min=0.1) if increasing else levels / SCALE * 1.8 + 0.1
+    plain = degenerate(images).float()
+    return to_bytes(plain + per_image(factor) * (images - plain))
 
-    def operation(images: Images, levels: Levels, signs: Signs, *, increasing: bool = False) -> Images:
-        factor = (1.0 + signs * levels / SCALE * 0.9).clamp(min=0.1) if increasing else levels / SCALE * 1.8 + 0.1
-        plain = degenerate(images).float()
-        return to_bytes(plain + per_image(factor) * (images - plain))
 
-    return operation
+def black(images: Images) -> Images:
+    return torch.zeros_like(images)
 
 
 def grey(images: Images) -> Int[Tensor, "G 1 H W"]:
@@ -266,9 +273,7 @@ def translate(images: Images, levels: Levels, signs: Signs, *, entry: str) -> Im
     return warp(images, affine(levels, **{entry: signs * levels / SCALE * 0.45 * side}))
 
 
-color, contrast, sharpness = enhance(grey), enhance(mean_grey), enhance(smooth)
-brightness = enhance(torch.zeros_like)
-
+# Worker processes get these by pickling: named functions and partials of them, no closures.
 OPERATIONS: dict[str, Operation] = {
     "AutoContrast": auto_contrast,
     "Equalize": equalize,
@@ -277,10 +282,10 @@ OPERATIONS: dict[str, Operation] = {
     "Posterize": posterize,
     "Solarize": solarize,
     "SolarizeAdd": solarize_add,
-    "Color": color,
-    "Contrast": contrast,
-    "Brightness": brightness,
-    "Sharpness": sharpness,
+    "Color": partial(enhance, degenerate=grey),
+    "Contrast": partial(enhance, degenerate=mean_grey),
+    "Brightness": partial(enhance, degenerate=black),
+    "Sharpness": partial(enhance, degenerate=smooth),
     "ShearX": partial(shear, entry="b"),
     "ShearY": partial(shear, entry="d"),
     "TranslateXRel": partial(translate, entry="c"),
