@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset
 
+import hkd.tasks.launch as launching
 import hkd.tasks.worker as worker
-import hkd.training.distributed as distributed
 from hkd.data.batch import Batch
 from hkd.errors import Diverged, Refused, UserError, sentence_of
 from hkd.models.cards.zoo import ZOO
@@ -103,7 +103,7 @@ def pretend_torchrun(monkeypatch, folder, result):
     (folder / "outcome.json").rename(document)
     copy = "import shutil, sys; shutil.copy(sys.argv[1], sys.argv[2])"
     command = [sys.executable, "-c", copy, str(document), str(folder / "outcome.json")]
-    monkeypatch.setattr(distributed, "_torchrun", lambda runtime, folder: command)
+    monkeypatch.setattr(launching, "_torchrun", lambda runtime, folder: command)
 
 
 def test_an_outcome_comes_back_as_it_was(tmp_path, monkeypatch):
@@ -146,14 +146,14 @@ def from_a_loader(*ignored):
 
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_any_rank_tells_of_a_mistake_that_it_alone_meets_as_one_sentence(tmp_path, monkeypatch, rank):
-    order = distributed.encode_order(SPEC, {}, TWO, parent=None)
-    (tmp_path / distributed.LAUNCH).write_text(json.dumps(order))
+    order = launching.encode(Job(SPEC, {}, tmp_path, TWO, silent), parent=None)
+    (tmp_path / launching.LAUNCH).write_text(json.dumps(order))
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setattr(worker.registry, "load", lambda name: from_a_loader)
     with pytest.raises(SystemExit) as ended:
         worker.main(tmp_path)
     assert ended.value.code == 1
-    assert json.loads((tmp_path / distributed.OUTCOME).read_text()) == {
+    assert json.loads((tmp_path / launching.OUTCOME).read_text()) == {
         "refused": "The map of image 0 has no such class."
     }
 
@@ -164,7 +164,7 @@ def test_a_sentence_that_no_worker_wrapped_stays_as_it_is():
 
 def test_a_crash_of_the_workers_shows_the_end_of_their_log(tmp_path, monkeypatch):
     crash = [sys.executable, "-c", "print('the reason'); raise SystemExit(3)"]
-    monkeypatch.setattr(distributed, "_torchrun", lambda runtime, folder: crash)
+    monkeypatch.setattr(launching, "_torchrun", lambda runtime, folder: crash)
     with pytest.raises(RuntimeError, match=r"code 3[\s\S]*the reason"):
         launch(Job(SPEC, {}, tmp_path, TWO, silent))
 
