@@ -149,7 +149,7 @@ def test_any_rank_tells_of_a_mistake_that_it_alone_meets_as_one_sentence(tmp_pat
     order = launching.encode(Job(SPEC, {}, tmp_path, TWO, silent), parent=None)
     (tmp_path / launching.LAUNCH).write_text(json.dumps(order))
     monkeypatch.setenv("RANK", rank)
-    monkeypatch.setattr(worker.registry, "load", lambda name: from_a_loader)
+    monkeypatch.setattr(worker, "load", lambda name: from_a_loader)
     with pytest.raises(SystemExit) as ended:
         worker.main(tmp_path)
     assert ended.value.code == 1
