@@ -9,7 +9,7 @@ import subprocess
 import sys
 from statistics import median
 
-from experiments.execute import LARGE_PAGES
+from experiments.execution.pools import LARGE_PAGES
 
 PROCESSES, STEPS = 3, 30  # of each kind, in turn
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.test_step_speed import RECIPE, epochs_of, seconds
-from experiments.compare import compare
-from experiments.execute import run_plan
-from experiments.plan import plan
-from experiments.render import write_table
-from experiments.store import Store
+from experiments.execution.schedule import run_plan
+from experiments.planning.plan import plan
+from experiments.records.store import Store
+from experiments.results.compare import compare
+from experiments.results.render import write_table
 from hkd.training.job import Runtime
 from tests.experiments.conftest import Synthetic
 

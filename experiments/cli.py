@@ -19,14 +19,16 @@ from rich.markdown import Markdown
 from rich.table import Table
 from rich.text import Text
 
-from experiments import places, schema, standins
-from experiments.committed import Records, path_of
-from experiments.estimate import ASSUMPTIONS, Cost, Durations, cost, total
-from experiments.execute import FINAL, default_workers, serve
-from experiments.plan import Plan, PlannedRun
-from experiments.progress import Progress, clock, time_left
+from experiments import places
+from experiments.execution.pools import serve
+from experiments.execution.progress import Progress, clock, time_left
+from experiments.execution.schedule import default_workers
+from experiments.planning import schema, standins
+from experiments.planning.estimate import ASSUMPTIONS, Cost, Durations, cost, total
+from experiments.planning.plan import Plan, PlannedRun
+from experiments.records.committed import Records, path_of
+from experiments.records.store import FINAL, Record, Store
 from experiments.reproduce import Reproduction, compared, planned, reproduce, runtime_for
-from experiments.store import Record, Store
 from hkd.errors import UserError
 from hkd.registry import lookup, nearest
 
@@ -56,7 +58,7 @@ def tables(*, profile: str | None = None) -> int:
     Args:
         profile: scale, for which titles say what stands in; the default is in params.yaml.
     """
-    from experiments.params import load_params
+    from experiments.planning.params import load_params
 
     shown, chosen = new_table("table", "paper", "kind", "title"), schema.load_profile(profile or load_params().profile)
     for name in schema.table_ids():
@@ -102,7 +104,7 @@ def plan(*table: str, profile: str | None = None, seeds: int | None = None) -> i
         for reason in dict.fromkeys(cell.refused for cell in each.cells if cell.refused):
             console.print(Text(f"{each.table}: not at profile '{each.profile}': {reason}"))
     for each in plans if table else []:
-        from experiments.refusals import refused_cells  # imports torch, which takes seconds
+        from experiments.planning.refusals import refused_cells  # imports torch, which takes seconds
 
         for reason, pairs in refused_cells(each).items():
             names = "; ".join(f"{row}, {label}" for row, label in pairs)
@@ -202,7 +204,7 @@ def check(*table: str, profile: str | None = None, seeds: int | None = None) -> 
         profile: scale; the default is in params.yaml.
         seeds: seeds per cell; the default is in params.yaml, then the profile's.
     """
-    from experiments import regression
+    from experiments.results import regression
 
     store, console, codes = Store(places.runs()), out(), []
     for name in table or schema.table_ids():
@@ -227,7 +229,7 @@ def update(*table: str, profile: str | None = None, seeds: int | None = None) ->
         profile: scale; the default is in params.yaml.
         seeds: seeds per cell; the default is in params.yaml, then the profile's.
     """
-    from experiments import regression
+    from experiments.results import regression
 
     if not table:
         raise UserError("Name the tables whose records are to be committed: `hkd reference update TABLE`.")
@@ -248,7 +250,7 @@ def claims(*, profile: str | None = None) -> int:
     Args:
         profile: scale; every one at which something was measured when it is not given.
     """
-    from experiments.claims import check_all, everywhere, markdown, summary, write
+    from experiments.results.claims import check_all, everywhere, markdown, summary, write
 
     found = everywhere() if profile is None else check_all([profile])
     write(found, places.results() / "claims")
@@ -382,7 +384,7 @@ def prove_numerics(
 @runs_app.command(name="rekey")
 def rekey_runs() -> int:
     """Rename runs that were made before hkd/numerics.lock, so that today's tables find them; nothing is run or lost."""
-    from experiments.rekey import rekey
+    from experiments.planning.rekey import rekey
 
     out().print(Text(rekey(Store(places.runs())).sentence()))
     return 0
@@ -487,7 +489,7 @@ def teachers(*, profile: str | None = None) -> int:
     Args:
         profile: scale; the default is in params.yaml.
     """
-    from experiments.params import load_params
+    from experiments.planning.params import load_params
     from experiments.teachers import teachers as listed
 
     chosen = profile or load_params().profile

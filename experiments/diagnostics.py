@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments import schema, standins, stats
 from experiments.figures import MEASURED, Finished, test_images
-from experiments.plan import Cell, Plan, PlannedRun, plan
-from experiments.store import Store
+from experiments.planning import schema, standins
+from experiments.planning.plan import Cell, Plan, PlannedRun, plan
+from experiments.records.store import Store
+from experiments.results import stats
 from hkd.errors import Refused
 
 if TYPE_CHECKING:  # imports torch

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from experiments import environment, places, schema
-from experiments.plan import how_to_get
+from experiments import places
+from experiments.planning import schema
+from experiments.planning.plan import how_to_get
+from experiments.records import environment
 from hkd.data import DATASETS
 from hkd.models.cards.zoo import ZOO
 from hkd.registry import load, lookup

@@ -10,10 +10,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments import schema
-from experiments.plan import Plan, PlannedRun, roles_of
-from experiments.schema import Table
-from experiments.store import Record, Store
+from experiments.planning import schema
+from experiments.planning.plan import Plan, PlannedRun, roles_of
+from experiments.planning.schema import Table
+from experiments.records.store import Record, Store
 from hkd.errors import UserError
 from hkd.registry import load
 from hkd.spec import DataSpec

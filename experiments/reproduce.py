@@ -11,17 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from experiments import committed, places, schema
-from experiments.committed import Records
-from experiments.execute import Event, ExecutionReport, run_plan, storage_error
-from experiments.params import load_params
-from experiments.plan import Plan, plan
-from experiments.store import Store
+from experiments import places
+from experiments.execution.events import Event
+from experiments.execution.schedule import ExecutionReport, run_plan
+from experiments.execution.storage import storage_error
+from experiments.planning import schema
+from experiments.planning.params import load_params
+from experiments.planning.plan import Plan, plan
+from experiments.records import committed
+from experiments.records.committed import Records
+from experiments.records.store import Store
 from hkd.errors import UserError
 from hkd.training.job import Runtime
 
 if TYPE_CHECKING:  # pandas takes a second to import, and planning does without
-    from experiments.compare import Comparison
+    from experiments.results.compare import Comparison
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,7 @@ class Reproduction:
 
     def markdown(self) -> str:
         """The table in the paper's layout."""
-        from experiments.render import markdown
+        from experiments.results.render import markdown
 
         return markdown(self.plan, self.records, self.comparison)
 
@@ -112,7 +116,7 @@ def reproduce(
         done = compared(plan, store)
         folder = places.tables(plan.profile) / plan.table
         from experiments.figures import drawing
-        from experiments.render import write_table
+        from experiments.results.render import write_table
 
         write_table(
             plan,
@@ -127,7 +131,7 @@ def reproduce(
 
 def compared(plan: Plan, store: Store) -> Reproduction:
     """A table from the records that are stored here or else committed; nothing is executed or written."""
-    from experiments.compare import compare
+    from experiments.results.compare import compare
 
     found = Records(plan, store, places.references())
     comparison = compare(plan, found, found.predictions(measured_runs(plan)))

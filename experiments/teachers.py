@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 from ruamel.yaml import YAML
 
-from experiments import committed, places, schema
-from experiments.plan import cached_sha256, plan
-from experiments.schema import TeacherEntry, TeacherMapping
-from experiments.store import Record, Store
+from experiments import places
+from experiments.planning import schema
+from experiments.planning.plan import cached_sha256, plan
+from experiments.planning.schema import TeacherEntry, TeacherMapping
+from experiments.records import committed
+from experiments.records.store import Record, Store
 from hkd.files import atomic_write
 from hkd.models.cards.zoo import ZOO
 from hkd.registry import lookup

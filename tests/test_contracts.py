@@ -11,7 +11,7 @@ import pytest
 from dvc_render.vega_templates import TEMPLATES
 from ruamel.yaml import YAML
 
-from experiments import schema
+from experiments.planning import schema
 from hkd.data import DATASETS
 from hkd.methods import METHODS
 from hkd.models import FAMILIES

@@ -87,7 +87,7 @@ def test_a_method_added_by_the_page_meets_the_contract_of_all_methods(followed):
 
 
 def test_a_method_added_by_the_page_changes_no_key_of_another(followed):
-    script = "from experiments.plan import plan; print(*plan('scalekd_table1', 'laptop', 1).runs)"
+    script = "from experiments.planning.plan import plan; print(*plan('scalekd_table1', 'laptop', 1).runs)"
     before, after = (set(run("-c", script, cwd=folder).split()) for folder in (ROOT, followed))
     assert before < after
 

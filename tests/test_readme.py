@@ -10,9 +10,10 @@ import pytest
 from cyclopts import CycloptsError
 from ruamel.yaml import YAML
 
-from experiments import cli, schema
-from experiments.compare import compare
-from experiments.render import write_table
+from experiments import cli
+from experiments.planning import schema
+from experiments.results.compare import compare
+from experiments.results.render import write_table
 from tests.experiments.conftest import Synthetic
 
 ROOT = Path(__file__).parent.parent

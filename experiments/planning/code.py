@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import hkd
-from experiments.store import digest
+from experiments.records.store import digest
 
 OUTSIDE = {"hkd.spec"}
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from experiments.planning import code
 from experiments.planning.lock import Lock, read_lock
-from experiments.store import digest
+from experiments.records.store import digest
 from hkd.methods import METHODS
 from hkd.registry import lookup
 from hkd.spec import ModelCard, RunSpec

@@ -15,11 +15,12 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from experiments import places, schema
-from experiments.plan import PlannedRun, data_facts, plan_with
+from experiments import places
+from experiments.planning import schema
 from experiments.planning.keys import spec_identity
-from experiments.schema import DataMapping, Profile
-from experiments.store import canonical, digest
+from experiments.planning.plan import PlannedRun, data_facts, plan_with
+from experiments.planning.schema import DataMapping, Profile
+from experiments.records.store import canonical, digest
 from hkd.methods import METHODS
 from hkd.models.cards.zoo import ZOO
 from hkd.registry import load, lookup

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments import places
-from experiments.environment import git
 from experiments.planning.code import Code
 from experiments.planning.lock import PATH, Entry, Lock, read_lock
 from experiments.proving.canaries import Canary, canaries
 from experiments.proving.changes import Change, Place, changed
 from experiments.proving.samples import write_samples
+from experiments.records.environment import git
 from hkd.errors import UserError
 
 TRACER = Path(__file__).with_name("tracer.py")

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments.plan import Cell, Plan, PlannedRun, Published
-from experiments.store import Record
+from experiments.planning.plan import Cell, Plan, PlannedRun, Published
+from experiments.records.store import Record
 from hkd.spec import DataSpec, MethodSpec, ModelCard, Recipe, RunSpec
 
 PAIRS = (  # teacher slug and label, student slug and label, published baseline and ScaleKD

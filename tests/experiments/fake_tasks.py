@@ -10,7 +10,7 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from experiments.plan import Plan, PlannedRun
+from experiments.planning.plan import Plan, PlannedRun
 from hkd.errors import Diverged, Refused, UserError
 from hkd.spec import DataSpec, MethodSpec, ModelCard, Recipe, RunSpec, TeacherSpec, Weights
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from experiments import claims, schema
-from experiments.claims import Claim, Expect, Measured, Profile, apart, check, interval, load_claims
-from experiments.stats import NOTHING, Estimate
-from experiments.store import Store
+from experiments.planning import schema
+from experiments.records.store import Store
+from experiments.results import claims
+from experiments.results.claims import Claim, Expect, Measured, Profile, apart, check, interval, load_claims
+from experiments.results.stats import NOTHING, Estimate
 from hkd.errors import UserError
 
 TABLE = "scalekd_table3"
@@ -263,8 +264,8 @@ def test_an_interval_reads_with_a_minus_sign():
 def test_checking_claims_imports_no_torch():
     code = (
         "import sys\n"
-        "from experiments.claims import check_all\n"
-        "from experiments.store import Store\n"
+        "from experiments.results.claims import check_all\n"
+        "from experiments.records.store import Store\n"
         "from pathlib import Path\n"
         "assert check_all(['smoke'], Store(Path('/nonexistent')))\n"
         "assert 'torch' not in sys.modules\n"

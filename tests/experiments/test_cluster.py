@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.compare import BY_VALUE
-from experiments.store import Store
+from experiments.records.store import Store
+from experiments.results.compare import BY_VALUE
 from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel
 from hkd.models.weights import save_weights

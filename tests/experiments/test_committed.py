@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import committed, places
-from experiments.committed import Records, compact, path_of, processor, read, thinned, unpacked, write
-from experiments.compare import compare
-from experiments.plan import plan as planned
-from experiments.regression import measured_values
+from experiments import places
+from experiments.planning.plan import plan as planned
+from experiments.records import committed
+from experiments.records.committed import Records, compact, path_of, processor, read, thinned, unpacked, write
+from experiments.records.store import Record, Store, canonical
 from experiments.reproduce import planned as planned_here
-from experiments.store import Record, Store, canonical
+from experiments.results.compare import compare
+from experiments.results.regression import measured_values
 from hkd.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -315,7 +316,7 @@ def test_committed_files_are_small():
 
 def test_a_machine_of_another_kind_that_ran_nothing_shows_what_is_committed(tmp_path, monkeypatch):
     """Code is proved on CPUs: on a machine with a GPU the same runs have other keys."""
-    monkeypatch.setattr("experiments.plan.device", lambda accelerator: "cuda")
+    monkeypatch.setattr("experiments.planning.plan.device", lambda accelerator: "cuda")
     store = Store(tmp_path)
     own = planned_here("scalekd_table1", "laptop")
     shown = planned_here("scalekd_table1", "laptop", shown_from=store)

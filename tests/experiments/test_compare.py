@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments.committed import Records
-from experiments.compare import BY_DIRECTION, COLUMNS, compare, sources
-from experiments.plan import Published
-from experiments.store import Store
+from experiments.planning.plan import Published
+from experiments.records.committed import Records
+from experiments.records.store import Store
+from experiments.results.compare import BY_DIRECTION, COLUMNS, compare, sources
 from hkd.errors import UserError
 
 ROW = "swin_l-mobilenet_v1"

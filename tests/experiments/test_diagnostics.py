@@ -9,8 +9,8 @@ import pytest
 from analysis.diagnostic_figures import Dot, dots_figure, shares_figure
 from experiments import diagnostics
 from experiments.diagnostics import agreement, moments, of_terms, term_sizes
-from experiments.plan import plan
-from experiments.store import Record, Store
+from experiments.planning.plan import plan
+from experiments.records.store import Record, Store
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,8 @@
 
 import pytest
 
-from experiments import schema
 from experiments.doctor import examine
+from experiments.planning import schema
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from analysis import hybrid_figures
-from experiments import claims, schema
 from experiments.figures import (
     DRAWINGS,
     Finished,
@@ -19,9 +18,11 @@ from experiments.figures import (
     spaced,
     test_images,
 )
-from experiments.plan import Cell, Plan, PlannedRun
-from experiments.schema import Table
-from experiments.store import Store
+from experiments.planning import schema
+from experiments.planning.plan import Cell, Plan, PlannedRun
+from experiments.planning.schema import Table
+from experiments.records.store import Store
+from experiments.results import claims
 from hkd.data.base import PathList, Split
 from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel

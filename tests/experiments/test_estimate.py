@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.estimate import cost, counts, total
-from experiments.plan import plan
+from experiments.planning.estimate import cost, counts, total
+from experiments.planning.plan import plan
 from hkd.spec import DataSpec
 from tests.experiments.fake_tasks import STUDENT, fake_run
 

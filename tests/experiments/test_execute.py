@@ -13,8 +13,13 @@ import distributed  # noqa: F401 (adds its defaults to the configuration, once)
 import pytest
 from filelock import FileLock
 
-from experiments.execute import Event, Graph, StorageError, bound, choose_gpus, refuse_threads, run_plan, write_live
-from experiments.store import Store
+from experiments.execution.events import Event
+from experiments.execution.graph import Graph
+from experiments.execution.pools import choose_gpus, refuse_threads
+from experiments.execution.run import write_live
+from experiments.execution.schedule import bound, run_plan
+from experiments.execution.storage import StorageError
+from experiments.records.store import Store
 from hkd.errors import UserError
 from hkd.methods import METHODS
 from hkd.tasks import TASKS
@@ -247,8 +252,8 @@ def test_nothing_is_imported_when_every_record_exists(store):
         "import sys\n"
         "from pathlib import Path\n"
         "from tests.experiments.fake_tasks import fake_plan, fake_run\n"
-        "from experiments.execute import run_plan\n"
-        "from experiments.store import Store\n"
+        "from experiments.execution.schedule import run_plan\n"
+        "from experiments.records.store import Store\n"
         "from hkd.training.job import Runtime\n"
         f"run_plan(fake_plan(fake_run('a')), Store(Path({str(store.root)!r})), runtime=Runtime())\n"
         "print([name for name in ('torch', 'distributed', 'dvclive', 'pandas') if name in sys.modules])"

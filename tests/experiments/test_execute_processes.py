@@ -10,15 +10,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from experiments.store import Store
+from experiments.records.store import Store
 
 ROOT = Path(__file__).parents[2]
 DRIVER = """
 import sys
 from pathlib import Path
 import dask, distributed
-from experiments.execute import run_plan
-from experiments.store import Store
+from experiments.execution.schedule import run_plan
+from experiments.records.store import Store
 from hkd.errors import UserError
 from hkd.training.job import Runtime
 from tests.experiments import fake_tasks

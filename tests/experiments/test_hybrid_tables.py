@@ -4,9 +4,9 @@ from functools import cache
 
 import pytest
 
-from experiments.caption import other_rows
-from experiments.plan import plan
-from experiments.schema import load_published
+from experiments.planning.plan import plan
+from experiments.planning.schema import load_published
+from experiments.results.caption import other_rows
 
 TABLES = [f"hybrid_table{number}" for number in range(1, 14)]
 

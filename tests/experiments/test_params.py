@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.params import Params, load_params
+from experiments.planning.params import Params, load_params
 from hkd.errors import UserError
 
 

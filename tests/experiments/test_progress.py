@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from experiments.estimate import Durations
-from experiments.execute import Event
-from experiments.progress import Progress, UnderWay, clock, time_left
-from experiments.store import Record
+from experiments.execution.events import Event
+from experiments.execution.progress import Progress, UnderWay, clock, time_left
+from experiments.planning.estimate import Durations
+from experiments.records.store import Record
 from tests.experiments.fake_tasks import STUDENT, fake_plan, fake_run
 
 
@@ -107,7 +107,7 @@ def test_without_a_terminal_many_events_make_few_lines():
 
 def test_a_line_names_what_is_under_way(monkeypatch):
     now = time.monotonic()
-    monkeypatch.setattr("experiments.progress.QUIET_S", 0.0)
+    monkeypatch.setattr("experiments.execution.progress.QUIET_S", 0.0)
     lines = told(SCHEDULED, WORKERS, STARTED, MOVED).splitlines()
     assert lines[3].endswith("[fake a epoch 1/2  loss 1.500  top1 12.0]")
     assert time.monotonic() - now < 5

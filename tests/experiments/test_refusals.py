@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import cli, refusals
-from experiments.plan import Cell, PlannedRun, plan
+from experiments import cli
+from experiments.planning import refusals
+from experiments.planning.plan import Cell, PlannedRun, plan
 from hkd.models.cards.zoo import ZOO
 from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
 from tests.experiments.fake_tasks import fake_plan
@@ -101,7 +102,7 @@ def test_the_overview_of_all_tables_asks_no_method():
     script = (
         "import sys; from experiments import cli\n"
         "try: cli.main(['plan', '--profile', 'smoke'])\n"
-        "except SystemExit: print([name for name in ('torch', 'experiments.refusals') if name in sys.modules])"
+        "except SystemExit: print([name for name in ('torch', 'experiments.planning.refusals') if name in sys.modules])"
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     assert ran.stdout.splitlines()[-1] == "[]"

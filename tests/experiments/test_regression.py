@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments import regression
-from experiments.committed import Records, path_of
-from experiments.regression import check, load_reference, measured_values, save_reference
-from experiments.store import Store
+from experiments.records.committed import Records, path_of
+from experiments.records.store import Store
+from experiments.results import regression
+from experiments.results.regression import check, load_reference, measured_values, save_reference
 from hkd.errors import UserError
 
 ROW = "swin_l-mobilenet_v1"

@@ -5,10 +5,10 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from experiments import rekey as module
+from experiments.planning import rekey as module
 from experiments.planning.keys import run_key
-from experiments.rekey import COMMIT, Renaming, keys_by_old_code, rekey
-from experiments.store import Record, Store, digest
+from experiments.planning.rekey import COMMIT, Renaming, keys_by_old_code, rekey
+from experiments.records.store import Record, Store, digest
 from hkd.errors import UserError
 from hkd.spec import DataSpec, MethodSpec, ModelCard, Recipe, RunSpec, TeacherSpec, Weights
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from experiments import caption, render
-from experiments.compare import COLUMNS, compare
-from experiments.plan import Published
-from experiments.plan import plan as planned
+from experiments.planning.plan import Published
+from experiments.planning.plan import plan as planned
+from experiments.results import caption, render
+from experiments.results.compare import COLUMNS, compare
 from hkd.errors import UserError
 
 FILES = {

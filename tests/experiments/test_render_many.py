@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import render
-from experiments.compare import compare
-from experiments.plan import plan
-from experiments.store import Record
+from experiments.planning.plan import plan
+from experiments.records.store import Record
+from experiments.results import render
+from experiments.results.compare import compare
 
 STEP = {"supervised": 4.0, "kd": 4.4, "hcd": 8.0}
 

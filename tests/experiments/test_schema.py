@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments import schema
+from experiments.planning import schema
 from hkd.errors import UserError
 
 

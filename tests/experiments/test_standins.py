@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from analysis import figures
-from experiments import render, schema, standins
-from experiments.claims import check_all, markdown
-from experiments.compare import compare
-from experiments.plan import plan
-from experiments.store import Store
+from experiments.planning import schema, standins
+from experiments.planning.plan import plan
+from experiments.records.store import Store
+from experiments.results import render
+from experiments.results.claims import check_all, markdown
+from experiments.results.compare import compare
 from hkd.errors import UserError
 from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from experiments import stats
+from experiments.results import stats
 
 
 def test_mean_has_the_t_interval_computed_by_hand():

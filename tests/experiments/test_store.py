@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments.store import Record, Store
+from experiments.records.store import Record, Store
 from hkd.errors import UserError
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from experiments import schema
-from experiments.plan import plan
+from experiments.planning import schema
+from experiments.planning.plan import plan
 
 TABLES = [name for name in schema.table_ids() if name.startswith("hcd_")]
 BY_STUDENT = {

@@ -2,8 +2,8 @@
 
 import pytest
 
-from experiments.plan import plan
-from experiments.refusals import refused_cells, with_needs
+from experiments.planning.plan import plan
+from experiments.planning.refusals import refused_cells, with_needs
 
 TABLES = ("hgkd_resnet50", "hgkd_ablations", "hgkd_open_questions", "hgkd_pictures")
 

@@ -2,9 +2,10 @@
 
 import pytest
 
-from experiments import schema, teachers
-from experiments.plan import plan
-from experiments.store import Record, Store
+from experiments import teachers
+from experiments.planning import schema
+from experiments.planning.plan import plan
+from experiments.records.store import Record, Store
 from hkd.errors import UserError
 from hkd.models.cards.zoo import ZOO
 

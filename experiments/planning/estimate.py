@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 
-from experiments.plan import PlannedRun
-from experiments.store import Record
+from experiments.planning.plan import PlannedRun
+from experiments.records.store import Record
 from hkd.data import DATASETS
 from hkd.data.base import DataSet
 from hkd.registry import load, lookup

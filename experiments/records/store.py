@@ -13,6 +13,9 @@ from filelock import FileLock
 from hkd.errors import UserError
 from hkd.files import atomic_write
 
+FINAL = ("done", "diverged", "refused")  # statuses that are never tried again
+ENDED = {"failed": "failed", "diverged": "diverged", "refused": "was refused"}  # as sentences say them
+
 
 def canonical(value: Any) -> bytes:
     """One byte string per JSON value: sorted keys, no spaces, no NaN; tuples as lists."""

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from experiments import stats
-from experiments.committed import Predictions
-from experiments.plan import Cell, Plan, Published
-from experiments.stats import Estimate, Pooled, RankCorrelation
-from experiments.store import Record
+from experiments.planning.plan import Cell, Plan, Published
+from experiments.records.committed import Predictions
+from experiments.records.store import ENDED, FINAL, Record
+from experiments.results import stats
+from experiments.results.stats import Estimate, Pooled, RankCorrelation
 from hkd.errors import UserError
 
 TEXT = ("table", "row", "teacher", "student", "method", "variant", "metric")
@@ -28,7 +28,6 @@ BY_DIRECTION = ("direction holds", "undecided", "contradicted")
 UNVERIFIED = "unverified"
 VERDICTS = ("", *BY_VALUE, *BY_DIRECTION, UNVERIFIED)
 STATUSES = ("done", "partial", "diverged", "refused", "failed", "quoted", "not run")
-EXPECTED = ("done", "diverged", "refused")  # states of a run that another attempt would not change
 
 TOLERANCE = 0.5  # points, by value
 SMALLEST_GAIN = 0.2  # points: published gains below it get no verdict
@@ -128,11 +127,11 @@ def compare(
     values = {(cell.id, cell.metric): measured_values(cell, plan, records) for cell in plan.cells}
     published = {(cell.id, cell.metric): cell.published for cell in plan.cells}
     runs = {cell.id: cell.runs for cell in plan.cells}
-    results, missing = [], {key: found for key, found in outcomes.items() if found.state not in EXPECTED}
+    results, missing = [], {key: found for key, found in outcomes.items() if found.state not in FINAL}
     for cell in plan.cells:
         over = cell.baseline or ("", "", "")
         found = {key: run_outcome(key, cell.metric, records, outcomes) for key in cell.runs}
-        missing.update({key: run for key, run in found.items() if run.state not in EXPECTED})
+        missing.update({key: run for key, run in found.items() if run.state not in FINAL})
         results.append(
             judge(
                 cell,
@@ -177,9 +176,6 @@ def outcome(key: str, plan: Plan, records: Mapping[str, Record], known: dict[str
                 found = Outcome(state="not run", reason=above.reason)
     known[key] = found
     return found
-
-
-ENDED = {"failed": "failed", "diverged": "diverged", "refused": "was refused"}
 
 
 def run_outcome(key: str, metric: str, records: Mapping[str, Record], outcomes: Mapping[str, Outcome]) -> Outcome:

@@ -4,10 +4,10 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from experiments.compare import UNVERIFIED, Comparison, PooledGain, Ranks, sources
-from experiments.plan import Cell, Plan
-from experiments.stats import Estimate
-from experiments.store import Record
+from experiments.planning.plan import Cell, Plan
+from experiments.records.store import Record
+from experiments.results.compare import UNVERIFIED, Comparison, PooledGain, Ranks, sources
+from experiments.results.stats import Estimate
 
 METRIC_NAMES = {
     "top1": "top-1 accuracy",

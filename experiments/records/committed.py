@@ -20,13 +20,13 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from experiments import places
-from experiments.schema import Document
-from experiments.store import Record, Store, canonical
+from experiments.documents import Document
+from experiments.records.store import Record, Store, canonical
 from hkd.errors import UserError
 from hkd.files import atomic_write
 
 if TYPE_CHECKING:  # a plan asks for fingerprints of data that is not here
-    from experiments.plan import Plan
+    from experiments.planning.plan import Plan
 
 FORMAT: Final = 1
 SUFFIX = ".json.xz"

@@ -17,9 +17,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats
 
-from experiments import committed, stats
-from experiments.plan import Plan
-from experiments.store import Record
+from experiments.planning.plan import Plan
+from experiments.records import committed
+from experiments.records.store import Record
+from experiments.results import stats
 from hkd.errors import UserError
 
 MARGIN = 1.0  # points

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from experiments import places
-from experiments.plan import Plan, PlannedRun
+from experiments.planning.plan import Plan, PlannedRun
 from hkd.data import DATASETS
 from hkd.errors import UserError
 from hkd.models.tap_model import TapModel, Teacher

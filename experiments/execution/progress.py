@@ -14,10 +14,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from experiments.estimate import Durations
-from experiments.execute import Event, Graph
-from experiments.plan import Plan, PlannedRun
-from experiments.store import Record
+from experiments.execution.events import Event
+from experiments.execution.graph import Graph
+from experiments.planning.estimate import Durations
+from experiments.planning.plan import Plan, PlannedRun
+from experiments.records.store import Record
 
 QUIET_S = 10.0  # between lines where there is no terminal
 SHOWN = 16  # runs under way that fit a screen

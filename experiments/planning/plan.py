@@ -9,10 +9,12 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from experiments import committed, places, schema, standins
-from experiments.environment import device
+from experiments import places
+from experiments.planning import schema, standins
 from experiments.planning.keys import config_fields, device_kind, run_key
-from experiments.schema import Column, Profile, Row, Stage, Table, TeacherMapping
+from experiments.planning.schema import Column, Profile, Row, Stage, Table, TeacherMapping
+from experiments.records import committed
+from experiments.records.environment import device
 from hkd.data import DATASETS
 from hkd.errors import UserError
 from hkd.files import sha256

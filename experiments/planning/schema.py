@@ -9,22 +9,17 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
+from experiments.documents import Document
 from hkd.errors import UserError
 from hkd.registry import lookup, nearest
 from hkd.spec import Recipe
 from hkd.tasks import TASKS
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parents[1]  # experiments/
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]  # no dots: DVC reads them as nesting
 TeacherName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*(@[a-z0-9][a-z0-9_-]*)?$")]  # slug or slug@data
 Options = dict[str, Any]
 CONFIDENCE = ("high", "medium", "low")  # in a published value, best first
-
-
-class Document(BaseModel):
-    """Base of everything read from YAML: unknown keys are refused, values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Stage(Document):

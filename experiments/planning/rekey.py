@@ -22,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from experiments import places
 from experiments.planning.keys import key_of
-from experiments.store import Record, Store
+from experiments.records.store import Record, Store
 from hkd.errors import UserError
 from hkd.spec import RunSpec
 from hkd.units import units_of

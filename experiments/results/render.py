@@ -16,11 +16,11 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.caption import caption, heading, listed, metric_name, pooled_texts, with_interval
-from experiments.compare import UNVERIFIED, CellResult, Comparison
-from experiments.plan import Cell, Plan
-from experiments.stats import MeanRanks, mean_ranks
-from experiments.store import Record
+from experiments.planning.plan import Cell, Plan
+from experiments.records.store import Record
+from experiments.results.caption import caption, heading, listed, metric_name, pooled_texts, with_interval
+from experiments.results.compare import UNVERIFIED, CellResult, Comparison
+from experiments.results.stats import MeanRanks, mean_ranks
 from hkd.errors import UserError
 
 Curves = Mapping[str, Sequence[Mapping[str, Any]]]  # by run key: one dict per epoch

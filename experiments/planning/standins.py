@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-from experiments.schema import Profile, load_names
+from experiments.planning.schema import Profile, load_names
 
 
 def named(text: str, profile: Profile) -> str:

@@ -19,13 +19,16 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from experiments import places, regression, schema, standins, stats
-from experiments.committed import Records, path_of
-from experiments.regression import MeasuredCell
+from experiments import places
+from experiments.documents import Document
+from experiments.planning import schema, standins
+from experiments.planning.schema import Column, Slug, Table
+from experiments.records.committed import Records, path_of
+from experiments.records.store import Store
 from experiments.reproduce import planned
-from experiments.schema import Column, Document, Slug, Table
-from experiments.stats import Estimate
-from experiments.store import Store
+from experiments.results import regression, stats
+from experiments.results.regression import MeasuredCell
+from experiments.results.stats import Estimate
 from hkd.errors import UserError
 from hkd.files import atomic_write
 from hkd.registry import nearest
@@ -558,7 +561,7 @@ def check_all(profiles: Sequence[str], store: Store | None = None) -> list[Check
 
 def everywhere(store: Store | None = None) -> list[Checked]:
     """Every claim at the chosen profile, then at every other one at which at least one was tested."""
-    from experiments.params import load_params
+    from experiments.planning.params import load_params
 
     chosen = load_params().profile
     others = [name for name in schema.names("profiles") if name != chosen]

@@ -1,0 +1,1 @@
+"""From planned runs to records: on this machine's cores or on a cluster."""

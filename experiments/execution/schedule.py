@@ -1,0 +1,263 @@
+"""From planned runs to records: what is missing is executed, on this machine's cores or on a cluster.
+
+One process (the one the user started) schedules; workers train and write their own records. A run starts when the
+runs it needs are done and a worker is free, the one with the longest way to the end of the graph first.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from experiments.execution.events import Event, Finished
+from experiments.execution.graph import Graph
+from experiments.execution.pools import Pool, pool_for
+from experiments.execution.run import sources
+from experiments.execution.storage import check_writable, storage_error
+from experiments.planning.estimate import Durations
+from experiments.planning.plan import Plan, PlannedRun
+from experiments.records.environment import cores, device, gpus
+from experiments.records.store import ENDED, FINAL, Record, Store
+from hkd.errors import UserError
+from hkd.methods import METHODS
+from hkd.registry import configured, load, lookup
+from hkd.training.job import Runtime
+
+CACHE_LIMIT = 2 * 2**30  # bytes of teacher outputs kept between plans
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionReport:
+    """What one call did: keys of runs executed now by status, and all records of the plan as they are afterwards."""
+
+    records: dict[str, Record]
+    executed: dict[str, str]  # key -> status of runs that were tried now (not among them: runs refused or given up)
+    failed: dict[str, str]  # key -> reason; with runs that could not start for lack of data or weights
+    seconds: float
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Keys of runs that were carried out to their end now."""
+        return tuple(key for key, status in self.executed.items() if status == "done")
+
+
+def run_plan(
+    plan: Plan,
+    store: Store,
+    *,
+    workers: int | None = None,
+    scheduler_file: Path | None = None,
+    runtime: Runtime,
+    on_event: Callable[[Event], None] = lambda event: None,
+) -> ExecutionReport:
+    """Execute what has no final record; start nothing (nor import torch or dask) if everything has.
+
+    Runs that lack data or weights, and those that need them, are left without a record while the others are done.
+
+    Args:
+        plan: the table's runs, dependencies before dependents.
+        store: where records are; shared with every worker.
+        workers: processes; None for one per core, or per GPU where runs use GPUs; 0 for this process.
+        scheduler_file: of a running dask scheduler to use instead of own workers.
+        runtime: device, data and caches.
+        on_event: told what happens, in the calling thread.
+
+    Raises:
+        UserError: nothing can start for lack of data or weights, an option is wrong, or the results cannot be written.
+        KeyboardInterrupt: after the workers were ended; finished runs are kept, the others resume later.
+    """
+    began = time.time()
+    records = store.load_all(plan.runs)
+    todo = {key: run for key, run in plan.runs.items() if key not in records or records[key].status not in FINAL}
+    left_out = lacking(todo)
+    if left_out and len(left_out) == len(plan.runs):
+        raise UserError(f"None of the {len(left_out)} runs can start: {next(iter(left_out.values()))}")
+    todo = {key: run for key, run in todo.items() if key not in left_out}
+    execution = _Execution(plan, store, records, todo, on_event, reused=len(plan.runs) - len(todo) - len(left_out))
+    if todo:
+        check_writable(store)
+        execution.refuse()
+    if execution.graph.ready:
+        count = min(default_workers(runtime) if workers is None else workers, len(todo))
+        with pool_for(store, runtime, count, scheduler_file, on_event) as pool:
+            execution.drive(pool)
+        if runtime.cache_dir is not None:
+            bound(runtime.cache_dir, CACHE_LIMIT)
+    return ExecutionReport(
+        records=records,
+        executed=execution.executed,
+        failed={**left_out, **execution.failed},
+        seconds=time.time() - began,
+    )
+
+
+def default_workers(runtime: Runtime) -> int:
+    """One process per core; where runs use GPUs, one per GPU (or group of `devices`)."""
+    if device(runtime.accelerator) == "cuda" and gpus():
+        return max(1, len(gpus()) // runtime.devices)
+    return cores()
+
+
+def lacking(todo: Mapping[str, PlannedRun]) -> dict[str, str]:
+    """Runs that cannot start, and why: they lack data or weights, or need a run that does. In the plan's order."""
+    found: dict[str, str] = {}
+    for key, run in todo.items():  # what a run needs comes before it
+        need = next((need for need in run.needs if need in found), None)
+        if run.missing:
+            found[key] = run.missing
+        elif need is not None:
+            found[key] = found[need]
+    return found
+
+
+def bound(folder: Path, limit: int) -> None:
+    """Delete the oldest files of a folder until the rest takes at most `limit` bytes; others may be deleting too."""
+    files = []
+    for path in folder.glob("*"):
+        with suppress(FileNotFoundError):
+            stat = path.stat()
+            files.append((stat.st_mtime, stat.st_size, path))
+    kept = 0
+    for _, size, path in sorted(files, reverse=True):
+        kept += size
+        if kept > limit:
+            path.unlink(missing_ok=True)
+
+
+def refusal(run: PlannedRun) -> str | None:
+    """Why the method cannot serve this run, or None.
+
+    Raises:
+        UserError: the method has no such option, or not with this value.
+    """
+    spec = run.spec
+    if spec.recipe is None:
+        return None
+    method = load(lookup("method", spec.method.name, METHODS))
+    return method.refuse(
+        configured(method.Config, f"Method '{spec.method.name}'", spec.method.options),
+        spec.student,
+        {role: teacher.model for role, teacher in spec.teachers.items()},
+        spec.recipe,
+    )
+
+
+class _Execution:
+    """The state of one `run_plan`."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        records: dict[str, Record],
+        todo: dict[str, PlannedRun],
+        on_event: Callable[[Event], None],
+        reused: int,
+    ):
+        self.plan, self.store, self.records, self.todo, self.on_event = plan, store, records, todo, on_event
+        self.executed: dict[str, str] = {}
+        self.failed: dict[str, str] = {}
+        self.under_way: set[str] = set()
+        self.killed: set[str] = set()  # runs whose worker died once
+        self.lost: set[str] = set()  # runs given up because of another
+        durations = Durations(records, plan.runs) if todo else None
+        self.graph = Graph(todo, {key: durations.weight(run) if durations else 0.0 for key, run in todo.items()})
+        on_event(Event(kind="scheduled", facts={"todo": tuple(todo), "reused": reused}))
+
+    def refuse(self) -> None:
+        """Settle, before anything starts, runs that their method refuses or that need a run without a result."""
+        for key, run in self.todo.items():
+            if key in self.lost:
+                continue
+            ended = [self.records[need] for need in run.needs if need not in self.todo]
+            without = [record for record in ended if record.status != "done"]
+            reason = refusal(run) if not without else None
+            if without:
+                self.give_up([key, *self.graph.unreachable(key)], without[0])
+            elif reason:
+                self.settle(run, "refused", reason)
+
+    def drive(self, pool: Pool) -> None:
+        """Keep the pool busy until every run that can be done was tried."""
+        shown = -1
+        while self.graph.ready or self.under_way:
+            slots = pool.slots()
+            if slots != shown:
+                shown = slots
+                self.on_event(Event(kind="workers", facts={"count": slots}))
+            while len(self.under_way) < slots and (key := self.graph.next()) is not None:
+                self.under_way.add(key)
+                self.on_event(Event(kind="started", key=key))
+                pool.start(self.todo[key], self.weights(self.todo[key]))
+            if self.under_way:
+                for item in pool.wait():
+                    if isinstance(item, Event):
+                        self.on_event(item)
+                    else:
+                        self.returned(item)
+            else:
+                time.sleep(0.5)  # a cluster whose workers have not joined yet
+
+    def weights(self, run: PlannedRun) -> dict[str, str]:
+        """Files of every teacher and of the initial weights, by Weights.id."""
+        files = dict(run.files)
+        for source in sources(run):
+            if source.kind == "run":
+                files[source.id] = str(self.store.folder(source.id).resolve() / "student.safetensors")
+        return files
+
+    def returned(self, finished: Finished) -> None:
+        """A worker is through with a run."""
+        run, record = self.todo[finished.key], finished.record
+        self.under_way.discard(run.key)
+        if finished.killed and run.key not in self.killed:
+            self.killed.add(run.key)
+            self.graph.ready.append(run.key)  # it resumes from its checkpoint
+            return
+        if record is None:
+            self.executed[run.key] = "failed"
+            self.settle(run, "failed", finished.reason or KILLED)
+            return
+        self.executed[run.key] = record.status
+        self.take(run, record)
+
+    def settle(self, run: PlannedRun, status: str, reason: str) -> None:
+        """Write a record that no worker wrote."""
+        now = time.time()
+        record = Record(
+            key=run.key, label=run.label, status=status, spec=asdict(run.spec), started=now, finished=now, reason=reason
+        )
+        try:
+            self.store.write(record)
+        except OSError as error:
+            raise storage_error(error, self.store.root) from error
+        self.take(run, record)
+
+    def take(self, run: PlannedRun, record: Record) -> None:
+        """A run has its record: tell, and free or give up the runs that need it."""
+        self.records[run.key] = record
+        root = run.key not in self.lost
+        lost = [] if record.status == "done" or not root else self.graph.unreachable(run.key)
+        facts = {"status": record.status, "reason": record.reason, "seconds": record.finished - record.started}
+        self.on_event(Event(kind="finished", key=run.key, facts={**facts, "root": root, "lost": len(lost)}))
+        if record.status == "failed":
+            self.failed[run.key] = record.reason or ""
+        if record.status == "done":
+            self.graph.done(run.key)
+        else:
+            self.graph.drop(run.key)
+            self.give_up(lost, record)
+
+    def give_up(self, keys: list[str], needed: Record) -> None:
+        """Settle runs whose need has no result: refused where that is final, failed where it will be tried again."""
+        status = "failed" if needed.status == "failed" else "refused"
+        reason = f"needs '{needed.label}', which {ENDED[needed.status]}: {needed.reason}"
+        fresh = [key for key in keys if key not in self.lost]
+        self.lost.update(fresh)
+        for key in fresh:
+            self.graph.drop(key)
+            self.settle(self.todo[key], status, reason)
+
+
+KILLED = "its worker process was killed twice (by the system when memory runs out, or by hand)"

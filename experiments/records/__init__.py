@@ -1,0 +1,1 @@
+"""What runs leave: records, in the store of this machine and committed in the repository."""
