@@ -29,6 +29,7 @@ from hkd.errors import UserError
 TRACER = Path(__file__).with_name("tracer.py")
 LOCK = Path("hkd") / PATH.name
 SEARCHED = 200  # commits back that are looked through for one whose digests are all listed
+MEMORY = Path("/dev/shm")  # canaries write a checkpoint at every step, which on a disk would take most of the time
 Say = Callable[[str], None]
 
 
@@ -127,7 +128,7 @@ def prove(
     began = time.monotonic()
     root = root or places.repository()
     with (
-        tempfile.TemporaryDirectory(prefix="hkd-prove-") as scratch,
+        tempfile.TemporaryDirectory(prefix="hkd-prove-", dir=MEMORY if MEMORY.is_dir() else None) as scratch,
         base_checkout(base, device, root) as (name, old_root),
     ):
         new, old = side(root), side(old_root)
