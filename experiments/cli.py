@@ -24,11 +24,12 @@ from experiments.execution.pools import serve
 from experiments.execution.progress import Progress, clock, time_left
 from experiments.execution.schedule import default_workers
 from experiments.planning import schema, standins
+from experiments.planning.asked import planned
 from experiments.planning.estimate import ASSUMPTIONS, Cost, Durations, cost, total
 from experiments.planning.plan import Plan, PlannedRun
 from experiments.records.committed import Records, path_of
 from experiments.records.store import FINAL, Record, Store
-from experiments.reproduce import Reproduction, compared, planned, reproduce, runtime_for
+from experiments.reproduce import Reproduction, compared, reproduce, runtime_for
 from hkd.errors import UserError
 from hkd.registry import lookup, nearest
 

@@ -16,9 +16,7 @@ from experiments.execution.events import Event
 from experiments.execution.schedule import ExecutionReport, run_plan
 from experiments.execution.storage import storage_error
 from experiments.planning import schema
-from experiments.planning.params import load_params
-from experiments.planning.plan import Plan, plan
-from experiments.records import committed
+from experiments.planning.plan import Plan
 from experiments.records.committed import Records
 from experiments.records.store import Store
 from hkd.errors import UserError
@@ -43,28 +41,6 @@ class Reproduction:
         from experiments.results.render import markdown
 
         return markdown(self.plan, self.records, self.comparison)
-
-
-def planned(
-    table: str, profile: str | None = None, seeds: int | None = None, *, shown_from: Store | None = None
-) -> Plan:
-    """A table's plan; what is not given comes from params.yaml.
-
-    Args:
-        table, profile, seeds: as for `plan`.
-        shown_from: the plan is only to be looked at, with the records of this store: where it has none of them and
-            those in the repository are of another kind of device, under whose names their runs are, it is of that kind.
-    """
-    params = load_params()
-
-    def make(kind: str | None = None) -> Plan:
-        count = params.seeds if seeds is None else seeds
-        return plan(table, profile or params.profile, count, recipe=params.recipe, kind=kind)
-
-    found = make()
-    if shown_from is not None and (kind := committed.kind_of(found)) != found.kind:
-        return found if shown_from.load_all(found.runs) else make(kind)
-    return found
 
 
 def runtime_for(profile: str) -> Runtime:

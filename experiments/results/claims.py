@@ -22,10 +22,10 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from experiments import places
 from experiments.documents import Document
 from experiments.planning import schema, standins
+from experiments.planning.asked import planned
 from experiments.planning.schema import Column, Slug, Table
 from experiments.records.committed import Records, path_of
 from experiments.records.store import Store
-from experiments.reproduce import planned
 from experiments.results import regression, stats
 from experiments.results.regression import MeasuredCell
 from experiments.results.stats import Estimate

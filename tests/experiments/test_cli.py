@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from experiments import cli
+from experiments.planning.asked import planned
 from experiments.planning.plan import Cell
 from experiments.records.store import Store
-from experiments.reproduce import planned, table_lock
+from experiments.reproduce import table_lock
 from experiments.results.compare import BY_DIRECTION, BY_VALUE
 from hkd.errors import UserError
 from hkd.methods import METHODS
