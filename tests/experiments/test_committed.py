@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from experiments import places
+from experiments.planning.asked import planned as planned_here
 from experiments.planning.plan import plan as planned
 from experiments.records import committed
 from experiments.records.committed import Records, compact, path_of, processor, read, thinned, unpacked, write
 from experiments.records.store import Record, Store, canonical
-from experiments.planning.asked import planned as planned_here
 from experiments.results.compare import compare
 from experiments.results.regression import measured_values
 from hkd.errors import UserError

@@ -134,7 +134,8 @@ def test_weights_that_are_not_there_are_named_with_the_step_to_get_them(monkeypa
 
 
 def test_planning_imports_no_torch(tmp_path):
-    code = "import sys; from experiments.planning.plan import plan; plan('scalekd_table3', 'laptop'); print('torch' in sys.modules)"
+    code = "import sys; from experiments.planning.plan import plan; plan('scalekd_table3', 'laptop')\n"
+    code += "print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ}, timeout=60
     )
