@@ -251,7 +251,8 @@ def claims(*, profile: str | None = None) -> int:
     Args:
         profile: scale; every one at which something was measured when it is not given.
     """
-    from experiments.results.claims import check_all, everywhere, markdown, summary, write
+    from experiments.results.claims.check import check_all, everywhere
+    from experiments.results.claims.report import markdown, summary, write
 
     found = everywhere() if profile is None else check_all([profile])
     write(found, places.results() / "claims")

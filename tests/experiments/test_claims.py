@@ -12,8 +12,11 @@ from scipy import stats as scipy_stats
 
 from experiments.planning import schema
 from experiments.records.store import Store
-from experiments.results import claims
-from experiments.results.claims import Claim, Expect, Measured, Profile, apart, check, interval, load_claims
+from experiments.results.claims import check as checking
+from experiments.results.claims import documents, report
+from experiments.results.claims.check import Measured, Profile, apart, check
+from experiments.results.claims.documents import Claim, Expect, load_claims
+from experiments.results.claims.report import interval
 from experiments.results.stats import NOTHING, Estimate
 from hkd.errors import UserError
 
@@ -47,7 +50,7 @@ def rows():
     }
 
 
-@pytest.mark.parametrize("paper", claims.papers())
+@pytest.mark.parametrize("paper", documents.papers())
 def test_every_claim_names_tables_rows_and_columns_that_exist(paper):
     found = load_claims(paper)
     assert all(each.sentence.endswith(".") and each.source for each in found.claims)
@@ -55,7 +58,7 @@ def test_every_claim_names_tables_rows_and_columns_that_exist(paper):
 
 
 def test_there_are_claims_of_all_four_papers():
-    counts = {paper: len(load_claims(paper).claims) for paper in claims.papers()}
+    counts = {paper: len(load_claims(paper).claims) for paper in documents.papers()}
     assert counts.keys() == {"hcd", "hgkd", "hybrid", "scalekd"}
     assert min(counts.values()) >= 5
     ids = [each.id for paper in counts for each in load_claims(paper).claims]
@@ -129,7 +132,7 @@ def test_what_is_shown_of_several_others_has_the_verdict():
 
 def test_rows_without_values_are_counted_where_none_is_named(rows):
     found = check(claim(over="supervised"), "scalekd", Here(rows))
-    assert claims.sample(found) == "3 seeds, 2 of 11 rows"
+    assert report.sample(found) == "3 seeds, 2 of 11 rows"
 
 
 def test_rows_are_compared_with_rows_and_with_their_other_columns(rows):
@@ -218,7 +221,7 @@ def test_figures_of_another_profile_do_not_count(tmp_path):
     drawn, kept = tmp_path / "results" / "smoke" / "scalekd_fig5", tmp_path / "references" / "laptop"
     for place, profile in ((drawn, "smoke"), (kept, "laptop")):
         place.mkdir(parents=True)
-        name = claims.MEASURES if profile == "smoke" else f"scalekd_fig5.{claims.MEASURES}"
+        name = checking.MEASURES if profile == "smoke" else f"scalekd_fig5.{checking.MEASURES}"
         document = {"profile": profile, "images": "Nine.", "values": {"a": number}}
         (place / name).write_text(json.dumps(document))
     here = Profile("laptop", Store(tmp_path / "none"), tmp_path / "results", tmp_path / "references")
@@ -230,7 +233,7 @@ def test_figures_of_another_profile_do_not_count(tmp_path):
 def test_a_broken_file_of_numbers_is_told(tmp_path):
     (tmp_path / "m.json").write_text("{}")
     with pytest.raises(UserError, match="is not a figure's numbers"):
-        claims.read_measures(tmp_path / "m.json")
+        checking.read_measures(tmp_path / "m.json")
 
 
 def test_committed_values_are_read_where_there_are_no_runs(tmp_path):
@@ -244,7 +247,7 @@ def test_committed_values_are_read_where_there_are_no_runs(tmp_path):
 def test_what_is_written_can_be_read_again(rows, tmp_path):
     found = [check(claim(over=over), "scalekd", Here(rows)) for over in ("supervised", "kd")]
     found.append(replace(found[0], profile="cifar", verdict="untested", estimate=NOTHING, reason="nothing"))
-    claims.write(found, tmp_path)
+    report.write(found, tmp_path)
     with open(tmp_path / "claims.csv", newline="") as file:
         lines = list(csv.DictReader(file))
     assert [line["verdict"] for line in lines] == ["holds", "undecided", "untested"]
@@ -264,7 +267,7 @@ def test_an_interval_reads_with_a_minus_sign():
 def test_checking_claims_imports_no_torch():
     code = (
         "import sys\n"
-        "from experiments.results.claims import check_all\n"
+        "from experiments.results.claims.check import check_all\n"
         "from experiments.records.store import Store\n"
         "from pathlib import Path\n"
         "assert check_all(['smoke'], Store(Path('/nonexistent')))\n"

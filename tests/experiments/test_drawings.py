@@ -22,7 +22,7 @@ from experiments.planning import schema
 from experiments.planning.plan import Cell, Plan, PlannedRun
 from experiments.planning.schema import Table
 from experiments.records.store import Store
-from experiments.results import claims
+from experiments.results.claims import documents as claims
 from hkd.data.base import PathList, Split
 from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel

@@ -11,7 +11,8 @@ from experiments.planning import schema, standins
 from experiments.planning.plan import plan
 from experiments.records.store import Store
 from experiments.results import render
-from experiments.results.claims import check_all, markdown
+from experiments.results.claims.check import check_all
+from experiments.results.claims.report import markdown
 from experiments.results.compare import compare
 from hkd.errors import UserError
 from hkd.models.cards.zoo import ZOO
