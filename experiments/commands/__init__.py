@@ -1,0 +1,1 @@
+"""The commands of `hkd`, one file for what belongs together: they parse, call and print."""

@@ -1,0 +1,42 @@
+"""How commands print: as wide as the terminal, plain elsewhere."""
+
+import sys
+
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.table import Table
+from rich.text import Text
+
+from experiments.reproduce import Reproduction
+
+
+def out() -> Console:
+    """Where commands print: as wide as the terminal, or as needed elsewhere."""
+    return Console() if sys.stdout.isatty() else Console(width=200, soft_wrap=False)
+
+
+def tell_stand_ins(sentence: str) -> None:
+    """Say what stood in for the papers' data and models, where something did."""
+    if sentence:
+        out().print(Text(sentence))
+
+
+def new_table(*columns: str) -> Table:
+    """A plain table."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def show_table(done: Reproduction, console: Console) -> None:
+    """Print a compared table."""
+    print_markdown(done.markdown(), console)
+
+
+def print_markdown(text: str, console: Console) -> None:
+    """Laid out on a terminal, as it is elsewhere."""
+    if console.is_terminal:
+        console.print(Markdown(text))
+    else:
+        print(text, flush=True)

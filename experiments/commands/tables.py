@@ -1,0 +1,246 @@
+"""`hkd tables`, `plan`, `run`, `show`, `check`, `claims`, `worker` and `reference update`: tables and what they say."""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.filesize import decimal
+from rich.text import Text
+
+from experiments import places
+from experiments.commands.app import app, reference_app
+from experiments.commands.costs import add_cost, by_kind, confirm, cost_table, expected_here
+from experiments.commands.printed import new_table, out, print_markdown, show_table, tell_stand_ins
+from experiments.execution.pools import serve
+from experiments.execution.progress import Progress, clock
+from experiments.planning import schema, standins
+from experiments.planning.asked import planned
+from experiments.planning.estimate import ASSUMPTIONS
+from experiments.records.committed import Records, path_of
+from experiments.records.store import FINAL, Store
+from experiments.reproduce import Reproduction, compared, reproduce
+from hkd.errors import UserError
+
+
+@app.command
+def tables(*, profile: str | None = None) -> int:
+    """List the tables and figures that can be reproduced.
+
+    Args:
+        profile: scale, for which titles say what stands in; the default is in params.yaml.
+    """
+    from experiments.planning.params import load_params
+
+    shown, chosen = new_table("table", "paper", "kind", "title"), schema.load_profile(profile or load_params().profile)
+    for name in schema.table_ids():
+        table = schema.load_table(name)
+        shown.add_row(name, table.paper, table.kind, Text(standins.named(table.title, chosen)))
+    out().print(shown)
+    tell_stand_ins(standins.in_short(chosen))
+    return 0
+
+
+@app.command
+def plan(*table: str, profile: str | None = None, seeds: int | None = None) -> int:
+    """Say what tables would cost and how much of it is done, without running anything.
+
+    Methods are asked which pairs of the named tables they will refuse, and why.
+
+    Args:
+        table: names of tables; the costs of all of them when none is given.
+        profile: scale; the default is in params.yaml.
+        seeds: seeds per cell; the default is in params.yaml, then the profile's.
+    """
+    store = Store(places.runs())
+    plans = [planned(name, profile, seeds) for name in table or schema.table_ids()]
+    console, everything, done = out(), {}, set()
+    shown = cost_table("table")
+    for each in plans:
+        records = store.load_all(each.runs)
+        finished = {key for key, record in records.items() if record.status in FINAL}
+        everything.update(each.runs)
+        done |= finished
+        add_cost(shown, each.table, each.runs.values(), finished)
+        if len(plans) == 1:
+            console.print(Text(each.heading))
+            console.print(by_kind(each, finished))
+    if len(plans) > 1:
+        add_cost(shown, "all (shared runs counted once)", everything.values(), done)
+    console.print(shown)
+    if len(plans) > 1:
+        tell_stand_ins(standins.in_short(schema.load_profile(plans[0].profile)))
+    for each in plans:
+        if (seconds := expected_here(each, store)) is not None:
+            console.print(Text(f"{each.table}: about {clock(seconds)} here, going by the runs that are done"))
+        for reason in dict.fromkeys(cell.refused for cell in each.cells if cell.refused):
+            console.print(Text(f"{each.table}: not at profile '{each.profile}': {reason}"))
+    for each in plans if table else []:
+        from experiments.planning.refusals import refused_cells  # imports torch, which takes seconds
+
+        for reason, pairs in refused_cells(each).items():
+            names = "; ".join(f"{row}, {label}" for row, label in pairs)
+            console.print(Text(f"{each.table}: refused: {names}: {reason}"))
+    for sentence in dict.fromkeys(run.missing for run in everything.values() if run.missing):
+        console.print(Text(f"missing: {sentence}"))
+    for sentence in ASSUMPTIONS:
+        console.print(Text(sentence, style="dim"))
+    return 0
+
+
+@app.command
+def run(
+    table: str,
+    *,
+    profile: str | None = None,
+    seeds: int | None = None,
+    workers: int | None = None,
+    scheduler_file: Annotated[Path | None, Parameter(env_var="HKD_SCHEDULER_FILE")] = None,
+    data: Path | None = None,
+    yes: Annotated[bool, Parameter(env_var="HKD_YES")] = False,
+    wait: bool = True,
+) -> int:
+    """Reproduce a table: execute the runs that are missing, compare, write results/PROFILE/TABLE/, print it.
+
+    Args:
+        table: name of the table.
+        profile: scale; the default is in params.yaml.
+        seeds: seeds per cell; the default is in params.yaml, then the profile's.
+        workers: processes; the default is one per core, or per GPU where the profile uses GPUs; 0 runs in this process.
+        scheduler_file: of a running dask scheduler whose workers are used instead.
+        data: folder of the data sets; the default is $HKD_DATA, then data/.
+        yes: do not ask before many GPU-hours (batch jobs cannot answer).
+        wait: wait for another process that is at this table, or fail.
+    """
+    if data is not None:
+        os.environ["HKD_DATA"] = str(data.expanduser().resolve())
+    chosen, store, console = planned(table, profile, seeds), Store(places.runs()), out()
+    records = store.load_all(chosen.runs)
+    confirm(chosen, records, yes)
+    began = time.time()
+    with Progress(chosen, records, console) as progress:
+        done = reproduce(
+            chosen,
+            store,
+            workers=workers,
+            scheduler_file=scheduler_file,
+            on_event=progress,
+            wait=wait,
+            on_wait=lambda sentence: console.print(Text(sentence)),
+        )
+    show_table(done, console)
+    assert done.report is not None
+    tried = len(done.report.executed)
+    console.print(
+        Text(f"{tried} of {len(chosen.runs)} runs executed in {clock(time.time() - began)}; records in {store.root}")
+    )
+    console.print(Text(f"The table and its figure are in {done.folder}"))
+    return complain(done)
+
+
+@app.command
+def worker(
+    *options: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    scheduler_file: Annotated[Path, Parameter(env_var="HKD_SCHEDULER_FILE")],
+) -> int:
+    """Start a worker of a running dask scheduler: a `dask worker` of one thread that runs can load data in.
+
+    Args:
+        options: more options of `dask worker`, such as `--name` or `--interface`.
+        scheduler_file: that `dask scheduler` wrote, on a file system that both see.
+    """
+    serve(scheduler_file, options)
+    return 0
+
+
+@app.command
+def show(table: str, *, profile: str | None = None, seeds: int | None = None) -> int:
+    """Print a table from the records that exist, here or else committed; nothing is run or written.
+
+    Args:
+        table: name of the table.
+        profile: scale; the default is in params.yaml.
+        seeds: seeds per cell; the default is in params.yaml, then the profile's.
+    """
+    store = Store(places.runs())
+    show_table(compared(planned(table, profile, seeds, shown_from=store), store), out())
+    return 0
+
+
+@app.command
+def check(*table: str, profile: str | None = None, seeds: int | None = None) -> int:
+    """Check what was measured here against results/reference/: exit 0, 1 for a regression, 2 for a stale reference.
+
+    Args:
+        table: names of tables; all of them when none is given.
+        profile: scale; the default is in params.yaml.
+        seeds: seeds per cell; the default is in params.yaml, then the profile's.
+    """
+    from experiments.results import regression
+
+    store, console, codes = Store(places.runs()), out(), []
+    for name in table or schema.table_ids():
+        each = planned(name, profile, seeds, shown_from=store)
+        path = path_of(places.references(), each.profile, each.table)
+        if path.is_file() or table:
+            measured = regression.measured_values(each, store.load_all(each.runs))
+            report = regression.check(measured, regression.load_reference(path))
+            print_markdown(report.markdown(), console)
+            codes.append(report.exit_code)
+        else:
+            console.print(Text(f"{name} ({each.profile}): untested: there is no reference {path}"))
+    return 1 if 1 in codes else max(codes, default=0)
+
+
+@reference_app.command
+def update(*table: str, profile: str | None = None, seeds: int | None = None) -> int:
+    """Write the records of finished tables that are on this machine to results/reference/, to be committed.
+
+    Args:
+        table: names of tables.
+        profile: scale; the default is in params.yaml.
+        seeds: seeds per cell; the default is in params.yaml, then the profile's.
+    """
+    from experiments.results import regression
+
+    if not table:
+        raise UserError("Name the tables whose records are to be committed: `hkd reference update TABLE`.")
+    store, console = Store(places.runs()), out()
+    for name in table:
+        each = planned(name, profile, seeds)
+        path = path_of(places.references(), each.profile, each.table)
+        records = Records(each, store, None)
+        regression.save_reference(each, records, path)
+        console.print(Text(f"{name} ({each.profile}): {len(records)} runs, {decimal(path.stat().st_size)}: {path}"))
+    return 0
+
+
+@app.command
+def claims(*, profile: str | None = None) -> int:
+    """Check the papers' sentences on what was measured; write results/claims/ and print them. Nothing is run.
+
+    Args:
+        profile: scale; every one at which something was measured when it is not given.
+    """
+    from experiments.results.claims.check import check_all, everywhere
+    from experiments.results.claims.report import markdown, summary, write
+
+    found = everywhere() if profile is None else check_all([profile])
+    write(found, places.results() / "claims")
+    print_markdown(markdown(found), out())
+    out().print(Text(f"{summary(found)}; written to {places.results() / 'claims'}"))
+    return 0
+
+
+def complain(done: Reproduction) -> int:
+    """Name the runs that another attempt should bring, those too for which committed records stand; the exit code."""
+    assert done.report is not None
+    stood_for = {key for key, record in done.records.items() if record.committed}
+    failed = {key: reason for key, reason in done.report.failed.items() if key in stood_for}
+    told = (f"{done.plan.runs[key].label or key}: {reason}" for key, reason in failed.items())
+    missing = [*done.comparison.missing, *told]
+    for sentence in missing:
+        print(f"missing: {sentence}", file=sys.stderr)
+    return int(bool(missing))

@@ -1,0 +1,133 @@
+"""`hkd weights` and `hkd teachers`: published weights."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from experiments import places
+from experiments.commands.app import app, weights_app
+from experiments.commands.printed import new_table, out, tell_stand_ins
+from experiments.planning import schema, standins
+from experiments.records.store import Store
+from hkd.errors import UserError
+from hkd.registry import lookup
+
+
+@weights_app.command
+def fetch(name: str) -> int:
+    """Get the published weights of a model through timm, as safetensors in the weights folder.
+
+    Args:
+        name: of a model in hkd/models/cards/zoo.py, such as swin_s.
+    """
+    from experiments.teachers import record_sha256
+    from hkd.models.cards.zoo import ZOO
+
+    card = lookup("model", name, ZOO)
+    if card.pretrained is None:
+        known = ", ".join(sorted(model for model, other in ZOO.items() if other.pretrained))
+        raise UserError(f"Model '{name}' has no published weights. Those that have: {known}.")
+    path = places.weights() / f"{name}.safetensors"
+    if path.exists():
+        raise UserError(f"{path} is there already; delete it to get it again.")
+    # Teachers of Hybrid Distill are encoders at the card's own size: without CLIP's projection, positions resampled.
+    options = {**card.kwargs, "num_classes": 0} if card.family == "view_vit" else {}
+    digest = fetch_weights(card.pretrained, path, options)
+    known = "as in" if record_sha256(name, digest) else "not in"
+    out().print(Text(f"{card.pretrained} -> {path}\nSHA-256 {digest}, {known} experiments/manifests/teachers.yaml"))
+    return 0
+
+
+@weights_app.command
+def convert(card: str, source: Path, *, classes: int = 1000) -> int:
+    """Make a checkpoint of an older timm, or of a model's authors, a weights file of this suite.
+
+    Args:
+        card: name of its model in hkd/models/cards/zoo.py, such as swin_t.
+        source: .pth, .pt or .safetensors with tensors by name; code in it is never run.
+        classes: of its classifier; other than 1000, the file's name says so. Encoders of masked image modelling (MAE,
+            BEiT, CAE) have none, and this is not read.
+    """
+    from hkd.models.cards.zoo import ZOO
+
+    model = lookup("model", card, ZOO)
+    if model.family in ("mim_vit", "beit"):
+        from hkd.models.convert.mim_checkpoints import convert_file as convert_weights
+
+        classes, path = 0, places.weights() / f"{card}.safetensors"
+    else:
+        from hkd.models.convert.legacy import convert as convert_weights
+
+        if classes < 1:
+            raise UserError(f"--classes is {classes}; it must be at least 1.")
+        path = places.weights() / (f"{card}.safetensors" if classes == 1000 else f"{card}_{classes}classes.safetensors")
+    digest = convert_weights(source, model, classes, path)
+    out().print(Text(f"{source} -> {path}\nSHA-256 {digest}"))
+    return 0
+
+
+@app.command
+def teachers(*, profile: str | None = None) -> int:
+    """List the teachers: architecture, source, licence, SHA-256, and accuracy as published and as measured.
+
+    The published accuracy is of the paper's teacher on the paper's data, whatever stands for them at the profile.
+
+    Args:
+        profile: scale; the default is in params.yaml.
+    """
+    from experiments.planning.params import load_params
+    from experiments.teachers import teachers as listed
+
+    chosen = profile or load_params().profile
+
+    shown = new_table(
+        "teacher", "architecture", "made here by", "published weights", "licence", "SHA-256", "published", "source"
+    )
+    shown.add_column("measured", justify="right")
+    for facts in listed(chosen, Store(places.runs())):
+        entry, arch = facts.entry, facts.card.arch.rpartition(":")[2]
+        texts = [facts.name, f"{facts.card.name} ({arch})", facts.made, entry.weights or "", entry.licence or ""]
+        texts += [(facts.sha256 or "")[:12], "" if entry.published is None else f"{entry.published:.2f}"]
+        texts += [entry.source or "", measured_text(facts.measured, facts.committed)]
+        shown.add_row(*map(Text, texts))
+    out().print(shown)
+    tell_stand_ins(standins.of_profile(schema.load_profile(chosen)))
+    return 0
+
+
+def measured_text(measured: tuple[str, float] | None, committed: str | None) -> str:
+    """A teacher's measured value; what it is unless it is plain accuracy, and that it is committed where it is."""
+    if measured is None:
+        return "not yet"
+    metric, value = measured
+    notes = [text for text in ("" if metric == "top1" else metric, committed) if text]
+    return f"{value:.2f}" + (f" ({', '.join(notes)})" if notes else "")
+
+
+def fetch_weights(pretrained: str, path: Path, options: dict[str, Any]) -> str:
+    """Download timm's `name.tag` to a file and return its SHA-256.
+
+    Args:
+        pretrained: name and tag.
+        path: of the file.
+        options: of timm.create_model.
+
+    Raises:
+        UserError: it cannot be downloaded or written.
+    """
+    import timm
+
+    from hkd.files import sha256
+    from hkd.models.weights import save_weights
+
+    try:
+        state = timm.create_model(pretrained, pretrained=True, **options).state_dict()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_weights(state, path)
+    except (OSError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"The weights '{pretrained}' could not be put at {path}: {type(error).__name__}: {first}"
+        ) from error
+    return sha256(path)
