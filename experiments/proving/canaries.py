@@ -46,6 +46,10 @@ SIZE: dict[str, dict[str, Any]] = {  # options that make a data set small: whate
     "coco": {"image_size": 64, "max_size": 96, "n_train": 9, "n_test": 3},
     "ade20k": {"image_size": 64, "max_size": 96, "classes": 4, "n_train": 9, "n_test": 3},
 }
+# Options that make a method or task small, over those of every profile; a segmenter's head stays what it is.
+SMALL_METHODS: dict[str, dict[str, Any]] = {"hgkd": {"queue_size": 16, "width": 16}}
+SMALL_TASKS: dict[str, dict[str, Any]] = {"segment": {"width": 16}}
+LARGEST = {"queue_size": 16}  # where a variant asks for more than the images that there are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +123,21 @@ def small_profile(profile: Profile) -> Profile:
         if is_small(name) or slug in laptop.models
     }
     data = {slug: small_data(mapping) for slug, mapping in profile.data.items()}
-    return profile.model_copy(update={"models": models, "data": data})
+    tasks = {**profile.tasks, "detect": {**profile.tasks.get("detect", {}), **laptop.tasks["detect"]}}
+    changed = {
+        "models": models,
+        "data": data,
+        "methods": merged(profile.methods, laptop.methods, SMALL_METHODS),
+        "tasks": merged(tasks, SMALL_TASKS),
+    }
+    return profile.model_copy(update=changed)
+
+
+def merged(*options: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Options by name; where several name the same one, the last counts."""
+    return {
+        name: {k: v for some in options for k, v in some.get(name, {}).items()} for some in options for name in some
+    }
 
 
 def is_small(name: str) -> bool:
@@ -164,7 +182,7 @@ class Flock:
             """The weights of a canary in place of a run's or a file's."""
             if source.kind == "random":
                 return source
-            if source.kind == "file" and classes == 0:
+            if source.kind == "file" and (classes == 0 or (classes is None and spec.task == "pretrain")):
                 return Weights(kind="random", id="3")
             of_run = source.kind == "run"
             canary = self.add_run(runs[source.id], runs, ids) if of_run else self.add_file(spec, model)
@@ -180,7 +198,8 @@ class Flock:
         if spec.init is not None:
             headless = spec.task in ("pretrain", "probe", "detect", "segment")
             init = replaced(spec.init, spec.student, 0 if headless else None)
-        small = replace(spec, teachers=teachers, init=init, recipe=small_recipe(spec))
+        method = replace(spec.method, options=small_options(spec.method.options))
+        small = replace(spec, method=method, teachers=teachers, init=init, recipe=small_recipe(spec))
         ids[run.key] = self.add(small, weights, run.label)
         return ids[run.key]
 
@@ -188,7 +207,7 @@ class Flock:
         """The canary that leaves weights of a model with a classifier for the data of a run."""
         recipe = Recipe(epochs=1, batch_size=BATCH.get(spec.data.name, 8))
         method = MethodSpec(name="supervised")
-        trained = RunSpec(task="train", data=spec.data, student=model, method=method, recipe=recipe)
+        trained = RunSpec(task="train", data=labelled(spec.data), student=model, method=method, recipe=recipe)
         return self.add(trained, {}, f"weights of {model.name}")
 
     def add_others(self) -> None:
@@ -200,12 +219,7 @@ class Flock:
         for canary in list(self.canaries.values()):
             spec = canary.spec
             if spec.data.name == "imagenet1k_unlabelled":
-                options = SIZE["cifar100_unlabelled"]
-                fingerprint, missing = data_facts(
-                    "cifar100_unlabelled", json.dumps(options, sort_keys=True), places.data()
-                )
-                assert missing is None, missing
-                data = DataSpec(name="cifar100_unlabelled", options=options, fingerprint=fingerprint)
+                data = small_set("cifar100_unlabelled")
                 self.add(replace(spec, data=data), canary.weights, "other data")
                 break
         for canary in list(self.canaries.values()):
@@ -236,6 +250,25 @@ class Flock:
         )
         self.canaries.setdefault(identity, canary)
         return identity
+
+
+def small_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a method with what is larger than the canaries' data made smaller."""
+    return {name: min(value, LARGEST[name]) if name in LARGEST else value for name, value in options.items()}
+
+
+def labelled(data: DataSpec) -> DataSpec:
+    """The data set of the same images with labels."""
+    if not data.name.endswith("_unlabelled"):
+        return data
+    return small_set(data.name.removesuffix("_unlabelled"))
+
+
+def small_set(name: str) -> DataSpec:
+    """A sample data set as it is by itself."""
+    fingerprint, missing = data_facts(name, json.dumps(SIZE[name], sort_keys=True), places.data())
+    assert missing is None, missing
+    return DataSpec(name=name, options=SIZE[name], fingerprint=fingerprint)
 
 
 def other_values(method: str) -> dict[str, float]:
