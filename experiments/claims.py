@@ -562,9 +562,7 @@ def check_all(profiles: Sequence[str], store: Store | None = None) -> list[Check
 
 def everywhere(store: Store | None = None) -> list[Checked]:
     """Every claim at the chosen profile, then at every other one at which at least one was tested."""
-    from experiments.params import load_params
-
-    chosen = load_params().profile
+    chosen = schema.load_params().profile
     others = [name for name in schema.names("profiles") if name != chosen]
     found = check_all([chosen, *others], store)
     tested = {each.profile for each in found if each.verdict != "untested"} | {chosen}

@@ -54,9 +54,8 @@ def tables(*, profile: str | None = None) -> int:
     Args:
         profile: scale, for which titles say what stands in; the default is in params.yaml.
     """
-    from experiments.params import load_params
-
-    shown, chosen = new_table("table", "paper", "kind", "title"), schema.load_profile(profile or load_params().profile)
+    shown = new_table("table", "paper", "kind", "title")
+    chosen = schema.load_profile(profile or schema.load_params().profile)
     for name in schema.table_ids():
         table = schema.load_table(name)
         shown.add_row(name, table.paper, table.kind, Text(standins.named(table.title, chosen)))
@@ -442,10 +441,9 @@ def teachers(*, profile: str | None = None) -> int:
     Args:
         profile: scale; the default is in params.yaml.
     """
-    from experiments.params import load_params
     from experiments.teachers import teachers as listed
 
-    chosen = profile or load_params().profile
+    chosen = profile or schema.load_params().profile
 
     shown = new_table(
         "teacher", "architecture", "made here by", "published weights", "licence", "SHA-256", "published", "source"

@@ -33,7 +33,8 @@ from experiments.store import Record, Store
 from hkd.errors import Diverged, Refused, UserError, sentence_of
 from hkd.files import sha256
 from hkd.methods import METHODS
-from hkd.registry import configured, load, lookup
+from hkd.options import configured
+from hkd.registry import load, lookup
 from hkd.tasks import TASKS
 from hkd.training.job import Job, Runtime
 

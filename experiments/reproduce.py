@@ -13,7 +13,6 @@ from filelock import FileLock, Timeout
 
 from experiments import places, schema
 from experiments.execute import Event, ExecutionReport, run_plan, storage_error
-from experiments.params import load_params
 from experiments.plan import Plan, plan
 from experiments.store import Record, Store
 from hkd.errors import UserError
@@ -42,7 +41,7 @@ class Reproduction:
 
 def planned(table: str, profile: str | None = None, seeds: int | None = None) -> Plan:
     """A table's plan; what is not given comes from params.yaml."""
-    params = load_params()
+    params = schema.load_params()
     return plan(table, profile or params.profile, params.seeds if seeds is None else seeds, recipe=params.recipe)
 
 
