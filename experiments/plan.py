@@ -16,7 +16,7 @@ from hkd.data import DATASETS
 from hkd.errors import UserError
 from hkd.files import sha256
 from hkd.models.cards.zoo import ZOO
-from hkd.options import configured
+from hkd.options import OptionError, configured
 from hkd.registry import load, lookup
 from hkd.spec import DataSpec, MethodSpec, ModelCard, Recipe, RunSpec, TeacherSpec, Weights
 
@@ -225,6 +225,9 @@ class _Planner:
                 keys = [self.run(row, column, seed) for seed in self.seeds]
             except _NoMapping as reason:
                 refused = str(reason)
+            except OptionError as error:
+                place = f"Table '{self.table.id}' at profile '{self.profile.name}', row '{row.row}', '{column.label}'"
+                raise UserError(f"{place}: {error}") from None
         shared: dict[str, Any] = {
             "row": row.row,
             "teacher": "+".join(row.teachers.values()),

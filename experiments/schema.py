@@ -521,7 +521,7 @@ def load_params(path: Path | None = None) -> Params:
         raise UserError(f"{path.name}:1: keys are expected, such as `profile: laptop`.")
 
     def refused(loc: Loc, message: str) -> UserError:
-        return UserError(f"{path.name}:{line_of(held, loc)}: {message}")
+        return UserError(f"{path.name}:{line_of(held, loc)}: {'.'.join(map(str, loc))}: {message}")
 
     found = validated(Params, {key: value for key, value in plain(held).items() if value is not None}, refused)
     check_recipe(found.recipe, lambda loc, message: refused(("recipe", *loc), message))
@@ -620,7 +620,7 @@ def check_options(folder: str, name: str, loc: Loc, kind: str, unit: str, option
 def check_recipe(recipe: Options, refused: Callable[[Loc, str], UserError]) -> None:
     """Refuse fields that no recipe has, and values that they cannot have; null leaves a field as it is."""
     given = {name: value for name, value in recipe.items() if value is not None}
-    check_part(Recipe, "A recipe", {"epochs": 1, "batch_size": 1, **given}, refused)
+    check_part(Recipe, "Recipe", {"epochs": 1, "batch_size": 1, **given}, refused)
 
 
 def check_part(kind: type, what: str, options: Mapping[str, Any], refused: Callable[[Loc, str], UserError]) -> None:

@@ -5,6 +5,7 @@ takes numbers as JSON and YAML give them: a whole number where a float is meant,
 or a truth value for a number. Every other value is refused in one sentence. Free of torch.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
@@ -102,7 +103,7 @@ def options(cls: type[T]) -> type[T]:
                 known = list(made.__dataclass_fields__)
                 sentence = f" has no option '{loc[0]}'.{nearest(str(loc[0]), known)} Known: {', '.join(known)}."
             else:
-                sentence = f": {sentence}"
+                sentence = f": {' '.join(['.'.join(map(str, loc)), sentence]).strip()}"
             raise OptionError(made.__name__, sentence, loc) from None
 
     made.__init__ = __init__
@@ -143,20 +144,18 @@ def configured(kind: type[T], what: str, values: Mapping[str, Any]) -> T:
 
 
 def fault(error: ValidationError) -> tuple[tuple[str | int, ...], str]:
-    """Where the first mistake of a document is, and a sentence that names it, what is allowed and what was given."""
+    """Where the first mistake of a document is, and what is allowed there and what was given, to follow its name."""
     first, *others = error.errors()
     loc = place(first)
     if not loc:  # of `together`
         return loc, f"{allowed(first)}."
-    kinds = [first]
-    if any(str(part).endswith("]") and part != "[key]" for part in first["loc"]):  # one of several kinds of value
-        kinds += [other for other in others if place(other) == loc[:1]]
-    last = max(i for i, part in enumerate(loc) if isinstance(part, str) or i == 0)
-    name, wanted = ".".join(map(str, loc[last:])), " or ".join(map(allowed, kinds))
     if first["type"].startswith("missing"):
-        return loc, f"{name} is missing."
+        return loc, "is missing."
+    kinds = [first, *(other for other in others if place(other) == loc and len(loc) < len(first["loc"]))]
     given = repr(first["input"])
-    return loc, f"{name} {wanted}, got {given if len(given) <= 60 else given[:60] + '...'}."
+    given = given if len(given) <= 60 else f"{given[:60]}..."
+    choices = [choice for each in kinds for choice in re.findall("'([^']+)'", each.get("ctx", {}).get("expected", ""))]
+    return loc, f"{' or '.join(map(allowed, kinds))}, got {given}.{nearest(str(first['input']), choices)}"
 
 
 def place(error: Any) -> tuple[str | int, ...]:

@@ -86,7 +86,7 @@ def test_two_processes_resume_and_end_as_if_never_killed(tmp_path):
 
 @pytest.mark.slow
 def test_a_divergence_in_two_processes_is_one_divergence_here(tmp_path):
-    wild = replace(ONE_UPDATE, epochs=50, lr=1e20)
+    wild = replace(ONE_UPDATE, epochs=50, lr=1e6)
     with pytest.raises(Diverged) as caught:
         train(Job(replace(SPEC, recipe=wild), {}, tmp_path, TWO, silent))
     assert set(caught.value.terms) == {"task", "kd"}

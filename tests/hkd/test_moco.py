@@ -218,20 +218,6 @@ def test_a_resumed_run_goes_on_bit_for_bit():
     assert torch.equal(whole.method.projection.flat, resumed.method.projection.flat)
 
 
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"tau": 0.0}, "tau must be positive"),
-        ({"momentum": 1.5}, "momentum must be between 0 and 1"),
-        ({"width": 0}, "at least 1"),
-        ({"crop": (0.9, 0.5)}, "crop"),
-    ],
-)
-def test_options_that_cannot_be_are_refused(options, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        MoCoConfig(**options)
-
-
 def test_students_that_take_no_views_are_refused_when_planned():
     assert "family 'view_vit', not 'vit'" in MoCo.refuse(MoCoConfig(), ZOO["vit_s16_mini"], {}, RECIPE)
     assert MoCo.refuse(MoCoConfig(), CARD, {}, RECIPE) is None

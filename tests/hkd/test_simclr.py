@@ -218,23 +218,6 @@ def test_the_same_weights_run_as_a_plain_vit():
     assert torch.equal(model(images()).logits, plain(images()).logits)
 
 
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"tau": 0.0}, "tau must be positive"),
-        ({"width": 0}, "at least 1"),
-        ({"hidden": 0}, "at least 1"),
-        ({"crop": (0.0, 1.0)}, "crop must be two rising shares"),
-        ({"crop": (0.9, 0.5)}, "crop"),
-        ({"jitter": 1.5}, "jitter must be between 0 and 1"),
-        ({"erasing": -0.1}, "erasing must be between 0 and 1"),
-    ],
-)
-def test_options_that_cannot_be_are_refused(options, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        SimCLRConfig(**options)
-
-
 def test_students_that_take_no_views_are_refused_when_planned():
     assert "family 'view_vit', not 'resnet'" in SimCLR.refuse(SimCLRConfig(), ZOO["resnet18_mini"], {}, RECIPE)
     assert SimCLR.refuse(SimCLRConfig(), CARD, {}, RECIPE) is None

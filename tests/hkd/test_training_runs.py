@@ -410,7 +410,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_terms(tmp_pa
 
 
 def test_a_rate_that_explodes_is_recorded_as_diverged(tmp_path):
-    wild = replace(RECIPE, epochs=20, optimizer="momentum", lr=1e20, warmup_epochs=0.0)
+    wild = replace(RECIPE, epochs=20, optimizer="momentum", lr=1e6, warmup_epochs=0.0)
     with pytest.raises(Diverged):
         train(Job(run_spec(recipe=wild), {}, tmp_path, RUNTIME, silent))
     assert (tmp_path / "curves.jsonl").exists()
