@@ -28,7 +28,7 @@ def test_null_is_the_default(tmp_path):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("profile: laptop\nseds: 3\n", r"^params\.yaml:2: unknown key 'seds'\. Did you mean 'seeds'\?"),
+        ("profile: laptop\nseds: 3\n", r"^params\.yaml:2: seds: unknown key 'seds'\. Did you mean 'seeds'\?"),
         ("profile: laptop\nseeds: many\n", r"^params\.yaml:2: seeds: must be a whole number, got 'many'\.$"),
         ("seeds: true\n", r"^params\.yaml:1: seeds: must be a whole number, got True\.$"),
         ("seeds: 1000000000\n", r"^params\.yaml:1: seeds: must be less than or equal to 1000, got 1000000000\.$"),
