@@ -432,7 +432,7 @@ def test_an_unknown_option_of_a_method_is_refused_with_the_nearest_name(tmp_path
 
 
 def test_an_impossible_option_of_a_method_is_one_sentence_naming_it(tmp_path):
-    with pytest.raises(UserError, match="Method 'kd': tau must be positive"):
+    with pytest.raises(UserError, match="Method 'kd': tau must be greater than 0, got -1"):
         train(Job(run_spec("kd", options={"tau": -1.0}), {}, tmp_path, RUNTIME, silent))
 
 
