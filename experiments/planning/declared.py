@@ -31,7 +31,7 @@ def settled(kind: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: an unknown unit; OptionError: an option that it has not, or a value that cannot be.
     """
-    made = configured(options_of(kind, name), f"{WORDS[kind]} '{name}'", options)
+    made: Any = configured(options_of(kind, name), f"{WORDS[kind]} '{name}'", options)
     values = {option: getattr(made, option) for option in options}
     return {option: list(value) if isinstance(value, tuple) else value for option, value in values.items()}
 
@@ -55,7 +55,7 @@ def declared(module: str, unit: str) -> type:
         return meaning(module, ast.unparse(decorator.args[0]))
     assert isinstance(node, ast.ClassDef)
     for statement in node.body:
-        if isinstance(statement, ast.Assign) and "Config" in bound(statement):
+        if isinstance(statement, ast.Assign | ast.AnnAssign) and "Config" in bound(statement) and statement.value:
             return meaning(module, ast.unparse(statement.value))
     return declared(module, ast.unparse(node.bases[0]))
 

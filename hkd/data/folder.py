@@ -72,7 +72,7 @@ class ClassFolder(DataSet):
     source: ClassVar[str] = "the user's own folder"
     expected: ClassVar[dict[str, int]] = {}
     checksum: ClassVar[dict[str, str]] = {}
-    Config = ClassFolderConfig
+    Config: ClassVar[type[SubsetConfig]] = ClassFolderConfig
     obtain: ClassVar[str] = "put the images there as train/<class>/ and test/<class>/ (or val/<class>/)"
     full: ClassVar[dict[str, int]] = {}  # counts of the whole data set where a part of it is fine; else `expected`
     hash_content: ClassVar[bool] = True  # False: a file is identified by its name and size, for very large data

@@ -217,5 +217,5 @@ def test_a_batch_that_is_on_the_device_is_not_copied():
 
 @pytest.mark.parametrize("name", ["devices", "num_nodes", "micro_batch"])
 def test_a_runtime_of_nothing_is_refused(name):
-    with pytest.raises(ValueError, match=f"{name} must be at least 1"):
+    with pytest.raises(UserError, match=f"{name} must be greater than or equal to 1, got 0"):
         Runtime(**{name: 0})
