@@ -7,7 +7,6 @@ registry must not change the identity of runs that do not use it.
 import difflib
 import importlib
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
 from typing import Any, TypeVar
 
 from hkd.errors import UserError
@@ -31,27 +30,6 @@ def lookup(kind: str, name: str, registry: Mapping[str, T]) -> T:
         known = ", ".join(sorted(registry))
         raise UserError(f"Unknown {kind} '{name}'.{nearest(name, registry)} Known: {known}.")
     return registry[name]
-
-
-def configured(config: type[T], what: str, options: Mapping[str, Any]) -> T:
-    """A configuration dataclass filled from options as JSON and YAML give them, which have no tuples.
-
-    Args:
-        config: the dataclass; raises ValueError or TypeError for values that cannot be.
-        what: whose options these are, as a sentence begins: "Method 'kd'".
-        options: those that differ from the defaults.
-
-    Raises:
-        UserError: an unknown option (the nearest known one is named) or a value that cannot be.
-    """
-    known = [item.name for item in fields(config)]  # type: ignore[arg-type]
-    for name in options:
-        if name not in known:
-            raise UserError(f"{what} has no option '{name}'.{nearest(name, known)} Known: {', '.join(known)}.")
-    try:
-        return config(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{what}: {error}") from error
 
 
 def load(path: str) -> Any:

@@ -6,11 +6,28 @@ because old records would take on a new meaning (a test keeps them). Nothing her
 device or a thread count: those do not determine a result.
 """
 
-import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-FORBID = {"extra": "forbid"}  # read by pydantic when a document is validated; hkd itself does not import it
+from pydantic import Field
+
+from hkd.options import (
+    Count,
+    Few,
+    NotNegative,
+    Positive,
+    Rising,
+    Share,
+    ShareAbove0,
+    ShareBelow1,
+    Switch,
+    Whole,
+    options,
+    together,
+)
+
+FORBID = {"extra": "forbid"}  # what pydantic does with other keys
+RANDAUGMENT = r"^rand(-(m|n|p|mstd|mmax|inc)\d{1,3}(\.\d{1,6})?)*$"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,52 +98,46 @@ class MethodSpec:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class Recipe:
     """Everything about training that is not the method: augmentation, optimiser, schedule, epochs.
 
-    Raises ValueError for values that cannot train. Lengths are in epochs, rates per step of the global batch.
+    Lengths are in epochs, rates per step of the global batch.
     """
 
-    __pydantic_config__ = FORBID
-    epochs: int
-    batch_size: int  # global: over all processes and accumulation steps
-    optimizer: str = "adamw"  # a timm.optim name
-    lr: float = 1e-3
-    lr_batch: int | None = None  # if given, the rate is lr * batch_size / lr_batch
-    momentum: float = 0.9  # SGD only
-    betas: tuple[float, float] | None = None  # None: the optimiser's default
-    weight_decay: float = 0.05  # never on norms, biases and what the backbone exempts (`no_weight_decay`), see decay_1d
-    decay_1d: bool = False  # True: decay norms and biases too (the traditional CNN recipe)
-    layer_decay: float | None = None  # layer-wise rate decay factor per depth level, e.g. 0.75
+    epochs: Count
+    batch_size: Count  # global: over all processes and accumulation steps
+    optimizer: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")] = "adamw"  # a timm.optim name
+    lr: Positive = 1e-3
+    lr_batch: Count | None = None  # if given, the rate is lr * batch_size / lr_batch
+    momentum: ShareBelow1 = 0.9  # SGD only
+    betas: tuple[ShareBelow1, ShareBelow1] | None = None  # None: the optimiser's default
+    weight_decay: NotNegative = 0.05  # never on norms, biases and the backbone's own `no_weight_decay`, see decay_1d
+    decay_1d: Switch = False  # True: decay norms and biases too (the traditional CNN recipe)
+    layer_decay: ShareAbove0 | None = None  # layer-wise rate decay factor per depth level, e.g. 0.75
     schedule: Literal["cosine", "step", "constant"] = "cosine"
-    milestones: tuple[float, ...] = ()  # epochs at which `step` multiplies the rate by 0.1
-    min_lr: float = 0.0  # end of the cosine
-    warmup_epochs: float = 0.0  # linear
-    warmup_lr: float = 0.0  # where the warm-up starts
-    clip_grad: float | None = None  # maximum global norm
+    milestones: tuple[NotNegative, ...] = ()  # epochs at which `step` multiplies the rate by 0.1
+    min_lr: NotNegative = 0.0  # end of the cosine
+    warmup_epochs: NotNegative = 0.0  # linear
+    warmup_lr: NotNegative = 0.0  # where the warm-up starts
+    clip_grad: Positive | None = None  # maximum global norm
     loss: Literal["ce", "bce"] = "ce"  # bce: sigmoid, summed over classes, mean over the batch
-    label_smoothing: float = 0.0
-    mixup: float = 0.0  # timm Mixup alphas
-    cutmix: float = 0.0
+    label_smoothing: ShareBelow1 = 0.0
+    mixup: NotNegative = 0.0  # timm Mixup alphas
+    cutmix: NotNegative = 0.0
     crop: Literal["none", "pad", "resized"] = "none"  # pad: zero padding of 1/8 of the side; resized: RandomResizedCrop
-    crop_scale: tuple[float, float] = (0.08, 1.0)  # of `resized`, fraction of the area
-    flip: bool = False
-    shift: int = 0  # px: random translation up to this much with edge replication
-    randaugment: str | None = None  # timm's notation, e.g. "rand-m9-n2-mstd0.5-inc1"
-    erasing: float = 0.0  # probability of random erasing
-    views: int | None = None  # k fixed augmented views per image (teacher outputs are cached); None: fresh every epoch
-    ema_decay: float | None = None  # evaluate and keep the exponential moving average of the student
-    drop_path: float | None = None  # stochastic depth of the student; None: the model's own
+    crop_scale: Annotated[tuple[ShareAbove0, ShareAbove0], Rising] = (0.08, 1.0)  # of `resized`, fraction of the area
+    flip: Switch = False
+    shift: Annotated[Whole, Field(le=1024)] = 0  # px: random translation up to this much with edge replication
+    randaugment: Annotated[str, Field(pattern=RANDAUGMENT)] | None = None  # timm's notation: "rand-m9-n2-mstd0.5-inc1"
+    erasing: Share = 0.0  # probability of random erasing
+    views: Few | None = None  # k fixed augmented views per image (teacher outputs are cached); None: fresh every epoch
+    ema_decay: ShareBelow1 | None = None  # evaluate and keep the exponential moving average of the student
+    drop_path: ShareBelow1 | None = None  # stochastic depth of the student; None: the model's own
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
 
-    def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1:
-            raise ValueError(f"epochs and batch_size must be at least 1, got {self.epochs} and {self.batch_size}")
-        if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise ValueError(f"lr must be positive and finite, got {self.lr}")
-        if self.views is not None and self.views < 1:
-            raise ValueError(f"views must be at least 1, got {self.views}")
+    @together
+    def _fixed_or_fresh(self) -> None:
         if self.views is not None and (self.mixup or self.cutmix):
             raise ValueError(
                 "views (fixed augmented images) cannot be combined with mixup or cutmix, which draw afresh"

@@ -31,7 +31,7 @@ with open(folder + "/dvc.yaml") as file:
 outs = [out for stage in found.resolve()["stages"].values() for out in stage.get("outs", ())]
 print(json.dumps([outs, found.resolve_metrics(), found.resolve_plots()]))
 """
-HEAVY = ("dvc", "dvclive", "pandas", "matplotlib", "seaborn", "sklearn", "pydantic", "distributed", "spconv")
+HEAVY = ("dvc", "dvclive", "pandas", "matplotlib", "seaborn", "sklearn", "distributed", "spconv")
 
 
 def stages():

@@ -32,7 +32,7 @@ def tables(*, profile: str | None = None) -> int:
     Args:
         profile: scale, for which titles say what stands in; the default is in params.yaml.
     """
-    from experiments.planning.params import load_params
+    from experiments.planning.schema import load_params
 
     shown, chosen = new_table("table", "paper", "kind", "title"), schema.load_profile(profile or load_params().profile)
     for name in schema.table_ids():

@@ -76,7 +76,7 @@ def teachers(*, profile: str | None = None) -> int:
     Args:
         profile: scale; the default is in params.yaml.
     """
-    from experiments.planning.params import load_params
+    from experiments.planning.schema import load_params
     from experiments.teachers import teachers as listed
 
     chosen = profile or load_params().profile

@@ -21,7 +21,8 @@ from experiments.records.environment import cores, device, gpus
 from experiments.records.store import ENDED, FINAL, Record, Store
 from hkd.errors import UserError
 from hkd.methods import METHODS
-from hkd.registry import configured, load, lookup
+from hkd.options import configured
+from hkd.registry import load, lookup
 from hkd.training.job import Runtime
 
 CACHE_LIMIT = 2 * 2**30  # bytes of teacher outputs kept between plans

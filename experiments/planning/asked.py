@@ -1,7 +1,7 @@
 """The plan that a user asked for: by the command line, and by params.yaml where it says nothing."""
 
-from experiments.planning.params import load_params
 from experiments.planning.plan import Plan, plan
+from experiments.planning.schema import load_params
 from experiments.records import committed
 from experiments.records.store import Store
 

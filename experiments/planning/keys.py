@@ -6,17 +6,13 @@ an edit that is proved to move no digit changes no key, an edit that is not make
 changes none.
 """
 
-import ast
-from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from typing import Any
 
-from experiments.planning import code
+from experiments.planning import code, declared
 from experiments.planning.lock import Lock, read_lock
 from experiments.records.store import digest
-from hkd.methods import METHODS
-from hkd.registry import lookup
 from hkd.spec import ModelCard, RunSpec
 from hkd.units import units_of
 
@@ -58,7 +54,8 @@ def forget() -> None:
     """Read sources and lock anew: they may have been edited."""
     code.forget()
     lock.cache_clear()
-    config_fields.cache_clear()
+    for cached in (declared.declared, declared.meaning, declared.top_level):
+        cached.cache_clear()
 
 
 def spec_identity(spec: RunSpec) -> dict[str, Any]:
@@ -83,21 +80,3 @@ def reduced(value: Any) -> Any:
 def default(item: Field) -> Any:
     """The default of a field; MISSING where it has none."""
     return item.default if item.default_factory is MISSING else item.default_factory()
-
-
-@cache
-def config_fields(method: str) -> dict[str, str]:
-    """Option names of a method and their annotations, read from its source without importing torch.
-
-    Raises:
-        UserError: unknown method.
-    """
-    module, _, name = lookup("method", method, METHODS).partition(":")
-    for node in ast.walk(code.own_code().tree(module) or ast.Module(body=[], type_ignores=[])):
-        if isinstance(node, ast.ClassDef) and node.name == f"{name}Config":
-            return {
-                item.target.id: ast.unparse(item.annotation)
-                for item in node.body
-                if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
-            }
-    return {}

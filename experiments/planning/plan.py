@@ -7,11 +7,10 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
-
 from experiments import places
 from experiments.planning import schema, standins
-from experiments.planning.keys import config_fields, device_kind, run_key
+from experiments.planning.declared import settled
+from experiments.planning.keys import device_kind, run_key
 from experiments.planning.schema import Column, Profile, Row, Stage, Table, TeacherMapping
 from experiments.records import committed
 from experiments.records.environment import device
@@ -19,6 +18,7 @@ from hkd.data import DATASETS
 from hkd.errors import UserError
 from hkd.files import sha256
 from hkd.models.cards.zoo import ZOO
+from hkd.options import OptionError, configured
 from hkd.registry import load, lookup
 from hkd.spec import DataSpec, MethodSpec, ModelCard, Recipe, RunSpec, TeacherSpec, Weights
 
@@ -131,8 +131,8 @@ def plan(
     """
     table, chosen = schema.load_table(table_id), schema.load_profile(profile)
     count = chosen.table_seeds.get(table.id, chosen.seeds) if seeds is None else seeds
-    if count < 1:
-        raise UserError(f"seeds must be at least 1, got {count} (params.yaml or --seeds).")
+    if not 1 <= count <= SELECTION_SEED:
+        raise UserError(f"seeds must be at least 1 and at most {SELECTION_SEED}, got {count} (params.yaml or --seeds).")
     first = SELECTION_SEED if select else 0
     return plan_with(table, chosen, tuple(range(first, first + count)), recipe=recipe, select=select, kind=kind)
 
@@ -257,6 +257,9 @@ class _Planner:
                 keys = [self.run(row, column, seed) for seed in self.seeds]
             except _NoMapping as reason:
                 refused = str(reason)
+            except OptionError as error:
+                place = f"Table '{self.table.id}' at profile '{self.profile.name}', row '{row.row}', '{column.label}'"
+                raise UserError(f"{place}: {error}") from None
         shared: dict[str, Any] = {
             "row": row.row,
             "teacher": "+".join(row.teachers.values()),
@@ -323,13 +326,13 @@ class _Planner:
             task=stage.task,
             data=self.data(data, facts, teacher=False),
             student=self.model(row.student),
-            method=MethodSpec(name=stage.method, options=typed(stage.method, self.options(row, stage))),
+            method=MethodSpec(name=stage.method, options=settled("method", stage.method, self.options(row, stage))),
             recipe=self.student_recipe(row.student, stage.strategy or self.table.strategy) if stage.trains else None,
             teachers=teachers,
             init=init,
             seed=seed,
             evaluate_on=self.split,
-            task_options={**self.profile.tasks.get(stage.task, {}), **stage.task_options},
+            task_options=settled("task", stage.task, {**self.profile.tasks.get(stage.task, {}), **stage.task_options}),
         )
         source = "_from_" + "+".join(roles.values()) if teachers else ""
         return self.add(
@@ -357,7 +360,7 @@ class _Planner:
                 task=mapping.task,
                 data=self.data(mapping.data or data, own, teacher=True),
                 student=card,
-                method=MethodSpec(name=mapping.method, options=typed(mapping.method, mapping.options)),
+                method=MethodSpec(name=mapping.method, options=settled("method", mapping.method, mapping.options)),
                 recipe=self.recipe(mapping.recipe, self.profile.override),
                 init=weights,
                 seed=mapping.seed,
@@ -430,7 +433,7 @@ class _Planner:
         if slug not in self.profile.data:
             raise _NoMapping(f"profile '{self.profile.name}' has no data for '{slug}'")
         mapping = self.profile.data[slug]
-        options = {**mapping.options, **(mapping.teacher_options if teacher else {})}
+        options = settled("data", mapping.name, mapping.options | (mapping.teacher_options if teacher else {}))
         fingerprint, missing = data_facts(mapping.name, json.dumps(options, sort_keys=True), places.data())
         if missing and self.known:
             fingerprint = self.known.fingerprint(mapping.name, options)
@@ -446,17 +449,8 @@ class _Planner:
 
     def recipe(self, name: str, overrides: Mapping[str, Any]) -> Recipe:
         """A recipe of the profile with some fields replaced."""
-        for field_name in overrides:
-            lookup("recipe field", field_name, Recipe.__dataclass_fields__)
-        try:
-            return TypeAdapter(Recipe).validate_python({**asdict(self.profile.recipes[name]), **overrides})
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            sentence = f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}"
-            raise UserError(
-                f"recipe '{name}' of profile '{self.profile.name}' with {dict(overrides)}: {sentence}"
-            ) from None
+        what = f"Recipe '{name}' of profile '{self.profile.name}'" + (f" with {dict(overrides)}" if overrides else "")
+        return configured(Recipe, what, {**asdict(self.profile.recipes[name]), **overrides})
 
     def options(self, row: Row, stage: Stage) -> dict[str, Any]:
         """Settings of the pair, then of the profile, then of the variant: the later one wins."""
@@ -481,15 +475,6 @@ def roles_of(teacher: bool | str | dict[str, str]) -> dict[str, str]:
     if isinstance(teacher, dict):
         return teacher
     return {"teacher": teacher} if isinstance(teacher, str) else {}
-
-
-def typed(method: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Options with whole numbers made floats where the method's config says float (YAML's 4 and 4.0 are one value)."""
-    kinds = config_fields(method)
-    return {
-        name: float(value) if type(value) is int and kinds.get(name, "").startswith("float") else value
-        for name, value in options.items()
-    }
 
 
 @cache

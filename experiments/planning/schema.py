@@ -1,24 +1,29 @@
 """Papers, tables and profiles as YAML, read strictly: a mistake is one sentence with its place and the nearest name."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
+from experiments import places
 from experiments.documents import Document
+from experiments.planning.declared import WORDS, options_of
 from hkd.errors import UserError
+from hkd.options import Few, OptionError, Whole, Workers, configured, fault
 from hkd.registry import lookup, nearest
 from hkd.spec import Recipe
-from hkd.tasks import TASKS
+from hkd.training.job import Accelerator
+from hkd.units import KINDS
 
 HERE = Path(__file__).resolve().parents[1]  # experiments/
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]  # no dots: DVC reads them as nesting
 TeacherName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*(@[a-z0-9][a-z0-9_-]*)?$")]  # slug or slug@data
 Options = dict[str, Any]
+Seeds = Annotated[int, Strict(), Field(ge=1, le=1000)]  # per cell: seeds from 1000 on choose settings
 CONFIDENCE = ("high", "medium", "low")  # in a published value, best first
 
 
@@ -120,24 +125,24 @@ class TeacherMapping(Document):
     """
 
     recipe: str | None = None
-    seed: int = 0
+    seed: Whole = 0
     task: str = "train"
     method: str = "supervised"
     options: Options = {}
     weights: str | None = None  # file name in the weights folder
     random: bool = False
     data: Slug | None = None  # the paper's data set it is trained on; None: the student's
-    classes: int | None = None  # of its classifier; None: the data's; 0: none, and then it has no accuracy to measure
+    classes: Whole | None = None  # of its classifier; None: the data's; 0: none, and then it has no accuracy to measure
     probe: Slug | None = None  # the paper's data set of a linear probe
 
 
 class Machine(Document):
     """How one run uses machines; never part of a run's identity."""
 
-    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
-    devices: int = 1
-    num_nodes: int = 1
-    loader_workers: int = 0
+    accelerator: Accelerator = "auto"
+    devices: Few = 1
+    num_nodes: Few = 1
+    loader_workers: Workers = 0
 
 
 class Profile(Document):
@@ -150,8 +155,8 @@ class Profile(Document):
     extends: str | None = None  # another profile; keys given here replace its keys
     title: str
     by_value: bool  # compare values (the paper's setting) or only directions
-    seeds: int  # per cell
-    table_seeds: dict[Slug, int] = {}  # of these tables instead
+    seeds: Seeds  # per cell
+    table_seeds: dict[Slug, Seeds] = {}  # of these tables instead
     data: dict[Slug, DataMapping]
     models: dict[Slug, str]  # the paper's model -> name in hkd.models.cards.zoo
     model_kind: str | None = None  # what the models are that stand in ("miniature"); None: the paper's own
@@ -173,6 +178,14 @@ class Profile(Document):
     def teacher(self, slug: str, data: str) -> TeacherMapping | None:
         """The teacher of students of a data set (the paper's slug), if this profile has it."""
         return self.teachers.get(f"{slug}@{data}", self.teachers.get(slug))
+
+
+class Params(Document):
+    """params.yaml. seeds: per cell, None takes the profile's. recipe: fields to override in every student's recipe."""
+
+    profile: Annotated[str, Strict(), Field(min_length=1)] = "laptop"
+    seeds: Seeds | None = None
+    recipe: Options = {}
 
 
 class Names(Document):
@@ -245,6 +258,7 @@ class Published(BaseModel):
 
 
 T = TypeVar("T", bound=BaseModel)
+Loc = tuple[str | int, ...]  # keys and places from the top of a document
 
 
 def table_ids() -> list[str]:
@@ -267,11 +281,11 @@ def load_table(name: str) -> Table:
         if slug in slugs[:i]:
             raise complaint("tables", name, ("rows", i, "row"), f"row '{slug}' appears twice.")
     for loc, stage in stages(table):
-        check_options("tables", name, (*loc, "options"), stage.method, stage.options)
-        checked("tables", name, (*loc, "task"), "task", stage.task, TASKS)
+        check_options("tables", name, (*loc, "options"), "method", stage.method, stage.options)
+        check_options("tables", name, (*loc, "task_options"), "task", stage.task, stage.task_options)
     for i, row in enumerate(table.rows):
         for method, options in row.settings.items():
-            check_options("tables", name, ("rows", i, "settings", method), method, options)
+            check_options("tables", name, ("rows", i, "settings", method), "method", method, options)
     check_references(table)
     return table
 
@@ -299,9 +313,7 @@ def check_references(table: Table) -> None:
         check_selected(table, ("rows", i, "published"), (row.published or {}) if papers else {}, known)
 
 
-def check_published(
-    table: Table, row: Row, column: Column, row_loc: tuple[str | int, ...], loc: tuple[str | int, ...]
-) -> None:
+def check_published(table: Table, row: Row, column: Column, row_loc: Loc, loc: Loc) -> None:
     """Refuse sources, selections and keys of published values that lead nowhere."""
     try:
         printed = published_table(table, column)
@@ -316,7 +328,7 @@ def check_published(
         checked("tables", table.id, (*loc, "published"), "published value", key, keys)
 
 
-def check_selected(table: Table, loc: tuple[str | int, ...], fields: Options, rows: "list[PublishedRow]") -> None:
+def check_selected(table: Table, loc: Loc, fields: Options, rows: "list[PublishedRow]") -> None:
     """Refuse what no published row has: an incomplete table may lack a cell, but a name that it never has is a typo."""
     for name, value in fields.items():
         if not any(row.matches({name: value}) for row in rows):
@@ -363,11 +375,11 @@ def published_row(table: Table, row: Row, column: Column) -> "PublishedRow | Non
     return found[0] if found else None
 
 
-def stages(table: Table) -> list[tuple[tuple[str | int, ...], Stage]]:
+def stages(table: Table) -> list[tuple[Loc, Stage]]:
     """Every stage that a table file asks to be run, with its place."""
-    found: list[tuple[tuple[str | int, ...], Stage]] = []
+    found: list[tuple[Loc, Stage]] = []
 
-    def visit(stage: Stage | None, loc: tuple[str | int, ...]) -> None:
+    def visit(stage: Stage | None, loc: Loc) -> None:
         if stage is not None and not getattr(stage, "quoted", False):
             found.append((loc, stage))
             visit(stage.after, (*loc, "after"))
@@ -382,22 +394,24 @@ def stages(table: Table) -> list[tuple[tuple[str | int, ...], Stage]]:
 
 
 def load_profile(name: str) -> Profile:
-    """experiments/profiles/<name>.yaml, with recipes, models and method options checked."""
-    from hkd.data import DATASETS
+    """experiments/profiles/<name>.yaml, with recipes, models and all options checked."""
     from hkd.models.cards.zoo import ZOO
 
     profile = read_profile(name)
     for table in profile.table_seeds:
         checked("profiles", name, ("table_seeds", table), "table", table, table_ids())
     for method, options in profile.methods.items():
-        check_options("profiles", name, ("methods", method), method, options)
-    for task in profile.tasks:
-        checked("profiles", name, ("tasks", task), "task", task, TASKS)
+        check_options("profiles", name, ("methods", method), "method", method, options)
+    for task, options in profile.tasks.items():
+        check_options("profiles", name, ("tasks", task), "task", task, options)
+    check_recipe(profile.override, lambda loc, message: complaint("profiles", name, ("override", *loc), message))
     for slug, model in profile.models.items():
         checked("profiles", name, ("models", slug), "model", model, ZOO)
     check_stand_ins(profile)
     for slug, data in profile.data.items():
-        checked("profiles", name, ("data", slug, "name"), "data set", data.name, DATASETS)
+        checked("profiles", name, ("data", slug, "name"), "data set", data.name, KINDS["data"])
+        for key in ("options", "teacher_options"):
+            check_options("profiles", name, ("data", slug, key), "data", data.name, getattr(data, key))
         for model, other in data.instead.items():
             checked("profiles", name, ("data", slug, "instead", model), "model", model, profile.models)
             checked("profiles", name, ("data", slug, "instead", model), "data set", other, profile.data)
@@ -409,8 +423,8 @@ def load_profile(name: str) -> Profile:
             checked("profiles", name, ("teachers", slug), "data set", slug.partition("@")[2], profile.data)
         if not (teacher.recipe or teacher.weights or teacher.random) or (teacher.random and teacher.weights):
             raise complaint("profiles", name, ("teachers", slug), "give a recipe, a weights file, or random: true.")
-        check_options("profiles", name, ("teachers", slug, "options"), teacher.method, teacher.options)
-        checked("profiles", name, ("teachers", slug, "task"), "task", teacher.task, TASKS)
+        check_options("profiles", name, ("teachers", slug, "options"), "method", teacher.method, teacher.options)
+        checked("profiles", name, ("teachers", slug, "task"), "task", teacher.task, KINDS["task"])
         for key in ("data", "probe"):
             if (other := getattr(teacher, key)) is not None:
                 checked("profiles", name, ("teachers", slug, key), "data set", other, profile.data)
@@ -485,24 +499,55 @@ def read(kind: str, folder: str, name: str, model: type[T]) -> T:
     if isinstance(content, dict) and isinstance(content.get("extends"), str):
         base = read(kind, folder, content["extends"], model)
         content = {**base.model_dump(exclude_unset=True), **content}
+    return validated(model, content, lambda loc, message: complaint(folder, name, loc, message))
+
+
+def load_params(path: Path | None = None) -> Params:
+    """The parameters in the repository's params.yaml (or another file); null, or no such file: the defaults.
+
+    Raises:
+        UserError: not YAML, an unknown key (the sentence has the line and the nearest key), or a value that cannot be.
+    """
+    path = path or places.repository() / "params.yaml"
+    if not path.is_file():
+        return Params()
+    held = parsed(path, path.name) or {}
+    if not isinstance(held, dict):
+        raise UserError(f"{path.name}:1: keys are expected, such as `profile: laptop`.")
+
+    def refused(loc: Loc, message: str) -> UserError:
+        return UserError(f"{path.name}:{line_of(held, loc)}: {'.'.join(map(str, loc))}: {message}")
+
+    found = validated(Params, {key: value for key, value in plain(held).items() if value is not None}, refused)
+    check_recipe(found.recipe, lambda loc, message: refused(("recipe", *loc), message))
+    return found
+
+
+def validated(model: type[T], content: Any, refused: Callable[[Loc, str], UserError]) -> T:
+    """A document of these contents. refused: makes an error of a place in it and a sentence."""
     try:
-        return TypeAdapter(model).validate_python(content)
+        return model.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        loc, message = tuple(first["loc"]), first["msg"]
-        if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            message = f"unknown key '{loc[-1]}'.{nearest(str(loc[-1]), valid_keys(model, loc))}"
-        raise complaint(folder, name, loc, message.removeprefix("Value error, ")) from None
+        loc, message = fault(error)
+        if error.errors()[0]["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            known = valid_keys(model)
+            message = f"unknown key '{loc[-1]}'.{nearest(str(loc[-1]), known)}"
+        raise refused(loc, message) from None
 
 
 @cache
 def document(folder: str, name: str) -> Any:
     """The YAML document with the positions of its keys."""
+    return parsed(HERE / folder / f"{name}.yaml", where(folder, name))
+
+
+def parsed(path: Path, shown: str) -> Any:
+    """A YAML file with the positions of its keys. shown: what it is called in messages."""
     try:
-        return YAML(typ="rt").load((HERE / folder / f"{name}.yaml").read_text())
+        return YAML(typ="rt").load(path.read_text())
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise UserError(f"{where(folder, name)}:{line}: not valid YAML: {error.problem}.") from None
+        raise UserError(f"{shown}:{line}: not valid YAML: {error.problem}.") from None
 
 
 def plain(value: Any) -> Any:
@@ -522,9 +567,14 @@ def where(folder: str, name: str) -> str:
     return f"experiments/{folder}/{name}.yaml"
 
 
-def complaint(folder: str, name: str, loc: tuple[str | int, ...], message: str) -> UserError:
+def complaint(folder: str, name: str, loc: Loc, message: str) -> UserError:
     """A UserError that starts with file, line and key."""
-    node: Any = document(folder, name)
+    line = line_of(document(folder, name), loc)
+    return UserError(f"{where(folder, name)}:{line}: {'.'.join(map(str, loc))}: {message}")
+
+
+def line_of(node: Any, loc: Loc) -> int:
+    """The line of a place in a document, from 1."""
     line = 1
     for part in loc:
         try:
@@ -533,32 +583,45 @@ def complaint(folder: str, name: str, loc: tuple[str | int, ...], message: str) 
             node = node[part]
         except (KeyError, IndexError, TypeError, AttributeError):
             break  # a missing key has no position; the line of what should hold it stands
-    return UserError(f"{where(folder, name)}:{line}: {'.'.join(map(str, loc))}: {message}")
+    return line
 
 
-def valid_keys(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
-    """Keys that would have been right at a location: all field names of the models (nearest-name search only)."""
+def valid_keys(model: type[BaseModel]) -> list[str]:
+    """Keys that are right somewhere in a document: all field names of the models (nearest-name search only)."""
     kinds: list[type[BaseModel]] = [model, Stage, Column, Row, DataMapping, TeacherMapping, TeacherEntry, Machine]
     return sorted({field for kind in kinds for field in kind.model_fields} | set(Recipe.__dataclass_fields__))
 
 
-def checked(folder: str, name: str, loc: tuple[str | int, ...], kind: str, value: str, known: Any) -> None:
+def checked(folder: str, name: str, loc: Loc, kind: str, value: str, known: Any) -> None:
     """Refuse a name that is not among the known ones, with its place in the file."""
     if value not in known:
         raise complaint(folder, name, loc, f"unknown {kind} '{value}'.{nearest(value, known)}")
 
 
-def check_options(folder: str, name: str, loc: tuple[str | int, ...], method: str, options: Options) -> None:
-    """Refuse methods and options that do not exist, with their place in the file."""
-    from experiments.planning.keys import config_fields
-    from hkd.methods import METHODS
+def check_options(folder: str, name: str, loc: Loc, kind: str, unit: str, options: Options) -> None:
+    """Refuse units and options that do not exist, and values that these cannot have, with their place in the file.
 
-    checked(folder, name, loc, "method", method, METHODS)
-    for option in options:
-        if option not in config_fields(method):
-            raise complaint(
-                folder,
-                name,
-                (*loc, option),
-                f"method '{method}' has no option '{option}'.{nearest(option, config_fields(method))}",
-            )
+    What only goes together with options from elsewhere is refused when a table is planned.
+    """
+    checked(folder, name, loc, WORDS[kind].lower(), unit, KINDS[kind])
+    check_part(
+        options_of(kind, unit),
+        f"{WORDS[kind]} '{unit}'",
+        options,
+        lambda place, message: complaint(folder, name, (*loc, *place), message),
+    )
+
+
+def check_recipe(recipe: Options, refused: Callable[[Loc, str], UserError]) -> None:
+    """Refuse fields that no recipe has, and values that they cannot have; null leaves a field as it is."""
+    given = {name: value for name, value in recipe.items() if value is not None}
+    check_part(Recipe, "Recipe", {"epochs": 1, "batch_size": 1, **given}, refused)
+
+
+def check_part(kind: type, what: str, options: Mapping[str, Any], refused: Callable[[Loc, str], UserError]) -> None:
+    """Refuse each value that cannot be; whether all go together is seen when others have joined them."""
+    try:
+        configured(kind, what, options)
+    except OptionError as error:
+        if error.loc:
+            raise refused(error.loc, str(error)) from None

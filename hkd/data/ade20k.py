@@ -6,31 +6,37 @@ are no such sub-folders, the names ADE_train_* and ADE_val_* tell the parts apar
 
 import csv
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from jaxtyping import UInt8
+from pydantic import Field
 
 from hkd.data.base import PathList, SplitName, digest
-from hkd.data.dense import IGNORE, DenseFolder, DenseSplit, draw_subset, file_sizes, take_first
+from hkd.data.dense import IGNORE, DenseFolder, DenseFolderConfig, DenseSplit, draw_subset, file_sizes, take_first
 from hkd.data.folder import HELD_OUT, file_names, source_of
 from hkd.errors import UserError
+from hkd.options import Count, FolderName, Size, options
 
 PARTS = {"train": ("training", "ADE_train_"), "test": ("validation", "ADE_val_")}  # sub-folder; else prefix of names
 TABLE = "objectInfo150.txt"
 
 
+@options
+class Ade20kConfig(DenseFolderConfig):
+    """classes: C; a map's value 0 is ignored, 1 to C are the classes 0 to C - 1, and others are refused."""
+
+    folder: FolderName = "ADEChallengeData2016"
+    image_size: Size = 512
+    max_size: Size = 2048
+    classes: Annotated[Count, Field(lt=IGNORE)] = 150
+
+
 class Ade20k(DenseFolder):
     """150 classes; the official validation images are the test split.
-
-    Options:
-        folder: its name below the data root.
-        image_size, max_size: px; images are shown with this short side unless the long one would exceed max_size.
-        classes: C; a map's value 0 is ignored, 1 to C are the classes 0 to C - 1, and others are refused.
-        n_train: annotated training images in all, drawn by the run's seed; null takes all.
-        n_test: of the test images the first ones; null takes all.
 
     Validation (`select=True`) is the last tenth of the training images by name. A map that cannot be is told when it
     is read. The fingerprint covers names and sizes of the files.
@@ -41,23 +47,11 @@ class Ade20k(DenseFolder):
     source: ClassVar[str] = "http://sceneparsing.csail.mit.edu (ADEChallengeData2016.zip)"
     expected: ClassVar[dict[str, int]] = {"classes": 150, "train": 20_210, "test": 2_000}
     checksum: ClassVar[dict[str, str]] = {}
-    defaults: ClassVar[dict[str, Any]] = {
-        "folder": "ADEChallengeData2016",
-        "image_size": 512,
-        "max_size": 2048,
-        "classes": 150,
-        "n_train": None,
-        "n_test": None,
-    }
-
-    def check(self) -> None:
-        super().check()
-        self.whole("classes", none=False)
-        self.number("classes", 1.0, IGNORE - 1.0)
+    Config = Ade20kConfig
 
     @property
     def num_classes(self) -> int:
-        return self.options["classes"]
+        return self.options.classes
 
     @cached_property
     def map_names(self) -> tuple[str, ...]:
@@ -90,7 +84,7 @@ class Ade20k(DenseFolder):
         files = [
             file_sizes(path) for kind in ("images", "annotations") for path in sorted({*self.parts(kind).values()})
         ]
-        return digest(self.name, files, self.map_names, self.options)
+        return digest(self.name, files, self.map_names, asdict(self.options))
 
     def names(self, part: str) -> list[str]:
         """Names without suffix of the images of "train" or "test", sorted.
@@ -133,11 +127,11 @@ class Ade20k(DenseFolder):
         chosen = np.arange(len(names))
         cut = len(chosen) - max(1, len(chosen) // HELD_OUT) if select and part == "train" else len(chosen)
         if split == "test":
-            chosen = chosen[take_first(len(chosen), self.options["n_test"], self.name)]
+            chosen = chosen[take_first(len(chosen), self.options.n_test, self.name)]
         elif split == "val":
             chosen = chosen[cut:]
         else:
-            chosen = chosen[:cut][draw_subset(cut, self.options["n_train"], seed, self.name)]
+            chosen = chosen[:cut][draw_subset(cut, self.options.n_train, seed, self.name)]
         images, maps = self.files(part, "images"), self.files(part, "annotations")
         taken = [names[index] for index in chosen.tolist()]
         paths = PathList(self.parts("images")[part], [images[name].name for name in taken])
@@ -150,7 +144,7 @@ class Ade20k(DenseFolder):
             ),
             map_names=self.map_names,
             image_size=self.image_size,
-            max_size=self.options["max_size"],
+            max_size=self.options.max_size,
         )
 
 

@@ -7,7 +7,7 @@ Shapes: N images of a split, H and W their sides in px.
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from hkd.errors import UserError
-from hkd.registry import nearest
+from hkd.options import configured
 
 SplitName = Literal["train", "val", "test"]
 OnCorrupt = Literal["stop", "skip"]
@@ -89,7 +89,7 @@ class DataSet(ABC):
     Subclasses state the facts below and implement `missing`, `fingerprint` and `load`.
 
     Args:
-        options: what a profile sets; keys of `defaults`.
+        options: what a profile sets; fields of `Config`.
         root: the folder that holds all data sets.
 
     Raises:
@@ -101,21 +101,11 @@ class DataSet(ABC):
     source: ClassVar[str]
     expected: ClassVar[dict[str, int]]  # classes, and images per split of the whole data set
     checksum: ClassVar[dict[str, str]]  # file -> digest, where the source has one
-    defaults: ClassVar[dict[str, Any]]
+    Config: ClassVar[type]  # of options, of which a fingerprint holds all
 
-    def __init__(self, options: dict[str, Any], root: Path):
-        for option in options:
-            if option not in self.defaults:
-                known = ", ".join(sorted(self.defaults))
-                hint = nearest(option, self.defaults)
-                raise UserError(f"Unknown option '{option}' of data set '{self.name}'.{hint} Known: {known}.")
-        self.options = {**self.defaults, **options}
+    def __init__(self, options: Mapping[str, Any], root: Path):
+        self.options: Any = configured(self.Config, f"Data set '{self.name}'", options)
         self.root = Path(root)
-        self.check()
-
-    @abstractmethod
-    def check(self) -> None:
-        """Refuse option values that cannot be (UserError)."""
 
     @property
     @abstractmethod
@@ -150,21 +140,6 @@ class DataSet(ABC):
     def counts(self) -> dict[str, int]:
         """Images per split with these options, told without the data, which may be missing; unknown ones are absent."""
         return {}
-
-    def whole(self, option: str, least: int = 1, none: bool = True) -> None:
-        """Refuse an option that is not a whole number of at least `least` (or null, if `none`)."""
-        value = self.options[option]
-        if (value is None and none) or (type(value) is int and value >= least):
-            return
-        allowed = f"a whole number of at least {least}" + (" or null" if none else "")
-        raise UserError(f"Option '{option}' of data set '{self.name}' is {value!r}; it must be {allowed}.")
-
-    def number(self, option: str, low: float, high: float) -> None:
-        """Refuse an option that is not a number in [low, high]."""
-        value = self.options[option]
-        if type(value) not in (int, float) or not low <= value <= high:
-            name = self.name
-            raise UserError(f"Option '{option}' of data set '{name}' is {value!r}; it must be in [{low}, {high}].")
 
     def present(self) -> None:
         """Raise UserError with the sentence of `missing`, if there is one."""

@@ -14,22 +14,27 @@ from jaxtyping import Int, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from hkd.data.base import OnCorrupt, Split, SplitName
-from hkd.data.folder import CACHE, ClassFolder, content_digest, row_numbers, source_of, writable
+from hkd.data.folder import CACHE, ClassFolder, SubsetConfig, content_digest, row_numbers, source_of, writable
 from hkd.errors import UserError
 from hkd.files import atomic_write
+from hkd.options import FolderName, options
 
 SIDE = 32
 OFFICIAL = {"train": 50_000, "test": 10_000}
 Decoded = tuple[UInt8[np.ndarray, "N 3 32 32"], Int[np.ndarray, " N"], Int[np.ndarray, " N"], dict[str, str]]
 
 
+@options
+class Cifar100Config(SubsetConfig):
+    """Options of a part of the data."""
+
+    folder: FolderName = "cifar100"
+
+
 class Cifar100(ClassFolder):
     """100 classes in alphabetical order, 500 training and 100 test images each; subsets of it are fine.
 
-    Options:
-        folder: where class folders are, below the data root; `cifar-100-python` beside or inside it comes first.
-        classes: the first k classes only; null takes all.
-        n_train, n_test: images per class; train drawn by the run's seed, test the first ones; null takes all.
+    `cifar-100-python` beside or inside the option `folder`, where class folders are, comes first.
     """
 
     name: ClassVar[str] = "cifar100"
@@ -41,7 +46,8 @@ class Cifar100(ClassFolder):
         "train": "md5:16019d7e3df5f24257cddd939b257f8d",
         "test": "md5:f0ef6b0ae62326f3e7ffdfab6717acfc",
     }
-    defaults: ClassVar[dict[str, Any]] = {"folder": "cifar100", "classes": None, "n_train": None, "n_test": None}
+    Config = Cifar100Config
+    asked = None
     image_size = SIDE
 
     @property

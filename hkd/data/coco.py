@@ -10,6 +10,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -18,10 +19,11 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from hkd.data.base import PathList, SplitName, digest
-from hkd.data.dense import DenseFolder, DenseSplit, Objects, draw_subset, file_sizes, take_first
+from hkd.data.dense import DenseFolder, DenseFolderConfig, DenseSplit, Objects, draw_subset, file_sizes, take_first
 from hkd.data.folder import HELD_OUT, source_of
 from hkd.errors import UserError
 from hkd.files import sha256
+from hkd.options import FolderName, Size, Switch, options
 
 log = logging.getLogger(__name__)
 
@@ -70,15 +72,18 @@ class Listing(NamedTuple):
     repairs: Counter[str]
 
 
+@options
+class CocoConfig(DenseFolderConfig):
+    """empty: train on images without any object as well."""
+
+    folder: FolderName = "coco"
+    image_size: Size = 800
+    max_size: Size = 1333
+    empty: Switch = True
+
+
 class Coco(DenseFolder):
     """80 classes; the official validation images are the test split.
-
-    Options:
-        folder: its name below the data root.
-        image_size, max_size: px; images are shown with this short side unless the long one would exceed max_size.
-        n_train: annotated training images in all, drawn by the run's seed; null takes all.
-        n_test: of the test images the first ones; null takes all.
-        empty: train on images without any object as well.
 
     Category ids may have gaps: labels number the categories in the order of their ids. Boxes are clipped to their
     images; those without area then are left out, and so are crowd regions in training. The evaluator's truth keeps
@@ -91,20 +96,7 @@ class Coco(DenseFolder):
     source: ClassVar[str] = "https://cocodataset.org (2017 train and val images, train/val annotations)"
     expected: ClassVar[dict[str, int]] = {"classes": 80, "train": 118_287, "test": 5_000}
     checksum: ClassVar[dict[str, str]] = {}
-    defaults: ClassVar[dict[str, Any]] = {
-        "folder": "coco",
-        "image_size": 800,
-        "max_size": 1333,
-        "n_train": None,
-        "n_test": None,
-        "empty": True,
-    }
-
-    def check(self) -> None:
-        super().check()
-        if type(self.options["empty"]) is not bool:
-            what = f"Option 'empty' of data set '{self.name}' is {self.options['empty']!r}"
-            raise UserError(f"{what}; it must be true or false.")
+    Config = CocoConfig
 
     @property
     def num_classes(self) -> int:
@@ -131,7 +123,7 @@ class Coco(DenseFolder):
         self.present()
         files = [sha256(self.annotation_file(part)) for part in PARTS]
         images = [file_sizes(self.folder / name) for name in PARTS.values()]
-        return digest(self.name, files, images, self.options)
+        return digest(self.name, files, images, asdict(self.options))
 
     @cached_property
     def train(self) -> Listing:
@@ -165,7 +157,7 @@ class Coco(DenseFolder):
         cut = len(chosen) - max(1, len(chosen) // HELD_OUT) if select and part == "train" else len(chosen)
         repairs = Counter(found.repairs)
         if split == "test":
-            chosen = chosen[take_first(len(chosen), self.options["n_test"], self.name)]
+            chosen = chosen[take_first(len(chosen), self.options.n_test, self.name)]
             if not found.entries.objects[chosen].any():
                 what = f"{self.annotation_file(part)} has no objects in its {len(chosen)} images"
                 raise UserError(f"{what}, so nothing could be measured: complete it, or raise n_test.")
@@ -173,9 +165,9 @@ class Coco(DenseFolder):
             chosen = chosen[cut:]
         else:
             repairs[CROWDS] = int(found.entries.crowds.sum())
-            pool = chosen[:cut][(found.entries.objects[:cut] > 0) | self.options["empty"]]
+            pool = chosen[:cut][(found.entries.objects[:cut] > 0) | self.options.empty]
             repairs[EMPTY] = cut - len(pool)
-            chosen = pool[draw_subset(len(pool), self.options["n_train"], seed, self.name)]
+            chosen = pool[draw_subset(len(pool), self.options.n_train, seed, self.name)]
         images = [found.images[index] for index in chosen.tolist()]
         sizes = np.array([(image["height"], image["width"]) for image in images], dtype=np.int64).reshape(-1, 2)
         return DenseSplit(
@@ -187,7 +179,7 @@ class Coco(DenseFolder):
             object_names=found.names,
             truth=None if split == "train" else official(found, chosen),
             image_size=self.image_size,
-            max_size=self.options["max_size"],
+            max_size=self.options.max_size,
             repairs={what: count for what, count in repairs.items() if count},
         )
 

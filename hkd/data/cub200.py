@@ -7,15 +7,26 @@ Shapes: N images of a split, S the side of an image in memory in px.
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from hkd.data.base import OnCorrupt, PathList, Split, SplitName, digest
-from hkd.data.folder import CACHE, ClassFolder, Entry, content_digest, file_names, folder_names, source_of, writable
+from hkd.data.folder import (
+    CACHE,
+    ClassFolder,
+    ClassFolderConfig,
+    Entry,
+    content_digest,
+    file_names,
+    folder_names,
+    source_of,
+    writable,
+)
 from hkd.errors import UserError
 from hkd.files import atomic_write
+from hkd.options import FolderName, Switch, options
 
 LISTS = {  # columns of each list; the first is always the id
     "classes.txt": "a class id and a name",
@@ -38,15 +49,23 @@ class Listing(NamedTuple):
     train: Int[np.ndarray, " N"]
 
 
+@options
+class Cub200Config(ClassFolderConfig):
+    """memory: decode all images once, resized and cropped as in evaluation (short side to image_size / crop_pct, then
+        the centre), and remember them beside the data. Training then crops and shifts what is left, not the photo.
+    boxes: show the bird alone: the smallest square around its bounding box, as far as the photo reaches, resized
+        to image_size; crop_pct is not used. Implies memory.
+    """
+
+    folder: FolderName = "CUB_200_2011"
+    memory: Switch = False
+    boxes: Switch = False
+
+
 class Cub200(ClassFolder):
     """200 kinds of birds, 5,994 training and 5,794 test images by the official split; subsets of it are fine.
 
-    Options, beside those of `ClassFolder` (classes are numbered by their official ids; 30 or 29 training images each):
-        memory: decode all images once, resized and cropped as in evaluation (short side to image_size / crop_pct, then
-            the centre), and remember them beside the data. Training then crops and shifts what is left, not the photo.
-        boxes: show the bird alone: the smallest square around its bounding box, as far as the photo reaches, resized
-            to image_size; crop_pct is not used. Implies memory.
-
+    Classes are numbered by their official ids; they have 30 or 29 training images each.
     `<folder>/train/<class>/*.jpg` and `<folder>/test/<class>/*.jpg` are read too, without boxes.
     Validation (`select=True`) is the last tenth of each class's training images, in the order of their ids.
     """
@@ -56,24 +75,11 @@ class Cub200(ClassFolder):
     source: ClassVar[str] = "https://data.caltech.edu/records/65de6-vp158"
     expected: ClassVar[dict[str, int]] = {"classes": 200, "train": 5994, "test": 5794}
     checksum: ClassVar[dict[str, str]] = {"CUB_200_2011.tgz": "md5:97eceeb196236b17998738112f37df78"}
-    defaults: ClassVar[dict[str, Any]] = {
-        **ClassFolder.defaults,
-        "folder": "CUB_200_2011",
-        "memory": False,
-        "boxes": False,
-    }
-
-    def check(self) -> None:
-        super().check()
-        for option in ("memory", "boxes"):
-            if type(self.options[option]) is not bool:
-                what = f"Option '{option}' of data set '{self.name}' is {self.options[option]!r}"
-                raise UserError(f"{what}; it must be true or false.")
+    Config = Cub200Config
 
     @property
     def num_classes(self) -> int:
-        asked = self.options["expected"] or {}
-        return self.options["classes"] or asked.get("classes") or self.expected["classes"]
+        return self.options.classes or (self.asked or {}).get("classes") or self.expected["classes"]
 
     @property
     def class_folders(self) -> bool:
@@ -83,11 +89,11 @@ class Cub200(ClassFolder):
     @property
     def lists(self) -> list[str]:
         """The lists that are read."""
-        return [*LISTS, *([BOXES] if self.options["boxes"] else [])]
+        return [*LISTS, *([BOXES] if self.options.boxes else [])]
 
     def missing(self) -> str | None:
         if self.class_folders:
-            if self.options["boxes"]:
+            if self.options.boxes:
                 return f"{self.folder} has class folders, which come without boxes: set option 'boxes' to false."
             return None
         step = f"unpack CUB_200_2011.tgz of {self.source} in {self.root}, or put class folders train/, test/ there"
@@ -111,7 +117,7 @@ class Cub200(ClassFolder):
                 raise UserError(f"{what}: unpack the archive again.")
         labels = numbers(owners, 1, len(classes), self.folder / "image_class_labels.txt") - 1
         flags = numbers(train, 0, 1, self.folder / "train_test_split.txt")
-        exact, least = self.wanted_counts().get("classes"), self.options["classes"] or 1
+        exact, least = self.wanted_counts().get("classes"), self.options.classes or 1
         if (exact is not None and len(classes) != exact) or len(classes) < least:
             found = f"{self.folder / 'classes.txt'} has {len(classes)} classes, {exact or least} are needed"
             raise UserError(f"{found}: complete it or set option 'classes'.")
@@ -154,10 +160,10 @@ class Cub200(ClassFolder):
         found = self.entries(part)
         labels = np.array([entry.label for entry in found], dtype=np.int64)
         rows = np.arange(len(found)) if self.class_folders else self.rows(part)
-        if not (self.options["memory"] or self.options["boxes"]):
+        if not (self.options.memory or self.options.boxes):
             chosen = self.choose(labels, rows, split, seed=seed, select=select)
             paths = PathList(self.folder, [found[position].name for position in chosen])
-            return Split(None, paths, labels[chosen], rows[chosen], self.image_size, self.options["crop_pct"])
+            return Split(None, paths, labels[chosen], rows[chosen], self.image_size, self.options.crop_pct)
         images, kept, corrupt = self.decoded(part, [entry.name for entry in found])
         if corrupt and on_corrupt == "stop":
             name, reason = next(iter(corrupt.items()))
@@ -174,14 +180,14 @@ class Cub200(ClassFolder):
 
         Remembered beside the data, for the content and the options that decide what is shown.
         """
-        shown = {option: self.options[option] for option in ("image_size", "crop_pct", "boxes", "classes")}
+        shown = {option: getattr(self.options, option) for option in ("image_size", "crop_pct", "boxes", "classes")}
         path = self.folder / CACHE / f"{part}-{digest(self.content(), shown)[:32]}.npz"
         if path.is_file():
             with np.load(path, allow_pickle=False) as stored:
                 return stored["images"], stored["kept"], dict(stored["corrupt"].tolist())
-        boxes = self.boxes()[self.rows(part)] if self.options["boxes"] else None
+        boxes = self.boxes()[self.rows(part)] if self.options.boxes else None
         images, kept, corrupt = decode(
-            [self.folder / name for name in names], self.image_size, self.options["crop_pct"], boxes
+            [self.folder / name for name in names], self.image_size, self.options.crop_pct, boxes
         )
         if writable(path.parent):
             pairs = np.array(list(corrupt.items()), dtype=np.str_).reshape(-1, 2)

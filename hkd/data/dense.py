@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float32, Int, Int64, UInt8
 from hkd.data.base import DataSet, OnCorrupt, Split, SplitName
 from hkd.errors import UserError
 from hkd.files import atomic_write
+from hkd.options import Count, FolderName, Size, options, together
 
 IGNORE = 255  # label of pixels that neither a loss nor a metric looks at
 
@@ -166,35 +167,45 @@ class DenseSet(DataSet):
         )
 
 
+@options
+class DenseFolderConfig:
+    """folder: its name below the data root.
+    image_size, max_size: px; images are shown with this short side unless the long one would exceed max_size.
+    n_train: annotated training images in all, drawn by the run's seed; None takes all.
+    n_test: of the test images the first ones; None takes all.
+    """
+
+    folder: FolderName
+    image_size: Size
+    max_size: Size
+    n_train: Count | None = None
+    n_test: Count | None = None
+
+    @together
+    def _sides(self) -> None:
+        if self.max_size < self.image_size:
+            raise ValueError(f"max_size {self.max_size} must not be less than image_size {self.image_size}")
+
+
 class DenseFolder(DenseSet):
     """Base of dense data sets whose photographs are files below one folder.
 
-    Subclasses have the options `folder`, `image_size`, `max_size`, `n_train` and `n_test`, and state how many images
-    are `expected` in each of the parts "train" and "test".
+    Their options are a `DenseFolderConfig`; they state how many images are `expected` in the parts "train" and "test".
     """
 
     expected: ClassVar[dict[str, int]]
 
-    def check(self) -> None:
-        folder = self.options["folder"]
-        if not isinstance(folder, str) or Path(folder).is_absolute() or ".." in Path(folder).parts:
-            what = f"Option 'folder' of data set '{self.name}' is {folder!r}"
-            raise UserError(f"{what}; give a name below the data root.")
-        self.whole("image_size", none=False)
-        self.whole("max_size", least=self.options["image_size"], none=False)
-        self.whole("n_train")
-        self.whole("n_test")
-
     @property
     def folder(self) -> Path:
-        return self.root / self.options["folder"]
+        return self.root / self.options.folder
 
     @property
     def image_size(self) -> int:
-        return self.options["image_size"]
+        return self.options.image_size
 
     def counts(self) -> dict[str, int]:
-        return {part: self.options[f"n_{part}"] or self.expected[part] for part in ("train", "test")}
+        asked = {"train": self.options.n_train, "test": self.options.n_test}
+        return {part: count or self.expected[part] for part, count in asked.items()}
 
 
 def file_sizes(folder: Path) -> list[tuple[str, int]]:

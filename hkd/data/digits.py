@@ -6,17 +6,20 @@ tint on a dark one, with mild noise. Rows follow their writers, so the cut by ro
 
 import gzip
 import importlib.util
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
+from pydantic import Field
 
 from hkd.data.base import DataSet, OnCorrupt, Split, SplitName, balanced_subset, digest
 from hkd.data.compose import CUBIC, draw, to_bytes
 from hkd.errors import UserError
 from hkd.files import sha256
+from hkd.options import Count, Few, NotNegative, Whole, options
 
 # One cut for everything that is composed from these digits (no writer in two splits, up to shared blocks' edges).
 CUT: dict[SplitName, tuple[int, int]] = {"train": (0, 1029), "val": (1029, 1287), "test": (1287, 1797)}
@@ -27,18 +30,27 @@ WIDEN = (-1, 1)  # px by which it is wider than high
 BACKGROUND = (0.0, 0.25)  # grey level
 INK = (0.7, 1.0)  # grey level
 TINT = 0.05  # largest difference of a channel from grey
+Noise = Annotated[NotNegative, Field(le=0.5)]
 STREAM = {"train": 1, "val": 2, "test": 3}  # first word of every image's random stream
 RECIPE = digest(CUT, SIDE, HEIGHT, WIDEN, BACKGROUND, INK, TINT, STREAM, CUBIC)  # changes when a constant above does
 
 
+@options
+class DigitsConfig:
+    """n_train: labelled training digits in all, class-balanced, drawn by the run's seed; None takes all 1,029.
+    copies, test_copies: images rendered from each source row in train, and in validation and test.
+    noise: standard deviation of the pixel noise, of the full range. jitter: largest shift from the centre in px.
+    """
+
+    n_train: Annotated[Count, Field(ge=10)] | None = None
+    copies: Few = 1
+    test_copies: Few = 1
+    noise: Noise = 0.04
+    jitter: Annotated[Whole, Field(le=8)] = 1
+
+
 class Digits(DataSet):
     """Ten classes, 1,029 / 258 / 510 source rows in train, validation and test.
-
-    Options:
-        n_train: labelled training digits in all, class-balanced, drawn by the run's seed; null takes all 1,029.
-        copies, test_copies: images rendered from each source row in train, and in validation and test.
-        noise: standard deviation of the pixel noise, in [0, 0.5] of the full range.
-        jitter: largest shift from the centre in px, 0 to 8.
 
     Validation and test are the same whatever the seed; the cut is fixed, whatever `select` says.
     """
@@ -50,18 +62,10 @@ class Digits(DataSet):
     checksum: ClassVar[dict[str, str]] = {
         "digits.csv.gz": "sha256:09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"
     }
-    defaults: ClassVar[dict[str, Any]] = {"n_train": None, "copies": 1, "test_copies": 1, "noise": 0.04, "jitter": 1}
+    Config = DigitsConfig
 
     num_classes = 10
     image_size = SIDE
-
-    def check(self) -> None:
-        self.whole("n_train", least=10)
-        self.whole("copies", none=False)
-        self.whole("test_copies", none=False)
-        self.number("noise", 0.0, 0.5)
-        self.whole("jitter", least=0, none=False)
-        self.number("jitter", 0.0, 8.0)
 
     def missing(self) -> str | None:
         path = source_file()
@@ -72,7 +76,7 @@ class Digits(DataSet):
         return None
 
     def fingerprint(self) -> str:
-        return digest(self.name, self.source_digest(), self.options, RECIPE)
+        return digest(self.name, self.source_digest(), asdict(self.options), RECIPE)
 
     def source_digest(self) -> str:
         """SHA-256 of the bundled file; UserError unless it is the one whose rows the cut was made for."""
@@ -84,17 +88,21 @@ class Digits(DataSet):
         return found
 
     def counts(self) -> dict[str, int]:
-        sources = {**self.expected, "train": self.options["n_train"] or self.expected["train"]}
-        return {split: sources[split] * self.options["copies" if split == "train" else "test_copies"] for split in CUT}
+        sources = {**self.expected, "train": self.options.n_train or self.expected["train"]}
+        return {split: sources[split] * self.copies(split) for split in CUT}
+
+    def copies(self, split: SplitName) -> int:
+        """Images of each source row."""
+        return self.options.copies if split == "train" else self.options.test_copies
 
     def load(self, split: SplitName, *, seed: int, select: bool, on_corrupt: OnCorrupt = "stop") -> Split:
         self.source_digest()
         glyphs, labels = source_digits(source_file())
         rows = np.arange(*CUT[split])
-        if split == "train" and self.options["n_train"] is not None:
-            total = self.options["n_train"]
+        if split == "train" and self.options.n_train is not None:
+            total = self.options.n_train
             rows = rows[balanced_subset(labels[rows], total, self.num_classes, np.random.default_rng([seed, total]))]
-        copies = self.options["copies" if split == "train" else "test_copies"]
+        copies = self.copies(split)
         images = np.stack(
             [self.render(glyphs[row], split, row, copy) for copy in range(copies) for row in rows.tolist()]
         )
@@ -108,13 +116,13 @@ class Digits(DataSet):
         rng = np.random.default_rng([STREAM[split], row, copy])
         height = int(rng.integers(HEIGHT[0], HEIGHT[1], endpoint=True))
         width = height + int(rng.integers(WIDEN[0], WIDEN[1], endpoint=True))
-        jitter = self.options["jitter"]
+        jitter = self.options.jitter
         dx, dy = rng.integers(-jitter, jitter, endpoint=True, size=2).tolist()
         box = np.array([[(SIDE - width) // 2 + dx, (SIDE - height) // 2 + dy, width, height]])
         background = rng.uniform(*BACKGROUND) + rng.uniform(-TINT, TINT, size=3)
         ink = rng.uniform(*INK) + rng.uniform(-TINT, TINT, size=3)
         canvas, _ = draw(glyph[None], box, ink[None], background, (SIDE, SIDE))
-        return to_bytes(canvas + self.options["noise"] * rng.standard_normal(canvas.shape))
+        return to_bytes(canvas + self.options.noise * rng.standard_normal(canvas.shape))
 
 
 def source_file() -> Path | None:

@@ -9,16 +9,19 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
+from pydantic import Field, Strict
 
 from hkd.data.base import DataSet, OnCorrupt, PathList, Split, SplitName, balanced_subset, digest
 from hkd.errors import UserError
 from hkd.files import atomic_write, sha256
+from hkd.options import Count, FolderName, Share, Size, options
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 HELD_OUT = 10  # one in so many training rows of each class is for validation
@@ -32,15 +35,34 @@ class Entry(NamedTuple):
     name: str
 
 
+Images = Annotated[int, Strict(), Field(ge=0, le=10**9)]
+
+
+@options
+class SubsetConfig:
+    """folder: its name below the data root. classes: the first k classes only; None takes all.
+    n_train, n_test: images per class; train drawn by the run's seed, test the first ones; None takes all.
+    """
+
+    folder: FolderName = "folder"
+    classes: Count | None = None
+    n_train: Count | None = None
+    n_test: Count | None = None
+
+
+@options
+class ClassFolderConfig(SubsetConfig):
+    """image_size, crop_pct: side in px that a model sees; the centre crop's share of the resized short side.
+    expected: counts that must be there.
+    """
+
+    image_size: Size = 224
+    crop_pct: Annotated[Share, Field(ge=0.1)] = 0.875
+    expected: dict[Literal["classes", "train", "test"], Images] | None = None
+
+
 class ClassFolder(DataSet):
     """Any data set laid out as class folders.
-
-    Options:
-        folder: its name below the data root.
-        image_size, crop_pct: side in px that a model sees; the centre crop's share of the resized short side.
-        classes: the first k classes only; null takes all.
-        n_train, n_test: images per class; train drawn by the run's seed, test the first ones; null takes all.
-        expected: counts that must be there, any of {classes, train, test}.
 
     Validation (`select=True`) is the last tenth of each class's training images, in the order of their names.
     """
@@ -50,48 +72,22 @@ class ClassFolder(DataSet):
     source: ClassVar[str] = "the user's own folder"
     expected: ClassVar[dict[str, int]] = {}
     checksum: ClassVar[dict[str, str]] = {}
-    defaults: ClassVar[dict[str, Any]] = {
-        "folder": "folder",
-        "image_size": 224,
-        "crop_pct": 0.875,
-        "classes": None,
-        "n_train": None,
-        "n_test": None,
-        "expected": None,
-    }
+    Config: ClassVar[type[SubsetConfig]] = ClassFolderConfig
     obtain: ClassVar[str] = "put the images there as train/<class>/ and test/<class>/ (or val/<class>/)"
     full: ClassVar[dict[str, int]] = {}  # counts of the whole data set where a part of it is fine; else `expected`
     hash_content: ClassVar[bool] = True  # False: a file is identified by its name and size, for very large data
 
-    def check(self) -> None:
-        for option in ("classes", "n_train", "n_test"):
-            self.whole(option)
-        if "image_size" in self.options:
-            self.whole("image_size", none=False)
-            self.number("crop_pct", 0.1, 1.0)
-        folder, counts = self.options["folder"], self.options.get("expected")
-        if not isinstance(folder, str) or Path(folder).is_absolute() or ".." in Path(folder).parts:
-            raise UserError(
-                f"Option 'folder' of data set '{self.name}' is {folder!r}; give a name below the data root."
-            )
-        kinds = ("classes", "train", "test")
-        if counts is not None and not (isinstance(counts, dict) and set(counts) <= set(kinds)):
-            known = ", ".join(kinds)
-            raise UserError(
-                f"Option 'expected' of data set '{self.name}' is {counts!r}; give counts for any of {known}."
-            )
-
     @property
     def folder(self) -> Path:
-        return self.root / self.options["folder"]
+        return self.root / self.options.folder
 
     @property
     def image_size(self) -> int:
-        return self.options["image_size"]
+        return self.options.image_size
 
     @property
     def num_classes(self) -> int:
-        return self.options["classes"] or self.expected.get("classes") or len(self.class_names)
+        return self.options.classes or self.expected.get("classes") or len(self.class_names)
 
     def part(self, split: str) -> Path:
         """The folder of the classes of "train" or "test"."""
@@ -115,25 +111,29 @@ class ClassFolder(DataSet):
             raise UserError(
                 f"Class '{odd[0]}' is only in {self.part(where)}: train and test must have the same classes."
             )
-        exact, least = self.wanted_counts().get("classes"), self.options["classes"] or 1
+        exact, least = self.wanted_counts().get("classes"), self.options.classes or 1
         if (exact is not None and len(train) != exact) or len(train) < least:
             found = f"{self.part('train')} has {len(train)} classes, {exact or least} are needed"
             raise UserError(f"{found}: complete it or set option 'classes'.")
         return train
 
+    @property
+    def asked(self) -> dict[str, int] | None:
+        """Counts that the options say must be there."""
+        return self.options.expected
+
     def wanted_counts(self) -> dict[str, int]:
         """Counts to be checked: those asked for, else those of the whole data set unless only a part is taken."""
-        if self.options.get("expected") is not None:
-            return self.options["expected"]
-        return self.expected if self.options["classes"] is None else {}
+        if self.asked is not None:
+            return self.asked
+        return self.expected if self.options.classes is None else {}
 
     def counts(self) -> dict[str, int]:
         """Images of train and test: those asked for, else those of the whole data set, in proportion to its classes."""
-        asked, full = self.options.get("expected") or {}, self.full or self.expected
-        classes = self.options["classes"] or asked.get("classes") or full.get("classes")
+        asked, full = self.asked or {}, self.full or self.expected
+        classes = self.options.classes or asked.get("classes") or full.get("classes")
         found = {}
-        for split in ("train", "test"):
-            each = self.options[f"n_{split}"]
+        for split, each in (("train", self.options.n_train), ("test", self.options.n_test)):
             if each is not None and classes:
                 found[split] = each * classes
             elif each is None and split in asked:
@@ -147,7 +147,7 @@ class ClassFolder(DataSet):
         part = self.part(split)
         found = [
             Entry(label, f"{part.name}/{name}/{file}")
-            for label, name in enumerate(self.class_names[: self.options["classes"]])
+            for label, name in enumerate(self.class_names[: self.options.classes])
             for file in file_names(part / name)
         ]
         wanted = self.wanted_counts().get(split, len(found))
@@ -163,7 +163,7 @@ class ClassFolder(DataSet):
         rows = row_numbers([entry.name for entry in found])
         chosen = self.choose(labels, rows, split, seed=seed, select=select)
         paths = PathList(self.folder, [found[position].name for position in chosen])
-        return Split(None, paths, labels[chosen], rows[chosen], self.image_size, self.options["crop_pct"])
+        return Split(None, paths, labels[chosen], rows[chosen], self.image_size, self.options.crop_pct)
 
     def choose(
         self, labels: Int[np.ndarray, " N"], rows: Int[np.ndarray, " N"], split: SplitName, *, seed: int, select: bool
@@ -172,7 +172,7 @@ class ClassFolder(DataSet):
         order = np.lexsort((rows, labels))
         classes = [order[labels[order] == label] for label in range(self.num_classes)]
         if split == "test":
-            limit = self.options["n_test"]
+            limit = self.options.n_test
             if limit is not None and (fewest := min(map(len, classes))) < limit:
                 raise UserError(f"n_test asks for {limit} images per class, but a class has only {fewest}.")
             return np.sort(np.concatenate([held[:limit] for held in classes]))
@@ -182,15 +182,15 @@ class ClassFolder(DataSet):
         else:
             parts = classes
         pool = np.sort(np.concatenate(parts))
-        if split == "val" or self.options["n_train"] is None:
+        if split == "val" or self.options.n_train is None:
             return pool
-        total = self.options["n_train"] * self.num_classes
+        total = self.options.n_train * self.num_classes
         rng = np.random.default_rng([seed, total])
         return pool[balanced_subset(labels[pool], total, self.num_classes, rng)]
 
     def fingerprint(self) -> str:
         self.present()
-        return digest(self.name, self.content(), self.options)
+        return digest(self.name, self.content(), asdict(self.options))
 
     def content(self) -> str:
         """SHA-256 over the names and contents of all image files (or names and sizes, see `hash_content`)."""

@@ -5,15 +5,18 @@ In `numbers100` the digits stand side by side, and the class is the two-digit nu
 stands lower or higher than the left one as well: the class is 100 * arrangement + number.
 """
 
+from dataclasses import asdict
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
+from pydantic import Field
 
 from hkd.data.base import DataSet, OnCorrupt, Split, SplitName, balanced_subset, digest
 from hkd.data.compose import draw, to_bytes
-from hkd.data.digits import BACKGROUND, CUT, INK, RECIPE, SIDE, STREAM, TINT, Digits, source_digits, source_file
+from hkd.data.digits import BACKGROUND, CUT, INK, RECIPE, SIDE, STREAM, TINT, Digits, Noise, source_digits, source_file
+from hkd.options import Count, Few, Whole, options
 
 WIDTH = (13, 15)  # px of a digit, both included
 HEIGHT = {1: (17, 20), 2: (15, 17)}  # px of a digit, by number of arrangements
@@ -23,15 +26,30 @@ ROWS = 10_000  # a sample's row is ROWS * (source row of its left digit) + (that
 COMPOSITION = digest(RECIPE, WIDTH, HEIGHT, LEFT, STEP)
 
 
+@options
+class NumbersConfig:
+    """pool: training images of each class that exist; a teacher sees all of them.
+    n_train: labelled training images in all, class-balanced, drawn from the pool by the run's seed; None takes all.
+    n_test: images of each class in validation and in test.
+    noise: standard deviation of the pixel noise, of the full range. jitter: largest shift of each digit in px.
+    """
+
+    pool: Few = 60
+    n_train: Annotated[Count, Field(ge=100)] | None = None
+    n_test: Few = 10
+    noise: Noise = 0.04
+    jitter: Annotated[Whole, Field(le=4)] = 1
+
+
+@options
+class Numbers200Config(NumbersConfig):
+    """As NumbersConfig; n_train is at least 200."""
+
+    n_train: Annotated[Count, Field(ge=200)] | None = None
+
+
 class Numbers(DataSet):
     """Base of both: `arrangements` times 100 classes; images are numbered within their class.
-
-    Options:
-        pool: training images of each class that exist; a teacher sees all of them.
-        n_train: labelled training images in all, class-balanced, drawn from the pool by the run's seed; null takes all.
-        n_test: images of each class in validation and in test.
-        noise: standard deviation of the pixel noise, in [0, 0.5] of the full range.
-        jitter: largest shift of each digit in px, 0 to 4.
 
     Image k of a class is a function of (split, class, k) and the options `noise` and `jitter` alone; the source digits
     that it shows are drawn among all rows of its split.
@@ -41,21 +59,13 @@ class Numbers(DataSet):
     licence: ClassVar[str] = Digits.licence
     source: ClassVar[str] = Digits.source
     checksum: ClassVar[dict[str, str]] = Digits.checksum
-    defaults: ClassVar[dict[str, Any]] = {"pool": 60, "n_train": None, "n_test": 10, "noise": 0.04, "jitter": 1}
+    Config = NumbersConfig
 
     image_size = SIDE
 
     @property
     def num_classes(self) -> int:
         return 100 * self.arrangements
-
-    def check(self) -> None:
-        self.whole("pool", none=False)
-        self.whole("n_train", least=self.num_classes)
-        self.whole("n_test", none=False)
-        self.number("noise", 0.0, 0.5)
-        self.whole("jitter", least=0, none=False)
-        self.number("jitter", 0.0, 4.0)
 
     def missing(self) -> str | None:
         return self.digits().missing()
@@ -65,21 +75,21 @@ class Numbers(DataSet):
         return Digits({}, self.root)
 
     def fingerprint(self) -> str:
-        return digest(self.name, self.digits().source_digest(), self.options, COMPOSITION)
+        return digest(self.name, self.digits().source_digest(), asdict(self.options), COMPOSITION)
 
     def counts(self) -> dict[str, int]:
-        held = self.options["n_test"] * self.num_classes
-        return {"train": self.options["n_train"] or self.options["pool"] * self.num_classes, "val": held, "test": held}
+        held = self.options.n_test * self.num_classes
+        return {"train": self.options.n_train or self.options.pool * self.num_classes, "val": held, "test": held}
 
     def load(self, split: SplitName, *, seed: int, select: bool, on_corrupt: OnCorrupt = "stop") -> Split:
         self.digits().source_digest()
-        each = self.options["pool" if split == "train" else "n_test"]
+        each = self.options.pool if split == "train" else self.options.n_test
         labels = np.tile(np.arange(self.num_classes), each)  # one image of every class, then the next of every class
         chosen = np.arange(len(labels))
-        if split == "train" and self.options["n_train"] is not None:
-            total = self.options["n_train"]
+        if split == "train" and self.options.n_train is not None:
+            total = self.options.n_train
             chosen = balanced_subset(labels, total, self.num_classes, np.random.default_rng([seed, total]))
-        kind = (self.arrangements, self.options["noise"], self.options["jitter"])
+        kind = (self.arrangements, self.options.noise, self.options.jitter)
         images, rows = compose(split, tuple(chosen.tolist()), *kind)
         return Split(images, None, labels[chosen], rows)
 
@@ -98,6 +108,7 @@ class Numbers200(Numbers):
     name: ClassVar[str] = "numbers200"
     arrangements: ClassVar[int] = 2
     expected: ClassVar[dict[str, int]] = {"classes": 200}
+    Config = Numbers200Config
 
 
 @lru_cache(maxsize=4)  # runs of one table share their test images, and runs of one seed their training images

@@ -5,8 +5,9 @@ shows three to six digits of different classes, in three sizes; where boxes over
 earlier ones.
 """
 
+from dataclasses import asdict
 from functools import lru_cache
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int, UInt8
@@ -14,8 +15,9 @@ from jaxtyping import Bool, Float32, Int, UInt8
 from hkd.data.base import SplitName, digest
 from hkd.data.compose import draw, to_bytes
 from hkd.data.dense import DenseSet, DenseSplit, Objects, draw_subset
-from hkd.data.digits import BACKGROUND, INK, RECIPE, STREAM, TINT, Digits
+from hkd.data.digits import BACKGROUND, INK, RECIPE, STREAM, TINT, Digits, Noise
 from hkd.data.numbers import rows_of, sources
+from hkd.options import Size, options
 
 SIDE = 64  # px of the canvas
 DIGITS = (3, 6)  # digits that are tried, both included; never fewer are placed than the first number
@@ -37,14 +39,21 @@ class Scene(NamedTuple):
     rows: Int[np.ndarray, " K"]
 
 
+@options
+class ScenesConfig:
+    """pool: training scenes that exist; a teacher sees all of them.
+    n_train: annotated training scenes, drawn from the pool by the run's seed; None takes all.
+    n_test: scenes in validation and in test, each. noise: standard deviation of the pixel noise, of the full range.
+    """
+
+    pool: Size = 800
+    n_train: Size | None = None
+    n_test: Size = 300
+    noise: Noise = 0.04
+
+
 class Scenes(DenseSet):
     """Ten classes of objects, the digits; the map has eleven, background and the digits after it.
-
-    Options:
-        pool: training scenes that exist; a teacher sees all of them.
-        n_train: annotated training scenes, drawn from the pool by the run's seed; null takes all.
-        n_test: scenes in validation and in test, each.
-        noise: standard deviation of the pixel noise, in [0, 0.5] of the full range.
 
     Scene k of a split is a function of (split, k) and the option `noise` alone. The cut is fixed, whatever `select`
     says. A mask is where a digit's own coverage exceeds 0.35 and no later digit's does; its box is the mask's bounds,
@@ -56,7 +65,7 @@ class Scenes(DenseSet):
     source: ClassVar[str] = Digits.source
     checksum: ClassVar[dict[str, str]] = Digits.checksum
     expected: ClassVar[dict[str, int]] = {"classes": 10}
-    defaults: ClassVar[dict[str, Any]] = {"pool": 800, "n_train": None, "n_test": 300, "noise": 0.04}
+    Config = ScenesConfig
 
     image_size = SIDE
 
@@ -68,12 +77,6 @@ class Scenes(DenseSet):
     def map_names(self) -> tuple[str, ...]:
         return ("background", *self.object_names)
 
-    def check(self) -> None:
-        self.whole("pool", none=False)
-        self.whole("n_train")
-        self.whole("n_test", none=False)
-        self.number("noise", 0.0, 0.5)
-
     def missing(self) -> str | None:
         return self.digits().missing()
 
@@ -82,19 +85,19 @@ class Scenes(DenseSet):
         return Digits({}, self.root)
 
     def fingerprint(self) -> str:
-        return digest(self.name, self.digits().source_digest(), self.options, COMPOSITION)
+        return digest(self.name, self.digits().source_digest(), asdict(self.options), COMPOSITION)
 
     def counts(self) -> dict[str, int]:
-        held = self.options["n_test"]
-        return {"train": self.options["n_train"] or self.options["pool"], "val": held, "test": held}
+        held = self.options.n_test
+        return {"train": self.options.n_train or self.options.pool, "val": held, "test": held}
 
     def load_dense(self, split: SplitName, *, seed: int, select: bool) -> DenseSplit:
         self.digits().source_digest()
         if split == "train":
-            chosen = draw_subset(self.options["pool"], self.options["n_train"], seed, self.name)
+            chosen = draw_subset(self.options.pool, self.options.n_train, seed, self.name)
         else:
-            chosen = np.arange(self.options["n_test"])
-        shown = [render(split, index, float(self.options["noise"])) for index in chosen.tolist()]
+            chosen = np.arange(self.options.n_test)
+        shown = [render(split, index, self.options.noise) for index in chosen.tolist()]
         return DenseSplit(
             images=np.stack([scene.image for scene in shown]),
             paths=None,

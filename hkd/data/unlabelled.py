@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hkd.data.base import DataSet, OnCorrupt, Split, SplitName, digest
-from hkd.data.cifar100 import Cifar100
-from hkd.data.digits import Digits
-from hkd.data.imagenet1k import ImageNet1k
+from hkd.data.cifar100 import Cifar100, Cifar100Config
+from hkd.data.digits import Digits, DigitsConfig
+from hkd.data.imagenet1k import ImageNet1k, ImageNet1kConfig
 
 
 class Unlabelled(DataSet):
@@ -23,9 +23,6 @@ class Unlabelled(DataSet):
     def __init__(self, options: dict[str, Any], root: Path):
         self.labelled = self.kind(options, root)
         super().__init__(options, root)
-
-    def check(self) -> None:
-        """Nothing beside what `kind` has checked."""
 
     @property
     def num_classes(self) -> int:
@@ -54,7 +51,8 @@ class UnlabelledDigits(Unlabelled):
 
     kind = Digits
     name, licence, source = "digits_unlabelled", Digits.licence, Digits.source
-    expected, checksum, defaults = Digits.expected, Digits.checksum, Digits.defaults
+    expected, checksum = Digits.expected, Digits.checksum
+    Config = DigitsConfig
 
 
 class UnlabelledCifar100(Unlabelled):
@@ -62,7 +60,8 @@ class UnlabelledCifar100(Unlabelled):
 
     kind = Cifar100
     name, licence, source = "cifar100_unlabelled", Cifar100.licence, Cifar100.source
-    expected, checksum, defaults = Cifar100.expected, Cifar100.checksum, Cifar100.defaults
+    expected, checksum = Cifar100.expected, Cifar100.checksum
+    Config = Cifar100Config
 
 
 class UnlabelledImageNet1k(Unlabelled):
@@ -70,4 +69,5 @@ class UnlabelledImageNet1k(Unlabelled):
 
     kind = ImageNet1k
     name, licence, source = "imagenet1k_unlabelled", ImageNet1k.licence, ImageNet1k.source
-    expected, checksum, defaults = ImageNet1k.expected, ImageNet1k.checksum, ImageNet1k.defaults
+    expected, checksum = ImageNet1k.expected, ImageNet1k.checksum
+    Config = ImageNet1kConfig

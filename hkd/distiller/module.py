@@ -32,6 +32,7 @@ from hkd.models.cards.zoo import ZOO
 from hkd.models.families.base import Family, tokens_to_map
 from hkd.models.tap_model import NOTHING, TapModel, Teacher
 from hkd.models.taps import TapInfo, Taps, Want
+from hkd.options import configured
 from hkd.spec import ModelCard, Recipe
 from hkd.training.step import TapStep
 
@@ -109,7 +110,7 @@ class Distiller(nn.Module):
         """
         super().__init__()
         kind: type[Method] = registry.load(registry.lookup("method", method, METHODS))
-        config: Any = registry.configured(kind.Config, f"Method '{method}'", options)
+        config: Any = configured(kind.Config, f"Method '{method}'", options)
         needs = kind.needs(config)
         named: dict[str, Any] = {} if teacher is None else {"teacher": teacher}
         named = dict(teacher) if isinstance(teacher, Mapping) else named

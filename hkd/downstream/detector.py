@@ -6,12 +6,12 @@ Heads compute in float32 under any precision: coordinates in 16 bits are pixels 
 Shapes: B batch, K objects or detections of one image, C classes, H W sides of a batch, h w those of an image in it.
 """
 
-import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -25,62 +25,45 @@ from hkd.data.loading.dense import DenseBatch
 from hkd.downstream.backbone import Backbone
 from hkd.downstream.cascade import CascadeRoIHeads, SharedPredictor
 from hkd.downstream.pyramid import make_pyramid
-from hkd.spec import FORBID
+from hkd.options import Count, Few, Positive, Share, Size, Switch, Whole, options, together
 
 RATIOS = (0.5, 1.0, 2.0)  # heights of anchors by their widths
 SAMPLES = 2  # points per side that RoIAlign reads in a cell
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class DetectorOptions:
-    """Sizes of a detector. Lengths are in px of the image as it is shown, counts are per image.
+    """Sizes of a detector. Lengths are in px of the image as it is shown, counts are per image."""
 
-    Raises ValueError for values that cannot be.
-    """
+    cascade: Switch = False  # three box heads of rising overlap
+    width: Size = 256  # channels of the pyramid
+    strides: Annotated[tuple[Size, ...], Field(min_length=1)] = (4, 8, 16, 32, 64)  # of its levels; the last proposes
+    pooled_levels: Few = 4  # of these, the finest ones that boxes and masks are read from
+    anchors: tuple[Positive, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)  # side of each level's square anchor
+    rpn_pre_nms: tuple[Count, Count] = (2000, 1000)  # proposals per level before suppression: training, test
+    rpn_post_nms: tuple[Count, Count] = (2000, 1000)  # and in all after it
+    rpn_samples: Count = 256  # anchors in the loss
+    box_samples: Count = 512  # proposals in the loss of the box head
+    box_roi: Few = 7  # side of the grid that a box is read into
+    box_width: Size = 1024  # of its two hidden layers
+    mask_roi: Few = 14
+    mask_layers: Annotated[Whole, Field(le=1024)] = 4  # 3x3 convolutions
+    mask_width: Size = 256
+    canonical_scale: Size = 224  # side of a box that is read from level log2(stride) = canonical_level
+    canonical_level: Annotated[Whole, Field(le=64)] = 4
+    score_threshold: Share = 0.05  # detections of a lower score are left out
+    nms_threshold: Share = 0.5
+    detections: Count = 100  # at most
+    fixed_statistics: Switch = False  # batch norms of the backbone keep their statistics, usual with pre-trained ones
 
-    __pydantic_config__ = FORBID
-    cascade: bool = False  # three box heads of rising overlap
-    width: int = 256  # channels of the pyramid
-    strides: tuple[int, ...] = (4, 8, 16, 32, 64)  # of its levels; the last one only proposes
-    pooled_levels: int = 4  # of these, the finest ones that boxes and masks are read from
-    anchors: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)  # side of each level's square anchor
-    rpn_pre_nms: tuple[int, int] = (2000, 1000)  # proposals per level before suppression: training, test
-    rpn_post_nms: tuple[int, int] = (2000, 1000)  # and in all after it
-    rpn_samples: int = 256  # anchors in the loss
-    box_samples: int = 512  # proposals in the loss of the box head
-    box_roi: int = 7  # side of the grid that a box is read into
-    box_width: int = 1024  # of its two hidden layers
-    mask_roi: int = 14
-    mask_layers: int = 4  # 3x3 convolutions
-    mask_width: int = 256
-    canonical_scale: int = 224  # side of a box that is read from level log2(stride) = canonical_level
-    canonical_level: int = 4
-    score_threshold: float = 0.05  # detections of a lower score are left out
-    nms_threshold: float = 0.5
-    detections: int = 100  # at most
-    fixed_statistics: bool = False  # the backbone's batch norms keep their statistics, as usual with pre-trained ones
-
-    def __post_init__(self) -> None:
-        if not self.strides or list(self.strides) != [self.strides[0] * 2**k for k in range(len(self.strides))]:
+    @together
+    def _levels(self) -> None:
+        if list(self.strides) != [self.strides[0] * 2**k for k in range(len(self.strides))]:
             raise ValueError(f"strides must double from one to the next, got {list(self.strides)}")
-        if len(self.anchors) != len(self.strides) or not all(0 < side < math.inf for side in self.anchors):
+        if len(self.anchors) != len(self.strides):
             raise ValueError(f"anchors must be {len(self.strides)} sides, one per stride, got {list(self.anchors)}")
-        if not 1 <= self.pooled_levels <= len(self.strides):
+        if self.pooled_levels > len(self.strides):
             raise ValueError(f"pooled_levels must be 1 to {len(self.strides)}, got {self.pooled_levels}")
-        for name in ("rpn_pre_nms", "rpn_post_nms"):
-            if len(getattr(self, name)) != 2:
-                raise ValueError(f"{name} must be two numbers, for training and test, got {list(getattr(self, name))}")
-        counts = ("width", "rpn_samples", "box_samples", "box_roi", "box_width", "mask_roi", "mask_width", "detections")
-        values = [(name, getattr(self, name)) for name in (*counts, "canonical_scale")]
-        values += [(name, value) for name in ("rpn_pre_nms", "rpn_post_nms") for value in getattr(self, name)]
-        for name, value in values:
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} must be whole and at least 1, got {value!r}")
-        if type(self.mask_layers) is not int or self.mask_layers < 0:
-            raise ValueError(f"mask_layers must be whole and at least 0, got {self.mask_layers!r}")
-        for name in ("score_threshold", "nms_threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,13 @@ Shapes: B batch, D width, g patches a side, N = g * g, p patch side in px, V = 3
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Bool
+from pydantic import Field
 from torch import Tensor, nn
 
 from hkd.data.batch import Batch
@@ -43,34 +43,23 @@ from hkd.methods.parts.patches import (
 )
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps
-from hkd.spec import FORBID, ModelCard, Recipe
+from hkd.options import Count, ShareBelow1, ShareBetween, Size, Switch, options
+from hkd.spec import ModelCard, Recipe
 
 BLOCK = 16 / 196  # least area of a block, as a share of the grid: 16 patches of 14x14
 ASPECT = 0.3  # least ratio of height to width; the greatest is its inverse
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class BEiTConfig:
-    """Raises ValueError unless mask_ratio is in (0, 1), codes at least 2, image_size at least 1, and codebook_decay and
-    dead in [0, 1)."""
+    """Options."""
 
-    __pydantic_config__ = FORBID
-    mask_ratio: float = 0.4  # share of hidden patches
-    blockwise: bool = True  # hide blocks; off: patches at random
-    codes: int = 8192  # K, size of the codebook
-    image_size: int = 224  # px a side: of the images as the student sees them, which its card must say too
-    codebook_decay: float = 0.99  # of the codebook's moving averages, per step
-    dead: float = 0.01  # a code with less than this share of the mean count is moved
-
-    def __post_init__(self) -> None:
-        if not 0 < self.mask_ratio < 1:
-            raise ValueError(f"mask_ratio must be above 0 and below 1, got {self.mask_ratio}")
-        if self.codes < 2 or self.image_size < 1:
-            raise ValueError(f"codes must be at least 2 and image_size 1, got {self.codes} and {self.image_size}")
-        if not (0 <= self.codebook_decay < 1 and 0 <= self.dead < 1):
-            raise ValueError(
-                f"codebook_decay and dead must be at least 0 and below 1, got {self.codebook_decay} and {self.dead}"
-            )
+    mask_ratio: ShareBetween = 0.4  # share of hidden patches
+    blockwise: Switch = True  # hide blocks; off: patches at random
+    codes: Annotated[Count, Field(ge=2)] = 8192  # K, size of the codebook
+    image_size: Size = 224  # px a side: of the images as the student sees them, which its card must say too
+    codebook_decay: ShareBelow1 = 0.99  # of the codebook's moving averages, per step
+    dead: ShareBelow1 = 0.01  # a code with less than this share of the mean count is moved
 
 
 def blockwise_visible(count: int, grid: int, hidden: int, device: torch.device) -> Bool[Tensor, "B 1 g g"]:

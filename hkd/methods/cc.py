@@ -10,7 +10,6 @@ Shapes: B batch, D embedding width.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 import torch.nn.functional as F
@@ -22,32 +21,21 @@ from hkd.methods.base import Criterion, Method, Needs
 from hkd.methods.parts.logits import exact, several_samples
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
-from hkd.registry import lookup
-from hkd.spec import FORBID
+from hkd.options import NotNegative, Positive, Size, options
 
 WEIGHTS = {"delta": 0.02, "rbf": 1.0}
 EPS = 1e-5  # smallest length of an embedding that has a direction
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class CCConfig:
-    """Raises ValueError for an unknown form, a width below 1, gamma not positive, or a negative weight."""
+    """Options."""
 
-    __pydantic_config__ = FORBID
     form: Literal["delta", "rbf"] = "delta"
-    dim: int = 128  # width of the embeddings
-    gamma: float = 0.4  # of the Gaussian exp(-gamma |a - b|^2); `rbf` only
-    weight: float | None = None  # of the loss; None: .02 for `delta`, 1 for `rbf`
-    w_task: float = 1.0  # weight of the recipe's task loss
-
-    def __post_init__(self) -> None:
-        lookup("form", self.form, WEIGHTS)
-        if self.dim < 1:
-            raise ValueError(f"dim must be at least 1, got {self.dim}")
-        if not self.gamma > 0:
-            raise ValueError(f"gamma must be positive, got {self.gamma}")
-        if (self.weight is not None and not self.weight >= 0) or not self.w_task >= 0:
-            raise ValueError(f"weight and w_task must not be negative, got {self.weight} and {self.w_task}")
+    dim: Size = 128  # width of the embeddings
+    gamma: Positive = 0.4  # of the Gaussian exp(-gamma |a - b|^2); `rbf` only
+    weight: NotNegative | None = None  # of the loss; None: .02 for `delta`, 1 for `rbf`
+    w_task: NotNegative = 1.0  # weight of the recipe's task loss
 
 
 def delta_loss(g_s: Float[Tensor, "B D"], g_t: Float[Tensor, "B D"]) -> Float[Tensor, ""]:

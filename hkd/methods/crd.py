@@ -11,7 +11,6 @@ Shapes: B batch, N training samples, D embedding width, K negatives, P = K + 1, 
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,32 +26,21 @@ from hkd.methods.parts.gathering import SHORTEST, gathered
 from hkd.methods.parts.logits import class_index, exact
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
-from hkd.spec import FORBID
+from hkd.options import Count, NotNegative, Positive, ShareBelow1, Size, options
 
 EPS = 1e-7  # of the loss
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class CRDConfig:
-    """Raises ValueError unless dim and negatives are at least 1, tau > 0, momentum in [0, 1) and weights at least 0."""
+    """Options."""
 
-    __pydantic_config__ = FORBID
-    dim: int = 128  # width of the embeddings
-    negatives: int = 16384  # K, per sample
-    tau: float = 0.07  # temperature of the scores
-    momentum: float = 0.5  # share of the old entry when a bank is updated
-    weight: float = 1.0  # of both contrastive terms
-    w_task: float = 1.0  # weight of the recipe's task loss
-
-    def __post_init__(self) -> None:
-        if self.dim < 1 or self.negatives < 1:
-            raise ValueError(f"dim and negatives must be at least 1, got {self.dim} and {self.negatives}")
-        if not self.tau > 0:
-            raise ValueError(f"tau must be positive, got {self.tau}")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must be at least 0 and below 1, got {self.momentum}")
-        if not (self.weight >= 0 and self.w_task >= 0):
-            raise ValueError(f"weight and w_task must not be negative, got {self.weight} and {self.w_task}")
+    dim: Size = 128  # width of the embeddings
+    negatives: Count = 16384  # K, per sample
+    tau: Positive = 0.07  # temperature of the scores
+    momentum: ShareBelow1 = 0.5  # share of the old entry when a bank is updated
+    weight: NotNegative = 1.0  # of both contrastive terms
+    w_task: NotNegative = 1.0  # weight of the recipe's task loss
 
 
 def crd_loss(log_scores: Float[Tensor, "B P"], count: int) -> Float[Tensor, ""]:

@@ -9,7 +9,6 @@ Shapes: B batch, C classes.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -20,27 +19,18 @@ from hkd.methods.base import Criterion, Method, Needs
 from hkd.methods.parts.logits import exact, same_classes, several_samples
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
-from hkd.spec import FORBID
+from hkd.options import NotNegative, Positive, options
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class DISTConfig:
-    """Raises ValueError unless tau and eps are positive and all weights at least 0."""
+    """Options."""
 
-    __pydantic_config__ = FORBID
-    tau: float = 1.0  # softmax temperature
-    beta: float = 1.0  # weight of the relation among the classes of one sample (inter)
-    gamma: float = 1.0  # weight of the relation among the samples of one class (intra)
-    eps: float = 1e-8  # added to the denominator of a correlation
-    w_task: float = 1.0  # weight of the recipe's task loss
-
-    def __post_init__(self) -> None:
-        for name in ("tau", "eps"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("beta", "gamma", "w_task"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+    tau: Positive = 1.0  # softmax temperature
+    beta: NotNegative = 1.0  # weight of the relation among the classes of one sample (inter)
+    gamma: NotNegative = 1.0  # weight of the relation among the samples of one class (intra)
+    eps: Positive = 1e-8  # added to the denominator of a correlation
+    w_task: NotNegative = 1.0  # weight of the recipe's task loss
 
 
 def pearson(a: Float[Tensor, "R N"], b: Float[Tensor, "R N"], *, eps: float = 1e-8) -> Float[Tensor, " R"]:

@@ -8,7 +8,6 @@ Shapes: B batch, C classes.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -21,25 +20,17 @@ from hkd.methods.base import Criterion, Method, Needs
 from hkd.methods.parts.logits import class_index, exact, same_classes
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
-from hkd.spec import FORBID
+from hkd.options import NotNegative, Positive, options
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class DKDConfig:
-    """Raises ValueError unless tau > 0 and all weights are at least 0."""
+    """Options."""
 
-    __pydantic_config__ = FORBID
-    tau: float = 1.0  # softmax temperature
-    alpha: float = 1.0  # weight of the target class against the rest (TCKD)
-    beta: float = 2.0  # weight of the distribution among the other classes (NCKD)
-    w_task: float = 1.0  # weight of the recipe's task loss
-
-    def __post_init__(self) -> None:
-        if not self.tau > 0:
-            raise ValueError(f"tau must be positive, got {self.tau}")
-        for name in ("alpha", "beta", "w_task"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+    tau: Positive = 1.0  # softmax temperature
+    alpha: NotNegative = 1.0  # weight of the target class against the rest (TCKD)
+    beta: NotNegative = 2.0  # weight of the distribution among the other classes (NCKD)
+    w_task: NotNegative = 1.0  # weight of the recipe's task loss
 
 
 def dkd_losses(

@@ -8,7 +8,6 @@ Shapes: B batch, D width, H W grid.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
@@ -18,24 +17,17 @@ from hkd.methods.base import Criterion, Method, Needs
 from hkd.methods.parts.feature_mimicking import mimic_loss, to_grid, to_tokens
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
-from hkd.registry import lookup
-from hkd.spec import FORBID
+from hkd.options import NotNegative, options
 
 S4_TAPS = {"final": Want(), "raw": Want(stages=(4,))}
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class FDConfig:
-    """Raises ValueError for a negative weight or an unknown tap."""
+    """Options."""
 
-    __pydantic_config__ = FORBID
-    weight: float | None = None  # of the loss; None: 4 / teacher positions (.0816 on 7x7, .0156 on 16x16)
+    weight: NotNegative | None = None  # of the loss; None: 4 / teacher positions (.0816 on 7x7, .0156 on 16x16)
     s4_tap: Literal["final", "raw"] = "final"  # student's last map: after its final norm, or before
-
-    def __post_init__(self) -> None:
-        if self.weight is not None and not self.weight >= 0:
-            raise ValueError(f"weight must not be negative, got {self.weight}")
-        lookup("s4_tap", self.s4_tap, S4_TAPS)
 
 
 class FD(Method):

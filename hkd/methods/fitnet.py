@@ -6,11 +6,12 @@ where the grids differ the finer map is average-pooled to the coarser grid. Henc
 Shapes: B batch, D width, H W grid.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Annotated
 
 import torch.nn.functional as F
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 
 from hkd.data.batch import Batch
@@ -19,25 +20,16 @@ from hkd.methods.base import Criterion, Method, Needs
 from hkd.methods.parts.logits import exact
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
-from hkd.spec import FORBID
+from hkd.options import NotNegative, Stages, options
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class FitNetConfig:
-    """Raises ValueError unless stages are distinct numbers from 1 to 4, at least one, and weights at least 0."""
+    """Options."""
 
-    __pydantic_config__ = FORBID
-    stages: Sequence[int] = (1, 2, 3, 4)  # which maps are compared
-    weight: float = 1.0  # of every stage
-    w_task: float = 1.0  # weight of the recipe's task loss
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "stages", tuple(self.stages))  # JSON and YAML bring lists
-        if not self.stages or len(set(self.stages)) < len(self.stages) or not {*self.stages} <= {1, 2, 3, 4}:
-            raise ValueError(f"stages must be distinct numbers among 1, 2, 3 and 4, got {list(self.stages)}")
-        for name in ("weight", "w_task"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+    stages: Annotated[Stages, Field(min_length=1)] = (1, 2, 3, 4)  # which maps are compared
+    weight: NotNegative = 1.0  # of every stage
+    w_task: NotNegative = 1.0  # weight of the recipe's task loss
 
 
 def pooled(map_: Float[Tensor, "B D H W"], grid: tuple[int, int]) -> Float[Tensor, "B D h w"]:

@@ -10,10 +10,8 @@ Deviations: none known; `projector`, `ce_on` and the meaning of `cfm=False` are 
 Shapes: B batch, C classes, S stages, n sub-logits, D width, E projected width.
 """
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Literal, get_args, get_origin, get_type_hints
+from collections.abc import Mapping
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,11 +25,10 @@ from hkd.methods.parts.logits import class_index, same_classes
 from hkd.methods.parts.stage_projector import StageProjectors, initialise
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
-from hkd.registry import lookup
-from hkd.spec import FORBID
+from hkd.options import Few, NotNegative, Positive, Share, ShareBelow1, Stages, Switch, options, together
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class HCDConfig:
     """Options.
 
@@ -47,52 +44,33 @@ class HCDConfig:
         w_kd, w_hcd, w_ol: weights of the other terms.
     label_smoothing: of L_sub; None: L_sub is the recipe's loss, as the task loss always is.
     projector: as `StageProjectors` takes it; Swin students need `tokens`.
-
-    Raises ValueError for unknown choices and numbers out of range.
     """
 
-    __pydantic_config__ = FORBID
-    stages: Sequence[int] = (1, 2, 3, 4)
-    n: int = 4
-    cfm: bool = True
+    stages: Stages = (1, 2, 3, 4)
+    n: Few = 4
+    cfm: Switch = True
     cfm_hidden: Literal["teacher", "none"] = "teacher"
     concat: Literal["both", "student", "teacher"] = "both"
-    sdd: bool = True
-    ol: bool = True
-    kd_term: bool = True
-    fuse_teacher: bool = True
+    sdd: Switch = True
+    ol: Switch = True
+    kd_term: Switch = True
+    fuse_teacher: Switch = True
     ce_on: Literal["fused", "sub"] = "fused"
     ol_on: Literal["fused", "sub"] = "fused"
     ol_mask: Literal["zero", "drop", "neg1e6"] = "zero"
-    theta: float = 0.5
+    theta: Share = 0.5
     stage_reduce: Literal["sum", "mean"] = "sum"
-    detach_target: bool = False
-    tau: float = 1.0
-    w_gt: float = 1.0
-    w_kd: float = 1.0
-    w_hcd: float = 6.0
-    w_ol: float = 1.0
-    label_smoothing: float | None = None
+    detach_target: Switch = False
+    tau: Positive = 1.0
+    w_gt: NotNegative = 1.0
+    w_kd: NotNegative = 1.0
+    w_hcd: NotNegative = 6.0
+    w_ol: NotNegative = 1.0
+    label_smoothing: ShareBelow1 | None = None
     projector: Literal["auto", "cnn", "tokens"] = "auto"
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "stages", tuple(self.stages))  # JSON and YAML bring lists
-        for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal:
-                lookup(name, getattr(self, name), dict.fromkeys(get_args(hint)))
-        if not {*self.stages} <= {1, 2, 3, 4} or len({*self.stages}) < len(self.stages):
-            raise ValueError(f"stages must be different numbers among 1, 2, 3 and 4, got {self.stages}")
-        if self.n < 1:
-            raise ValueError(f"n must be at least 1, got {self.n}")
-        if not 0 <= self.theta <= 1:
-            raise ValueError(f"theta must lie in [0, 1], got {self.theta}")
-        if not 0 < self.tau < math.inf:
-            raise ValueError(f"tau must be positive, got {self.tau}")
-        weights = {field.name: getattr(self, field.name) for field in fields(self) if field.name.startswith("w_")}
-        if not all(0 <= weight < math.inf for weight in weights.values()):
-            raise ValueError(f"weights must be finite and not negative, got {weights}")
-        if self.label_smoothing is not None and not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing must lie in [0, 1), got {self.label_smoothing}")
+    @together
+    def _mapper(self) -> None:
         if not self.cfm and self.concat != "both":
             raise ValueError(f"concat={self.concat} chooses the mapper's input, and cfm is off: leave one out")
 

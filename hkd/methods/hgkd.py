@@ -17,11 +17,9 @@ Deviations: none known. Decided here: F is the teacher's last map after its fina
 Shapes: B batch, K queue entries, D the teacher's width, C the student's, H W grid, g side of the mask.
 """
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +34,7 @@ from hkd.methods.parts.feature_mimicking import to_grid
 from hkd.methods.parts.gathering import SHORTEST
 from hkd.methods.parts.logits import exact
 from hkd.methods.parts.masks import (
+    MaskConfig,
     active_mean,
     mask_batch,
     mask_grid,
@@ -49,8 +48,8 @@ from hkd.methods.parts.unet import UNetDecoder, initialise
 from hkd.models.sparse.modules import mask_at
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
-from hkd.registry import lookup
-from hkd.spec import FORBID, ModelCard, Recipe
+from hkd.options import Count, Few, NotNegative, Positive, ShareBelow1, Switch, options, together
+from hkd.spec import ModelCard, Recipe
 
 EPS = 1e-8  # in the denominator of Pearson's correlation
 NORM_EPS = 1e-6  # of the layer norm of teacher features
@@ -61,19 +60,15 @@ MIM = (
 ALONE = "hgkd needs a teacher with the role 'teacher', also with teacher_view=visible."
 
 
-@dataclass(frozen=True, kw_only=True)
-class HGKDConfig:
+@options
+class HGKDConfig(MaskConfig):
     """Every reading of the paper; the defaults are the one that was chosen for its table.
 
     w_sim, w_feat: weights of the two terms. One of weight 0 is not computed and has no parameters.
     queue_size, tau: K, and the temperature of both softmaxes.
-    mask_ratio, grid, mask_per: share of hidden cells; cells a side (None: positions a side of the student's last map,
-        which are 32-px cells for a ResNet-50 at any size); a mask for each image or one for the batch.
-    conv, backend: `sparse` computes visible positions only, by masked dense kernels, on rows or by spconv (`auto`: the
-        fastest); `dense` shows blackened images to an ordinary network (the ablation), whose maps need no mask tokens.
-    decoder, width: `unet` goes up to the student's finest map, `short` takes one step, `none` maps the last map to
-        the teacher's width and enlarges the result; W, the channels before the first block. The head's stride is the
-        ratio of the decoder's grid to the teacher's.
+    mask_ratio: share of hidden cells.
+    decoder: `unet` goes up to the student's finest map, `short` takes one step, `none` maps the last map to the
+        teacher's width and enlarges the result. The head's stride is the ratio of the decoder's grid to the teacher's.
     positions, target: where features are compared; layer-normalised teacher features (per position, no affine part)
         or raw ones.
     multi_scale: further 1x1 heads on all blocks' outputs against the teacher's map resized to each grid (averages of
@@ -84,47 +79,28 @@ class HGKDConfig:
         training image do not count.
     head_layers: linear maps in the embedding head; GELU between them.
     teacher_view: `full` images; or the `visible` cells only, where alone features then exist; `mim` is refused.
-
-    Raises ValueError for unknown choices, numbers out of range, and combinations that contradict each other.
     """
 
-    __pydantic_config__ = FORBID
-    w_sim: float = 1.0
-    w_feat: float = 1.0
-    queue_size: int = 50000
-    tau: float = 0.1
-    mask_ratio: float = 0.6
-    grid: int | None = None
-    mask_per: Literal["image", "batch"] = "image"
-    conv: Literal["sparse", "dense"] = "sparse"
-    backend: Literal["auto", "masked", "rows", "spconv"] = "auto"
+    w_sim: NotNegative = 1.0
+    w_feat: NotNegative = 1.0
+    queue_size: Count = 50000
+    tau: Positive = 0.1
+    mask_ratio: ShareBelow1 = 0.6
     decoder: Literal["unet", "short", "none"] = "unet"
-    width: int = 768
     positions: Literal["all", "masked", "visible"] = "all"
     target: Literal["norm", "raw"] = "norm"
-    multi_scale: bool = False
+    multi_scale: Switch = False
     sim_space: Literal["softmax", "raw"] = "softmax"
     queue_update: Literal["before", "after"] = "before"
     queue_content: Literal["teacher", "dual"] = "teacher"
-    exclude_self: bool = False
-    head_layers: int = 1
+    exclude_self: Switch = False
+    head_layers: Few = 1
     teacher_view: Literal["full", "visible", "mim"] = "full"
 
-    def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal:
-                lookup(name, getattr(self, name), dict.fromkeys(get_args(hint)))
-        if not (0 <= self.w_sim < math.inf and 0 <= self.w_feat < math.inf and self.w_sim + self.w_feat > 0):
-            raise ValueError(
-                f"w_sim and w_feat must be finite, not negative and not both 0, got {self.w_sim} and {self.w_feat}"
-            )
-        if not 0 < self.tau < math.inf:
-            raise ValueError(f"tau must be positive and finite, got {self.tau}")
-        if not 0 <= self.mask_ratio < 1:
-            raise ValueError(f"mask_ratio must be at least 0 and below 1, got {self.mask_ratio}")
-        for name in ("queue_size", "grid", "width", "head_layers"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+    @together
+    def _terms(self) -> None:
+        if not self.w_sim + self.w_feat:
+            raise ValueError("w_sim and w_feat must not both be 0")
         if self.teacher_view == "visible" and self.w_feat and (self.positions != "visible" or self.multi_scale):
             raise ValueError(
                 "teacher_view=visible has features at visible positions only: set positions to visible and multi_scale "

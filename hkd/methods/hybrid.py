@@ -23,14 +23,13 @@ with one table of relative positions (`hkd.models.families.hybrid_beit`); it lea
 Shapes: B batch, P prefix tokens, N = g * g patches, n kept ones, M = P + n, D width, h heads, d width of a head.
 """
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
+from pydantic import Field
 from torch import Tensor, nn
 
 from hkd.data.batch import Batch
@@ -49,17 +48,32 @@ from hkd.methods.parts.relations import (
     refuse_relations,
     relations,
 )
-from hkd.methods.parts.token_decoder import TokenDecoder, xavier
+from hkd.methods.parts.token_decoder import DecoderConfig, TokenDecoder, xavier
 from hkd.methods.parts.token_mask import gather_tokens, kept_after, redundant_mask, share_kept, with_prefix
 from hkd.models import FAMILIES
 from hkd.models.families.hybrid_vit import TokenTaps
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
-from hkd.registry import load, lookup
-from hkd.spec import FORBID, ModelCard, Recipe
+from hkd.options import (
+    Different,
+    Few,
+    NotNegative,
+    Positive,
+    ShareAbove0,
+    ShareBelow1,
+    ShareBetween,
+    Switch,
+    options,
+    together,
+)
+from hkd.registry import load
+from hkd.spec import ModelCard, Recipe
 
 EPS = 1e-6  # added to the variance of a target token
-SPANS: dict[str, Callable[[int, int], tuple[int, int]]] = {  # (depth, a quarter of it) -> first layer, number of layers
+Span = Literal["all", "front", "middle", "back", "last"]
+SPANS: dict[
+    Span, Callable[[int, int], tuple[int, int]]
+] = {  # (depth, a quarter of it) -> first layer, number of layers
     "all": lambda depth, quarter: (1, depth - 1),
     "front": lambda depth, quarter: (1, quarter),
     "middle": lambda depth, quarter: ((depth - quarter) // 2 + 1, quarter),
@@ -69,8 +83,8 @@ SPANS: dict[str, Callable[[int, int], tuple[int, int]]] = {  # (depth, a quarter
 ENCODERS = {"plain": "hybrid_vit", "asymmetric": "hybrid_beit"}  # families of the students
 
 
-@dataclass(frozen=True, kw_only=True)
-class HybridConfig:
+@options
+class HybridConfig(DecoderConfig):
     """Every switch of the paper's tables; the defaults are its method without the mask, as most tables have it.
 
     targets: what is learned from whom, the final features or (primed in the paper) what `late_target` says of late
@@ -103,80 +117,47 @@ class HybridConfig:
         are learned at hidden patches.
     mask_ratio: share of hidden patches in `masked` and `dbot`.
 
-    Raises ValueError for unknown choices, numbers out of range, a mask that leaves no token, and options that
-    contradict each other.
+    A mask that leaves no token and options that contradict each other are refused.
     """
 
-    __pydantic_config__ = FORBID
     targets: Literal["c", "m", "c+c", "m+m", "c+m"] = "c+m"
     late_target: Literal["relation", "msa", "feature", "both_last"] = "relation"
-    late_layers: tuple[int, ...] | str | None = None
-    depth: int = 12
-    alpha: float = 1.0
-    beta: float = 2.0
-    target_norm: bool = True
-    student_norm: bool = True
-    class_token: bool = True
+    late_layers: Annotated[tuple[Few, ...], Field(min_length=1), Different] | Span | None = None
+    depth: Few = 12
+    alpha: NotNegative = 1.0
+    beta: Positive = 2.0
+    target_norm: Switch = True
+    student_norm: Switch = True
+    class_token: Switch = True
     relation_scale: Literal["raw", "1/sqrt(d)"] = "raw"
-    relation_heads: int | None = None
+    relation_heads: Few | None = None
     mask: Literal["none", "random", "direct", "progressive"] = "none"
-    drop: float = 0.3
-    keep: float = 0.35
+    drop: ShareBelow1 = 0.3
+    keep: ShareAbove0 = 0.35
     mask_tokens: Literal["block", "normed"] = "block"
     decoder: Literal["none", "linear", "attn1", "attn2", "attn4", "attn8"] = "none"
-    decoder_width: int = 512
-    decoder_heads: int = 16
     encoder: Literal["plain", "asymmetric"] = "plain"
     task: Literal["direct", "masked", "dbot"] = "direct"
-    mask_ratio: float = 0.75
+    mask_ratio: ShareBetween = 0.75
 
-    def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal:
-                lookup(name, getattr(self, name), dict.fromkeys(get_args(hint)))
-        if not 0 <= self.alpha < math.inf or not 0 < self.beta < math.inf:
-            raise ValueError(
-                f"alpha must not be negative, beta must be positive, both finite, got {self.alpha} and {self.beta}"
-            )
-        if not 0 <= self.drop < 1:
-            raise ValueError(f"drop must be at least 0 and below 1, which would leave no token, got {self.drop}")
-        if not 0 < self.keep <= 1:
-            raise ValueError(f"keep must be above 0, which would leave no token, and at most 1, got {self.keep}")
-        if not 0 < self.mask_ratio < 1:
-            raise ValueError(f"mask_ratio must be above 0 and below 1, got {self.mask_ratio}")
-        for name in ("depth", "relation_heads", "decoder_width", "decoder_heads"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.decoder_width % 4 or self.decoder_width % self.decoder_heads:
-            raise ValueError(
-                f"decoder_width must be a multiple of 4 and of decoder_heads, got {self.decoder_width} and "
-                f"{self.decoder_heads}"
-            )
-        self._check_late()
-        self._check_mask()
-        if self.encoder == "asymmetric" and late_role(self) and self.late_target in ("relation", "msa"):
-            raise ValueError(
-                f"late_target={self.late_target} reads queries and keys, which encoder=asymmetric does not give: set "
-                f"late_target to feature or both_last, targets to c or m, or alpha to 0.0"
-            )
-
-    def _check_late(self) -> None:
-        if isinstance(self.late_layers, str):
-            lookup("late_layers", self.late_layers, SPANS)
-        elif self.late_layers is not None:
-            inside = all(1 <= layer <= self.depth for layer in self.late_layers)
-            if not self.late_layers or not inside or len(set(self.late_layers)) < len(self.late_layers):
-                raise ValueError(
-                    f"late_layers must be different layers from 1 to depth ({self.depth}), got {self.late_layers}"
-                )
+    @together
+    def _late(self) -> None:
+        if isinstance(self.late_layers, tuple) and max(self.late_layers) > self.depth:
+            raise ValueError(f"late_layers must be layers from 1 to depth ({self.depth}), got {self.late_layers}")
         if self.late_layers is not None and self.late_target == "both_last":
             raise ValueError("late_target=both_last is about the last layer: leave late_layers out")
         if self.late_layers is None and self.depth < 3 and late_role(self) and self.late_target != "both_last":
             raise ValueError(f"the two layers before the last need a depth of at least 3, got {self.depth}")
         if self.late_target == "feature" and not self.target_norm and late_role(self):
             raise ValueError("late_target=feature is known up to each token's mean and scale: leave target_norm on")
+        if self.encoder == "asymmetric" and late_role(self) and self.late_target in ("relation", "msa"):
+            raise ValueError(
+                f"late_target={self.late_target} reads queries and keys, which encoder=asymmetric does not give: set "
+                f"late_target to feature or both_last, targets to c or m, or alpha to 0.0"
+            )
 
-    def _check_mask(self) -> None:
+    @together
+    def _masks(self) -> None:
         if self.mask in ("direct", "progressive") and self.targets in ("c", "c+c"):
             raise ValueError(
                 f"mask={self.mask} looks at the tokens of the teacher 'relations', which targets={self.targets} has "

@@ -6,7 +6,6 @@ Shapes: B batch, C classes.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -15,23 +14,16 @@ from torch import Tensor
 from hkd.data.batch import Batch
 from hkd.methods.base import Method, Needs
 from hkd.models.taps import Taps, Want
-from hkd.spec import FORBID
+from hkd.options import NotNegative, Positive, options
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class KDConfig:
-    """Raises ValueError unless tau > 0 and both weights are at least 0."""
+    """Options."""
 
-    __pydantic_config__ = FORBID
-    tau: float = 1.0  # softmax temperature
-    w_task: float = 1.0  # weight of the recipe's task loss
-    w_kd: float = 1.0  # weight of the distillation loss
-
-    def __post_init__(self) -> None:
-        if not self.tau > 0:
-            raise ValueError(f"tau must be positive, got {self.tau}")
-        if not (self.w_task >= 0 and self.w_kd >= 0):
-            raise ValueError(f"w_task and w_kd must not be negative, got {self.w_task} and {self.w_kd}")
+    tau: Positive = 1.0  # softmax temperature
+    w_task: NotNegative = 1.0  # weight of the recipe's task loss
+    w_kd: NotNegative = 1.0  # weight of the distillation loss
 
 
 def kd_loss(logits_s: Float[Tensor, "B C"], logits_t: Float[Tensor, "B C"], *, tau: float) -> Float[Tensor, ""]:

@@ -16,7 +16,6 @@ S = g * p.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,36 +35,23 @@ from hkd.methods.parts.patches import (
     square_patches,
     unpatchify,
 )
+from hkd.methods.parts.token_decoder import DecoderConfig
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps
-from hkd.spec import FORBID, ModelCard, Recipe
+from hkd.options import Few, ShareBetween, Size, Switch, options
+from hkd.spec import ModelCard, Recipe
 
 EPS = 1e-6  # added to the variance of a patch
 
 
-@dataclass(frozen=True, kw_only=True)
-class MAEConfig:
-    """Raises ValueError unless mask_ratio is in (0, 1), sizes are at least 1 and decoder_width is a multiple of 4 and
-    of decoder_heads."""
+@options
+class MAEConfig(DecoderConfig):
+    """Options."""
 
-    __pydantic_config__ = FORBID
-    mask_ratio: float = 0.75  # share of hidden patches
-    image_size: int = 224  # px a side: of the images as the student sees them, which its card must say too
-    decoder_width: int = 512
-    decoder_depth: int = 8
-    decoder_heads: int = 16
-    norm_pix: bool = True  # predict pixels normalised by the mean and deviation of their patch
-
-    def __post_init__(self) -> None:
-        if not 0 < self.mask_ratio < 1:
-            raise ValueError(f"mask_ratio must be above 0 and below 1, got {self.mask_ratio}")
-        if min(self.image_size, self.decoder_width, self.decoder_depth, self.decoder_heads) < 1:
-            raise ValueError("image_size, decoder_width, decoder_depth and decoder_heads must be at least 1")
-        if self.decoder_width % 4 or self.decoder_width % self.decoder_heads:
-            raise ValueError(
-                f"decoder_width must be a multiple of 4 and of decoder_heads, got {self.decoder_width} and "
-                f"{self.decoder_heads}"
-            )
+    mask_ratio: ShareBetween = 0.75  # share of hidden patches
+    image_size: Size = 224  # px a side: of the images as the student sees them, which its card must say too
+    decoder_depth: Few = 8
+    norm_pix: Switch = True  # predict pixels normalised by the mean and deviation of their patch
 
 
 def patch_statistics(patches: Float[Tensor, "B N V"]) -> tuple[Float[Tensor, "B N 1"], Float[Tensor, "B N 1"]]:

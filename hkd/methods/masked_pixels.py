@@ -13,8 +13,7 @@ Shapes: B batch, S side of the image in px, g side of the mask, c side of a cell
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -25,42 +24,32 @@ from hkd.errors import Refused
 from hkd.methods.base import Criterion, Method, Needs
 from hkd.methods.mae import mae_loss, patch_statistics
 from hkd.methods.parts.logits import exact
-from hkd.methods.parts.masks import mask_batch, mask_grid, refuse_student, stage_maps, stage_shapes, visible_cells
+from hkd.methods.parts.masks import (
+    MaskConfig,
+    mask_batch,
+    mask_grid,
+    refuse_student,
+    stage_maps,
+    stage_shapes,
+    visible_cells,
+)
 from hkd.methods.parts.patches import patchify, unpatchify
 from hkd.methods.parts.unet import UNetDecoder, initialise
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
-from hkd.registry import lookup
-from hkd.spec import FORBID, ModelCard, Recipe
+from hkd.options import ShareBetween, Size, options
+from hkd.spec import ModelCard, Recipe
 
 
-@dataclass(frozen=True, kw_only=True)
-class MaskedPixelsConfig:
-    """As HGKDConfig, where the names are the same.
+@options
+class MaskedPixelsConfig(MaskConfig):
+    """mask_ratio: share of hidden cells.
 
     image_size: side in px of the images the student sees, which must be its card's; the decoder ends there.
-
-    Raises ValueError for unknown choices and numbers out of range.
     """
 
-    __pydantic_config__ = FORBID
-    image_size: int = 224
-    mask_ratio: float = 0.6
-    grid: int | None = None
-    mask_per: Literal["image", "batch"] = "image"
-    conv: Literal["sparse", "dense"] = "sparse"
-    backend: Literal["auto", "masked", "rows", "spconv"] = "auto"
-    width: int = 768
-
-    def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal:
-                lookup(name, getattr(self, name), dict.fromkeys(get_args(hint)))
-        if not 0 < self.mask_ratio < 1:
-            raise ValueError(f"mask_ratio must lie between 0 and 1, got {self.mask_ratio}")
-        for name in ("image_size", "grid", "width"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+    image_size: Size = 224
+    mask_ratio: ShareBetween = 0.6
 
 
 class MaskedPixels(Method):

@@ -16,7 +16,6 @@ Shapes: B batch, V = 2 B views, D width.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,42 +25,25 @@ from torch import Tensor
 
 from hkd.data.batch import Batch
 from hkd.methods.base import Criterion, Method, Needs, Samples
-from hkd.methods.parts.views import check_views, everyone, head, refuse_student, two_views, unit
+from hkd.methods.parts.views import ViewConfig, everyone, head, refuse_student, two_views, unit
 from hkd.models.families.view_vit import MovingAverage, ViewTaps
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps
-from hkd.spec import FORBID, ModelCard, Recipe
+from hkd.options import Positive, Share, Size, Switch, options
+from hkd.spec import ModelCard, Recipe
 
 
-@dataclass(frozen=True, kw_only=True)
-class MoCoConfig:
+@options
+class MoCoConfig(ViewConfig):
     """tau: temperature. momentum: m at the start; rises: to 1 at the end, else m stays. hidden, width: of projection
-    (three linear maps) and prediction (two). The rest draws views (see `hkd.methods.parts.views.augmented`).
-
-    Raises ValueError unless tau > 0, momentum is in [0, 1], sizes are at least 1 and strengths are in range.
+    (three linear maps) and prediction (two).
     """
 
-    __pydantic_config__ = FORBID
-    tau: float = 0.2
-    momentum: float = 0.99
-    rises: bool = True
-    hidden: int = 4096
-    width: int = 256
-    crop: tuple[float, float] = (0.08, 1.0)
-    flip: bool = False  # digits must not be mirrored
-    jitter: float = 0.4
-    colour: float = 0.2
-    noise: float = 0.0
-    erasing: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not self.tau > 0:
-            raise ValueError(f"tau must be positive, got {self.tau}")
-        if not 0 <= self.momentum <= 1:
-            raise ValueError(f"momentum must be between 0 and 1, got {self.momentum}")
-        if min(self.hidden, self.width) < 1:
-            raise ValueError(f"hidden and width must be at least 1, got {self.hidden} and {self.width}")
-        check_views(self)
+    tau: Positive = 0.2
+    momentum: Share = 0.99
+    rises: Switch = True
+    hidden: Size = 4096
+    width: Size = 256
 
 
 def info_nce(q: Float[Tensor, "B D"], k: Float[Tensor, "B D"], *, tau: float) -> Float[Tensor, ""]:

@@ -8,9 +8,7 @@ Deviations: projectors on small grids, see `hkd.methods.parts.stage_projector`.
 Shapes: B batch, C classes, S stages, E projected width.
 """
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -24,11 +22,10 @@ from hkd.methods.parts.logits import class_index, same_classes
 from hkd.methods.parts.stage_projector import StageProjectors, initialise
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
-from hkd.registry import lookup
-from hkd.spec import FORBID
+from hkd.options import NotNegative, Positive, Stages, options, together
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class OFAConfig:
     """Options.
 
@@ -38,37 +35,22 @@ class OFAConfig:
     tau: softmax temperature of both sides. w_task, w_ofa, w_kd: weights of the task loss, of the stages' losses
         (summed over stages) and of the same loss on the final logits, which stands in KD's place.
     projector: as `StageProjectors` takes it; Swin students need `tokens`.
-
-    Raises ValueError for unknown choices and numbers out of range.
     """
 
-    __pydantic_config__ = FORBID
-    stages: Sequence[int] = (1, 2, 3, 4)
+    stages: Stages = (1, 2, 3, 4)
     form: Literal["code", "paper"] = "code"
-    eps: Sequence[float] = (1.0,)
-    eps_logits: float = 1.0
-    tau: float = 1.0
-    w_task: float = 1.0
-    w_ofa: float = 1.0
-    w_kd: float = 1.0
+    eps: tuple[Positive, ...] = (1.0,)
+    eps_logits: Positive = 1.0
+    tau: Positive = 1.0
+    w_task: NotNegative = 1.0
+    w_ofa: NotNegative = 1.0
+    w_kd: NotNegative = 1.0
     projector: Literal["auto", "cnn", "tokens"] = "auto"
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "stages", tuple(self.stages))  # JSON and YAML bring lists
-        object.__setattr__(self, "eps", tuple(self.eps))
-        if not {*self.stages} <= {1, 2, 3, 4} or len({*self.stages}) < len(self.stages):
-            raise ValueError(f"stages must be different numbers among 1, 2, 3 and 4, got {self.stages}")
-        lookup("form", self.form, dict.fromkeys(("code", "paper")))
-        lookup("projector", self.projector, dict.fromkeys(("auto", "cnn", "tokens")))
+    @together
+    def _powers(self) -> None:
         if len(self.eps) not in (1, len(self.stages)):
             raise ValueError(f"eps needs one value, or one for each of {len(self.stages)} stages, got {self.eps}")
-        if not all(0 < eps < math.inf for eps in (*self.eps, self.eps_logits)):
-            raise ValueError(f"eps and eps_logits must be positive, got {self.eps} and {self.eps_logits}")
-        if not 0 < self.tau < math.inf:
-            raise ValueError(f"tau must be positive, got {self.tau}")
-        weights = {name: getattr(self, name) for name in ("w_task", "w_ofa", "w_kd")}
-        if not all(0 <= weight < math.inf for weight in weights.values()):
-            raise ValueError(f"weights must be finite and not negative, got {weights}")
 
 
 def ofa_loss(

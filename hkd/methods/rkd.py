@@ -11,7 +11,6 @@ Shapes: B batch, D width.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,26 +23,20 @@ from hkd.data.batch import Batch
 from hkd.methods.base import Method, Needs
 from hkd.methods.parts.logits import exact, several_samples
 from hkd.models.taps import Taps, Want
-from hkd.spec import FORBID
+from hkd.options import NotNegative, options
 
 NEAREST = 1e-12  # squared distance below which two samples are one
 ROUNDING = 64 * torch.finfo(torch.float64).eps  # of a squared distance, relative to the squared lengths it comes from
 CPU_BLOCK, GPU_BLOCK = 2**16, 2**22  # elements of [anchors, B, B] at a time: what a CPU's cache holds, what fills a GPU
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class RKDConfig:
-    """Raises ValueError for a negative weight."""
+    """Options."""
 
-    __pydantic_config__ = FORBID
-    w_distance: float = 25.0
-    w_angle: float = 50.0
-    w_task: float = 1.0  # weight of the recipe's task loss
-
-    def __post_init__(self) -> None:
-        for name in ("w_distance", "w_angle", "w_task"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+    w_distance: NotNegative = 25.0
+    w_angle: NotNegative = 50.0
+    w_task: NotNegative = 1.0  # weight of the recipe's task loss
 
 
 def gram(features: Float[Tensor, "B D"]) -> Float[Tensor, "B B"]:

@@ -18,14 +18,13 @@ are put on the taps of a Swin student. `ScaleKDConfig` has options for what the 
 Shapes: B batch, C classes, D width, H W grid, N = H * W teacher positions.
 """
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Literal, get_args, get_origin, get_type_hints
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 
 from hkd.data.batch import Batch
@@ -36,11 +35,12 @@ from hkd.methods.parts.feature_mimicking import mimic_loss, to_tokens
 from hkd.models import FAMILIES
 from hkd.models.tap_model import Tail, Teacher
 from hkd.models.taps import TapInfo, Taps, Want
+from hkd.options import Different, Few, NotNegative, Positive, Share, Switch, Whole, options, together
 from hkd.registry import load, lookup
-from hkd.spec import FORBID, ModelCard, Recipe
+from hkd.spec import ModelCard, Recipe
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class ScaleKDConfig:
     """Every switch of the paper's tables; the defaults are its full method. With `stages=()` and `kd=False` nothing is
     left but the task loss.
@@ -69,57 +69,34 @@ class ScaleKDConfig:
     vit_tail: blocks in the tail of a plain transformer; None: the last 2. s4_tail: this many last blocks (and final
         norm) also follow the projector of stage 4, one reading of the repository's helper for plain transformers.
 
-    Raises ValueError for unknown choices, numbers out of range, and combinations in which a switch would do nothing.
+    Combinations in which a switch would do nothing are refused.
     """
 
-    __pydantic_config__ = FORBID
-    stages: Sequence[Literal["s3", "s4"]] = ("s3", "s4")
+    stages: Annotated[tuple[Literal["s3", "s4"], ...], Different] = ("s3", "s4")
     projector: Literal["conv1x1", "conv3x3_bn_relu", "cap_no_pos", "cap"] = "cap"
     dfm: Literal["off", "orig_only", "alt_only", "two_orig", "full"] = "full"
     tpp: Literal["off", "mimic_only", "query_only", "full"] = "full"
-    kd: bool = True
-    alpha: float = 0.5
-    tau: float = 1.0
-    heads_s3: int = 8
-    heads_s4: int = 8
-    scale_s3: float = 5.0
-    scale_s4: float = 5.0
+    kd: Switch = True
+    alpha: Share = 0.5
+    tau: Positive = 1.0
+    heads_s3: Few = 8
+    heads_s4: Few = 8
+    scale_s3: Positive = 5.0
+    scale_s4: Positive = 5.0
     norm: Literal["batch", "layer"] = "batch"
-    w_orig: float | None = None
-    w_alt: float | None = None
-    s4_w_orig: float | None = None
-    s4_w_alt: float | None = None
-    beta: float | None = None
-    lambda_: float | None = None
+    w_orig: NotNegative | None = None
+    w_alt: NotNegative | None = None
+    s4_w_orig: NotNegative | None = None
+    s4_w_alt: NotNegative | None = None
+    beta: Share | None = None
+    lambda_: NotNegative | None = None
     s4_tap: Literal["final", "raw"] = "final"
     teacher_mode: Literal["eval", "train"] = "eval"
-    vit_tail: int | None = None
-    s4_tail: int = 0
+    vit_tail: Few | None = None
+    s4_tail: Annotated[Whole, Field(le=1024)] = 0
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "stages", tuple(self.stages))  # JSON and YAML bring lists
-        for stage in self.stages:
-            lookup("stage", stage, {"s3": None, "s4": None})
-        for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal:
-                lookup(name, getattr(self, name), dict.fromkeys(get_args(hint)))
-        if len(set(self.stages)) < len(self.stages):
-            raise ValueError(f"stages names one twice: {self.stages}")
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha must lie in [0, 1], got {self.alpha}")
-        if not min(self.tau, self.scale_s3, self.scale_s4) > 0:
-            raise ValueError(f"tau and scales must be positive, got {self.tau}, {self.scale_s3}, {self.scale_s4}")
-        if (
-            min(self.heads_s3, self.heads_s4) < 1
-            or (self.vit_tail is not None and self.vit_tail < 1)
-            or self.s4_tail < 0
-        ):
-            raise ValueError("heads and vit_tail must be at least 1, and s4_tail at least 0")
-        weights = {field.name: getattr(self, field.name) for field in fields(self) if "w_" in field.name}
-        if any(value is not None and not 0 <= value < math.inf for value in (*weights.values(), self.lambda_)):
-            raise ValueError(f"weights must be finite and not negative, got {weights} and lambda_ {self.lambda_}")
-        if self.beta is not None and not 0 <= self.beta <= 1:
-            raise ValueError(f"beta must lie in [0, 1], got {self.beta}")
+    @together
+    def _switches(self) -> None:
         if (self.beta, self.lambda_) != (None, None) and (self.w_orig, self.w_alt) != (None, None):
             raise ValueError("beta and lambda_ set the same weights as w_orig and w_alt: give one pair")
         if "s3" in self.stages and self.tpp == "off" and "s4" not in self.stages:

@@ -11,7 +11,6 @@ labels. Shapes: B batch, V = 2 B views, D width.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,37 +20,20 @@ from torch import Tensor
 
 from hkd.data.batch import Batch
 from hkd.methods.base import Criterion, Method, Needs
-from hkd.methods.parts.views import check_views, everyone, head, refuse_student, two_views, unit
+from hkd.methods.parts.views import ViewConfig, everyone, head, refuse_student, two_views, unit
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps
-from hkd.spec import FORBID, ModelCard, Recipe
+from hkd.options import Positive, Size, options
+from hkd.spec import ModelCard, Recipe
 
 
-@dataclass(frozen=True, kw_only=True)
-class SimCLRConfig:
-    """tau: temperature. hidden, width: of the projection; None: the student's own width. The rest draws views (see
-    `hkd.methods.parts.views.augmented`).
+@options
+class SimCLRConfig(ViewConfig):
+    """tau: temperature. hidden, width: of the projection; None: the student's own width."""
 
-    Raises ValueError unless tau > 0, sizes are at least 1 and strengths are in range.
-    """
-
-    __pydantic_config__ = FORBID
-    tau: float = 0.1
-    hidden: int | None = None
-    width: int = 128
-    crop: tuple[float, float] = (0.08, 1.0)
-    flip: bool = False  # digits must not be mirrored
-    jitter: float = 0.4
-    colour: float = 0.2
-    noise: float = 0.0
-    erasing: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not self.tau > 0:
-            raise ValueError(f"tau must be positive, got {self.tau}")
-        if self.width < 1 or (self.hidden is not None and self.hidden < 1):
-            raise ValueError(f"hidden and width must be at least 1, got {self.hidden} and {self.width}")
-        check_views(self)
+    tau: Positive = 0.1
+    hidden: Size | None = None
+    width: Size = 128
 
 
 def nt_xent(z: Float[Tensor, "V D"], *, tau: float) -> Float[Tensor, ""]:

@@ -4,30 +4,22 @@ Shapes: B batch, C classes.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from torch import Tensor
 
 from hkd.data.batch import Batch
 from hkd.methods.base import Method, Needs
 from hkd.models.taps import Taps
-from hkd.spec import FORBID
-
-
-@dataclass(frozen=True, kw_only=True)
-class SupervisedConfig:
-    """Nothing to set."""
-
-    __pydantic_config__ = FORBID
+from hkd.options import NoOptions
 
 
 class Supervised(Method):
     """`task`: the criterion on the student's logits. No teacher, no parameters."""
 
-    Config = SupervisedConfig
+    Config = NoOptions
 
     @classmethod
-    def needs(cls, config: SupervisedConfig) -> Needs:
+    def needs(cls, config: NoOptions) -> Needs:
         """Nothing beyond the logits."""
         return Needs()
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +17,8 @@ from hkd.downstream.backbone import Backbone
 from hkd.downstream.coco_ap import AveragePrecision, CocoAP, Kind
 from hkd.downstream.detector import Detector, DetectorOptions
 from hkd.files import atomic_write
-from hkd.registry import configured
-from hkd.spec import FORBID, RunSpec
+from hkd.options import configured, options
+from hkd.spec import RunSpec
 from hkd.tasks.dense import DenseStep, restore_dense, run_dense
 from hkd.tasks.launch import task
 from hkd.training.job import Job, Outcome, Runtime
@@ -32,18 +31,12 @@ NOTHING = (
 )  # boxes, scores, labels
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class DetectOptions(DetectorOptions, ViewOptions):
     """Options of the task: sizes of the detector, and how training images are shown."""
 
-    __pydantic_config__ = FORBID
 
-    def __post_init__(self) -> None:
-        DetectorOptions.__post_init__(self)
-        ViewOptions.__post_init__(self)
-
-
-@task
+@task(DetectOptions)
 def detect(job: Job) -> Outcome:
     """The task: train a detector and measure it.
 

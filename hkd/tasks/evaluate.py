@@ -14,6 +14,7 @@ from hkd.errors import UserError
 from hkd.files import atomic_write
 from hkd.models.tap_model import TapModel
 from hkd.models.weights import save_weights
+from hkd.options import NoOptions
 from hkd.tasks.launch import task
 from hkd.training.cost import Meter
 from hkd.training.distributed import make_fabric, reduce
@@ -23,7 +24,7 @@ from hkd.training.job import Job, Outcome
 log = logging.getLogger(__name__)
 
 
-@task
+@task(NoOptions)
 def evaluate(job: Job) -> Outcome:
     """The task: top-1 accuracy of the student that `spec.init` names, which is left in the folder like a trained one.
 

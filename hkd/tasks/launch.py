@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 
 from hkd.errors import Diverged, Refused, UserError
 from hkd.files import atomic_write
+from hkd.options import configured
 from hkd.spec import RunSpec
 from hkd.training.distributed import under_torchrun
 from hkd.training.job import Job, Outcome, Report, Runtime
@@ -31,15 +32,20 @@ POLL_S = 0.2
 Task = Callable[[Job], Outcome]
 
 
-def task(function: Task) -> Task:
-    """Make a task of a function that carries out one process's part of a run."""
+def task(config: type) -> Callable[[Task], Task]:
+    """Make a task of a function that carries out one process's part of a run. config: class of the task's options."""
 
-    @wraps(function)
-    def run(job: Job) -> Outcome:
-        several = job.runtime.processes > 1 and not under_torchrun()
-        return launch(job) if several else function(job)
+    def made(function: Task) -> Task:
+        @wraps(function)
+        def run(job: Job) -> Outcome:
+            configured(config, f"Task '{job.spec.task}'", job.spec.task_options)
+            several = job.runtime.processes > 1 and not under_torchrun()
+            return launch(job) if several else function(job)
 
-    return run
+        run.Config = config  # type: ignore[attr-defined]
+        return run
+
+    return made
 
 
 def launch(job: Job) -> Outcome:

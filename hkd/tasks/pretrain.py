@@ -15,6 +15,7 @@ from hkd.data.loading.loader import Loader
 from hkd.errors import UserError
 from hkd.methods.base import Method
 from hkd.models.tap_model import Teacher
+from hkd.options import NoOptions
 from hkd.tasks.launch import task
 from hkd.tasks.train import build
 from hkd.training.cache import make_teachers
@@ -26,7 +27,7 @@ from hkd.training.session import Built, train_run
 from hkd.training.step import Training
 
 
-@task
+@task(NoOptions)
 def pretrain(job: Job) -> Outcome:
     """Train the model of a spec on data without labels, or go on where an interrupted run stopped.
 

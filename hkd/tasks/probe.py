@@ -3,8 +3,6 @@
 Shapes: N images, D feature width, C classes.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -16,8 +14,7 @@ from hkd.data.base import Split
 from hkd.data.loading.loader import Loader
 from hkd.errors import UserError
 from hkd.models.tap_model import Teacher
-from hkd.registry import configured
-from hkd.spec import FORBID
+from hkd.options import Positive, configured, options
 from hkd.tasks.evaluate import write_predictions
 from hkd.tasks.launch import task
 from hkd.training.cost import Meter
@@ -26,19 +23,14 @@ from hkd.training.inputs import evaluation_split, give_weights, open_data
 from hkd.training.job import Job, Outcome, Runtime
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class ProbeOptions:
-    """Options of the task. Raises ValueError unless l2 > 0."""
+    """Options of the task."""
 
-    __pydantic_config__ = FORBID
-    l2: float = 1e-3  # penalty on the squared weights of standardised features; the loss is a mean over images
-
-    def __post_init__(self) -> None:
-        if not self.l2 > 0:
-            raise ValueError(f"l2 must be positive, got {self.l2}")
+    l2: Positive = 1e-3  # penalty on the squared weights of standardised features; the loss is a mean over images
 
 
-@task
+@task(ProbeOptions)
 def probe(job: Job) -> Outcome:
     """Top-1 accuracy of a linear classifier on the frozen features of the model that `spec.init` names.
 

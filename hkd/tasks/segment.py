@@ -6,10 +6,9 @@ Shapes: B images of one size, C classes, H W sides of an image in px, N images o
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ import torch.distributed
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from lightning_fabric import Fabric
+from pydantic import Field
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
@@ -27,8 +27,8 @@ from hkd.downstream.miou import Confusion, MeanIoU
 from hkd.downstream.segmenter import Segmenter, resized, root_weights
 from hkd.errors import UserError
 from hkd.files import atomic_write
-from hkd.registry import configured
-from hkd.spec import FORBID, RunSpec
+from hkd.options import Factor, Few, NotNegative, Rising, ShareBelow1, Size, configured, options, together
+from hkd.spec import RunSpec
 from hkd.tasks.dense import DenseStep, run_dense
 from hkd.tasks.launch import task
 from hkd.training.distributed import reduce
@@ -38,50 +38,30 @@ BACKGROUND = "background"  # a class of this name is left out of foreground_miou
 PREDICTIONS = "maps.npz"
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class SegmentOptions(ViewOptions):
-    """Options of the task.
+    """Options of the task."""
 
-    Raises ValueError for values that cannot be.
-    """
-
-    __pydantic_config__ = FORBID
-    scale: tuple[float, float] = (0.5, 2.0)
-    crop: int | None = 512
+    scale: Annotated[tuple[Factor, Factor], Rising] = (0.5, 2.0)
+    crop: Size | None = 512
     head: Literal["upernet", "fpn"] = "upernet"
-    width: int = 512  # channels of the head
-    pool_scales: tuple[int, ...] = (1, 2, 3, 6)  # of UperNet: sides of the pooled maps
-    pyramid: tuple[float, ...] = (4.0, 2.0, 1.0, 0.5)  # what the maps of a plain transformer are rescaled by
+    width: Size = 512  # channels of the head
+    pool_scales: Annotated[tuple[Few, ...], Field(min_length=1)] = (1, 2, 3, 6)  # of UperNet: sides of the pooled maps
+    pyramid: tuple[Factor, ...] = (4.0, 2.0, 1.0, 0.5)  # what the maps of a plain transformer are rescaled by
     loss: Literal["plain", "sqrt"] = "plain"  # sqrt: classes weigh their frequency^-1/2 in the training maps
-    auxiliary: float = 0.4  # weight of the auxiliary head; 0: none
-    dropout: float = 0.1  # of channels before the classifiers
+    auxiliary: NotNegative = 0.4  # weight of the auxiliary head; 0: none
+    dropout: ShareBelow1 = 0.1  # of channels before the classifiers
     evaluation: Literal["whole", "slide"] = "whole"  # slide: mean of the logits of overlapping windows
-    window: int = 512  # px: side of a sliding window
-    stride: int = 341  # px between windows
+    window: Size = 512  # px: side of a sliding window
+    stride: Size = 341  # px between windows
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, known in (
-            ("head", ("upernet", "fpn")),
-            ("loss", ("plain", "sqrt")),
-            ("evaluation", ("whole", "slide")),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        for name in ("width", "window", "stride"):
-            if not (type(getattr(self, name)) is int and getattr(self, name) >= 1):
-                raise ValueError(f"{name} must be a whole number of at least 1, got {getattr(self, name)!r}")
-        if not self.pool_scales or any(type(side) is not int or side < 1 for side in self.pool_scales):
-            raise ValueError(f"pool_scales must be whole numbers of at least 1, got {list(self.pool_scales)}")
-        if self.auxiliary < 0:
-            raise ValueError(f"auxiliary must be a weight of at least 0, got {self.auxiliary}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+    @together
+    def _windows(self) -> None:
         if self.stride > self.window:
             raise ValueError(f"stride {self.stride} would leave pixels between windows of {self.window} px")
 
 
-@task
+@task(SegmentOptions)
 def segment(job: Job) -> Outcome:
     """Train a backbone with a segmentation head, or go on where an interrupted run stopped, and evaluate it.
 

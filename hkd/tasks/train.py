@@ -16,6 +16,7 @@ from hkd.methods import METHODS
 from hkd.methods.base import Method, Needs, Samples
 from hkd.models.tap_model import TapModel, Teacher
 from hkd.models.weights import load_weights, read_weights
+from hkd.options import NoOptions, configured
 from hkd.spec import MethodSpec, Recipe, RunSpec
 from hkd.tasks.evaluate import measure
 from hkd.tasks.launch import task
@@ -30,7 +31,7 @@ from hkd.training.step import TapStep, Training
 log = logging.getLogger(__name__)
 
 
-@task
+@task(NoOptions)
 def train(job: Job) -> Outcome:
     """Train the student of a spec, or go on where an interrupted run stopped.
 
@@ -118,9 +119,7 @@ def make_method(
         UserError: unknown method or option, or a value the method refuses.
     """
     kind: type[Method] = registry.load(registry.lookup("method", spec.name, METHODS))
-    config = registry.configured(  # type: ignore[var-annotated]
-        kind.Config, f"Method '{spec.name}'", spec.options
-    )
+    config: Any = configured(kind.Config, f"Method '{spec.name}'", spec.options)
     needs = kind.needs(config)
     for role in needs.teachers:
         if role not in teachers:

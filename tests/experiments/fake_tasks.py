@@ -12,20 +12,17 @@ from pathlib import Path
 
 from experiments.planning.plan import Plan, PlannedRun
 from hkd.errors import Diverged, Refused, UserError
+from hkd.options import NotNegative, options
 from hkd.spec import DataSpec, MethodSpec, ModelCard, Recipe, RunSpec, TeacherSpec, Weights
 
 STUDENT = ModelCard(name="student", family="resnet", arch="resnet18", gmacs=0.001, params_m=0.01)
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class FakeConfig:
     do: str = "train"  # what the task does
-    seconds: float = 0.0
+    seconds: NotNegative = 0.0
     file: str = ""  # something on disk that `do` looks at
-
-    def __post_init__(self) -> None:
-        if self.seconds < 0:
-            raise ValueError(f"seconds must not be negative, got {self.seconds}")
 
 
 class FakeMethod:

@@ -233,7 +233,7 @@ def test_an_unknown_option_names_the_nearest(store):
 
 
 def test_an_impossible_option_is_the_users_mistake(store):
-    with pytest.raises(UserError, match="Method 'fake': seconds must not be negative"):
+    with pytest.raises(UserError, match="Method 'fake': seconds must be greater than or equal to 0, got -1"):
         execute(store, fake_run("a", seconds=-1.0))
 
 

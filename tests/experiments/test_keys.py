@@ -194,7 +194,3 @@ def test_a_proof_on_one_kind_of_device_says_nothing_of_another(library):
     path = library.path / "methods" / "kd.py"
     path.write_text("# a comment\n" + path.read_text())
     assert library.key(kind="cuda") == before
-
-
-def test_options_of_a_method_are_read_without_importing_it():
-    assert keys.config_fields("kd")["tau"] == "float"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.planning.params import Params, load_params
+from experiments.planning.schema import Params, load_params
 from hkd.errors import UserError
 
 
@@ -28,11 +28,14 @@ def test_null_is_the_default(tmp_path):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("profile: laptop\nseds: 3\n", r"^params\.yaml:2: unknown key 'seds'\. Did you mean 'seeds'\?"),
-        ("profile: laptop\nseeds: many\n", r"^params\.yaml:2: seeds must be a whole number or null, got 'many'"),
-        ("seeds: true\n", r"^params\.yaml:1: seeds must be a whole number"),
-        ("profile: 3\n", r"^params\.yaml:1: profile must be a name"),
-        ("recipe: 3\n", r"^params\.yaml:1: recipe must hold keys"),
+        ("profile: laptop\nseds: 3\n", r"^params\.yaml:2: seds: unknown key 'seds'\. Did you mean 'seeds'\?"),
+        ("profile: laptop\nseeds: many\n", r"^params\.yaml:2: seeds: must be a whole number, got 'many'\.$"),
+        ("seeds: true\n", r"^params\.yaml:1: seeds: must be a whole number, got True\.$"),
+        ("seeds: 1000000000\n", r"^params\.yaml:1: seeds: must be less than or equal to 1000, got 1000000000\.$"),
+        ("profile: 3\n", r"^params\.yaml:1: profile: must be a text, got 3\.$"),
+        ("recipe: 3\n", r"^params\.yaml:1: recipe: must be names with values, got 3\.$"),
+        ("recipe:\n  epochs: 3\n  lr: -1\n", r"^params\.yaml:3: recipe.lr: Recipe: lr must be greater than 0, got -1"),
+        ("recipe: {epohcs: 3}\n", r"^params\.yaml:1: .*Recipe has no option 'epohcs'\. Did you mean 'epochs'\?"),
         ("seeds: [\n", r"^params\.yaml:2: not valid YAML"),
         ("laptop\n", r"^params\.yaml:1: keys are expected"),
     ],

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from experiments.planning import plan as planning
+from experiments.planning.declared import settled
 from experiments.planning.plan import plan
 from hkd.errors import UserError
 
@@ -75,8 +76,9 @@ def test_rows_without_a_mapping_are_refused_with_the_reason():
 
 
 def test_whole_numbers_and_floats_are_one_option_value():
-    assert planning.typed("kd", {"tau": 4}) == {"tau": 4.0}
-    assert isinstance(planning.typed("kd", {"tau": 4})["tau"], float)
+    found = settled("method", "kd", {"tau": 4})
+    assert found == {"tau": 4.0}
+    assert isinstance(found["tau"], float)
 
 
 def test_settings_are_chosen_on_other_seeds_and_on_validation_rows():
@@ -116,8 +118,12 @@ def test_a_profile_that_overrides_the_papers_recipes_is_not_compared_by_value(mo
     ("arguments", "sentence"),
     [
         ({"seeds": 0}, "seeds must be at least 1"),
-        ({"recipe": {"epoch": 3}}, "Unknown recipe field 'epoch'. Did you mean 'epochs'"),
-        ({"recipe": {"epochs": 0}}, "epochs and batch_size must be at least 1"),
+        ({"seeds": 10**9}, "at most 1000"),
+        ({"recipe": {"epoch": 3}}, "has no option 'epoch'. Did you mean 'epochs'"),
+        (
+            {"recipe": {"epochs": 0}},
+            "Recipe '.*' of profile 'laptop' with .*: epochs must be greater than or equal to 1, got 0",
+        ),
     ],
 )
 def test_bad_arguments_are_one_sentence(arguments, sentence):

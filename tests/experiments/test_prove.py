@@ -87,7 +87,7 @@ REWRITINGS = {
             "    log_p_s = F.log_softmax(logits_s / tau, dim=1)\n",
         )
     ],
-    "the text of an error": [("methods/kd.py", "tau must be positive, got", "tau is not positive:")],
+    "the text of an error": [("methods/parts/logits.py", "compares logits, but", "compares logits;")],
     "an annotation in quotes": [("training/recipe.py", "recipe: Recipe) -> float", 'recipe: "Recipe") -> "float"')],
     "a module renamed": [("methods/parts/logits.py", "RENAME", "methods/parts/of_logits.py")],
     "a variable put in place": [

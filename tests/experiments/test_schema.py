@@ -3,6 +3,7 @@
 import pytest
 
 from experiments.planning import schema
+from experiments.planning.plan import plan
 from hkd.errors import UserError
 
 
@@ -77,7 +78,26 @@ def test_the_paper_profile_maps_every_model_of_every_table():
         ("tables", "scalekd_table3", "row: swin_l-resnet50", "row: Swin.L", "row"),
         ("profiles", "laptop", "lr: 0.003", "lrr: 0.003",
          r"laptop.yaml:\d+: recipes.teacher.lrr: .*Did you mean 'lr'\?"),
-        ("profiles", "laptop", "lr: 0.003", "lr: -1.0", r"lr must be positive"),
+        ("profiles", "laptop", "lr: 0.003", "lr: -1.0",
+         r"laptop.yaml:\d+: recipes.teacher.lr: must be greater than 0, got -1\.0\.$"),
+        ("profiles", "laptop", "seeds: 5", "seeds: 1000000000",
+         r"laptop.yaml:6: seeds: must be less than or equal to 1000, got 1000000000\.$"),
+        ("profiles", "laptop", "options: {n_train: 100, test_copies: 2}", "options: {n_train: many, test_copies: 2}",
+         r"laptop.yaml:\d+: data.imagenet1k.options.n_train: Data set 'digits': n_train must be a whole number, got"),
+        ("profiles", "laptop", "teacher_options: {n_train: null}", "teacher_options: {n_trian: null}",
+         r"laptop.yaml:\d+: data.imagenet1k.teacher_options.n_trian: Data set 'digits' has no option 'n_trian'"),
+        ("profiles", "laptop", "options: {image_size: 32, codes: 64}", "options: {image_size: 32, codes: 1}",
+         r"laptop.yaml:\d+: teachers.beit_b16.options.codes: Method 'beit': codes must be greater than or equal to 2"),
+        ("profiles", "laptop", "loss: sqrt, auxiliary: 0.0", "loss: sqrt, auxiliary: x",
+         r"laptop.yaml:214: tasks.segment.auxiliary: Task 'segment': auxiliary must be a number, got 'x'\.$"),
+        ("profiles", "smoke", "override: {epochs: 3", "override: {epochs: 0",
+         r"smoke.yaml:18: override.epochs: Recipe: epochs must be greater than or equal to 1, got 0\.$"),
+        ("profiles", "paper", "devices: 8", "devices: 0",
+         r"paper.yaml:\d+: machine.devices: must be greater than or equal to 1, got 0\.$"),
+        ("tables", "hybrid_table10", "task_options: {cascade: true}", "task_options: {cascade: 1}",
+         r"hybrid_table10.yaml:11: columns.\d.task_options.cascade: Task 'detect': cascade must be true or false"),
+        ("tables", "scalekd_table3", "heads_s3: 16", "heads_s3: -8",
+         r"scalekd_table3.yaml:\d+: rows.0.settings.scalekd.heads_s3: Method 'scalekd': heads_s3 must be greater than"),
         ("profiles", "laptop", "resnet50: resnet50_mini", "resnet50: resnet50_miny", r"Did you mean 'resnet50_mini'\?"),
         ("profiles", "laptop", "name: digits", "name: digit", r"data.imagenet1k.name: unknown data set 'digit'"),
         ("profiles", "laptop", "mobilenet_v1: cnn", "mobilenet_v1: cnnn",
@@ -121,6 +141,15 @@ def test_a_teacher_of_one_data_set_goes_before_the_one_of_all():
     assert profile.teacher("swin_t_ofa", "cifar100") == profile.teachers["swin_t_ofa@cifar100"]
     assert profile.teacher("swin_t_ofa", "imagenet1k") == profile.teachers["swin_t_ofa"]
     assert profile.teacher("vit_s16_ofa", "imagenet1k") is None
+
+
+def test_options_that_do_not_go_together_are_refused_where_they_meet(files):
+    files("profiles", "laptop", "decoder_width: 64, decoder_heads: 4}  #", "decoder_width: 64, decoder_heads: 3}  #")
+    schema.load_profile("laptop")  # what a table adds may make it right
+    with pytest.raises(
+        UserError, match=r"^Table 'hybrid_table1' at profile 'laptop', row .*decoder_heads, got 64 and 3"
+    ):
+        plan("hybrid_table1", "laptop", 1)
 
 
 def test_broken_yaml_names_file_and_line(files):

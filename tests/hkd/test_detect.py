@@ -191,7 +191,7 @@ def test_a_detector_learns_two_scenes_by_heart(tmp_path, monkeypatch):
 
 
 def test_a_loss_that_diverges_stops_the_run(tmp_path):
-    recipe = replace(SPEC.recipe, lr=1e30, optimizer="sgd")
+    recipe = replace(SPEC.recipe, lr=1e6, optimizer="sgd")
     with pytest.raises(Diverged):
         detect(Job(replace(SPEC, recipe=recipe), {}, tmp_path, RUNTIME, silent))
 

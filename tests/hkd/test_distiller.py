@@ -352,7 +352,7 @@ def make(student=None, teacher=None, method="fd", **arguments):
     [
         ({"method": "kdd"}, "Unknown method 'kdd'. Did you mean 'kd'"),
         ({"method": "kd", "taw": 2.0}, "Method 'kd' has no option 'taw'. Did you mean 'tau'"),
-        ({"method": "kd", "tau": 0.0}, "Method 'kd': tau must be positive"),
+        ({"method": "kd", "tau": 0.0}, "Method 'kd': tau must be greater than 0, got 0"),
         ({"num_classes": 7}, "num_classes is 7, but the student has 5 logits"),
         ({"image_size": None}, r"Say how large the images are: Distiller\(..., image_size=32\)"),
         ({"student": "resnet18_mini", "teacher": ZOO_TEACHER}, "needs its number of classes"),

@@ -86,7 +86,7 @@ def test_two_processes_resume_and_end_as_if_never_killed(tmp_path):
 
 @pytest.mark.slow
 def test_a_divergence_in_two_processes_is_one_divergence_here(tmp_path):
-    wild = replace(ONE_UPDATE, epochs=50, lr=1e20)
+    wild = replace(ONE_UPDATE, epochs=50, lr=1e6)
     with pytest.raises(Diverged) as caught:
         train(Job(replace(SPEC, recipe=wild), {}, tmp_path, TWO, silent))
     assert set(caught.value.terms) == {"task", "kd"}
@@ -218,5 +218,5 @@ def test_a_batch_that_is_on_the_device_is_not_copied():
 
 @pytest.mark.parametrize("name", ["devices", "num_nodes", "micro_batch"])
 def test_a_runtime_of_nothing_is_refused(name):
-    with pytest.raises(ValueError, match=f"{name} must be at least 1"):
+    with pytest.raises(UserError, match=f"{name} must be greater than or equal to 1, got 0"):
         Runtime(**{name: 0})

@@ -140,16 +140,3 @@ def test_the_weight_follows_the_form_unless_given():
     assert build().weight == 0.02
     assert build(form="rbf").weight == 1.0
     assert build(form="rbf", weight=0.5).weight == 0.5
-
-
-@pytest.mark.parametrize("options", [{"dim": 0}, {"gamma": 0.0}, {"weight": -1.0}, {"w_task": float("nan")}])
-def test_values_out_of_range_are_refused(options):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        CCConfig(**options)
-
-
-def test_an_unknown_form_is_refused_with_the_known_ones():
-    config = CCConfig()
-    object.__setattr__(config, "form", "deltas")  # past the type checks that only tests have
-    with pytest.raises(ValueError, match=r"Unknown form 'deltas'\. Did you mean 'delta'\?"):
-        config.__post_init__()

@@ -120,11 +120,3 @@ def test_other_classes_are_refused(classes, sentence):
 def test_a_single_class_is_refused():
     with pytest.raises(Refused, match="at least 2 classes"):
         build(classes=1, classes_t=1)
-
-
-@pytest.mark.parametrize(
-    "options", [{"tau": 0.0}, {"tau": float("nan")}, {"alpha": -1.0}, {"beta": -1.0}, {"w_task": -0.1}]
-)
-def test_values_out_of_range_are_refused(options):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        DKDConfig(**options)

@@ -99,16 +99,3 @@ def test_one_batch_can_be_fitted(teacher):
         loss.backward()
         optimizer.step()
     assert curve[-1] < 0.1 * curve[0]
-
-
-@pytest.mark.parametrize("weight", [-1.0, float("nan")])
-def test_a_negative_weight_is_refused(weight):
-    with pytest.raises(ValueError, match="weight must not be negative"):
-        FDConfig(weight=weight)
-
-
-def test_an_unknown_tap_is_refused_with_the_nearest_one():
-    config = FDConfig()
-    object.__setattr__(config, "s4_tap", "finall")  # past the type checks that only tests have
-    with pytest.raises(ValueError, match=r"Unknown s4_tap 'finall'\. Did you mean 'final'\?"):
-        config.__post_init__()

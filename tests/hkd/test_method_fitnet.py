@@ -124,15 +124,3 @@ def test_constant_and_large_maps_are_finite_also_for_a_batch_of_one(size):
 def test_a_map_that_vanished_is_refused(side, shapes):
     with pytest.raises(Refused, match=f"stage 4, where the {side}'s map is 0x0"):
         build({4: shapes[0]}, {4: shapes[1]}, stages=(4,))
-
-
-@pytest.mark.parametrize("stages", [(), (0,), (5,), (1, 1)])
-def test_stages_that_are_not_are_refused(stages):
-    with pytest.raises(ValueError, match="stages must be distinct numbers"):
-        FitNetConfig(stages=stages)
-
-
-@pytest.mark.parametrize("options", [{"weight": -1.0}, {"weight": float("nan")}, {"w_task": -1.0}])
-def test_negative_weights_are_refused(options):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        FitNetConfig(**options)

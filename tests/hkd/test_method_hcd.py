@@ -2,7 +2,6 @@
 
 import copy
 import math
-import re
 from functools import partial
 
 import numpy as np
@@ -16,10 +15,11 @@ from torch import nn
 from hkd.data.batch import Batch
 from hkd.errors import Refused
 from hkd.methods.hcd import HCD, HCDConfig, orthogonality_loss, repeated, target_kl
-from hkd.methods.supervised import Supervised, SupervisedConfig
+from hkd.methods.supervised import Supervised
 from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel, Teacher
 from hkd.models.taps import TapInfo, Taps
+from hkd.options import NoOptions
 
 INFO = TapInfo(
     classes=3, pooled=12, final=(12, 2, 2), stages={1: (6, 8, 8), 2: (6, 8, 8), 3: (10, 4, 4), 4: (12, 2, 2)}
@@ -281,7 +281,7 @@ def train(kind, config, steps: int = 3) -> dict[str, torch.Tensor]:
 
 def test_without_stages_and_weights_training_is_supervised_to_the_bit():
     config = HCDConfig(stages=(), w_kd=0.0, w_hcd=0.0, w_ol=0.0)
-    ours, supervised = train(HCD, config), train(Supervised, SupervisedConfig())
+    ours, supervised = train(HCD, config), train(Supervised, NoOptions())
     assert all(torch.equal(value, supervised[name]) for name, value in ours.items())
 
 
@@ -390,38 +390,3 @@ def test_half_precision_logits_are_compared_in_single_precision():
 def test_a_teacher_of_other_classes_is_refused():
     with pytest.raises(Refused, match=r"Method 'hcd' compares logits, but the teacher has 10 classes and the data 3\."):
         HCD(HCDConfig(), INFO, {"teacher": Stub(classes=10)}, F.cross_entropy)
-
-
-@pytest.mark.parametrize(
-    ("options", "word"),
-    [
-        ({"stages": (5,)}, "stages"),
-        ({"stages": (2, 2)}, "stages"),
-        ({"n": 0}, "n must be at least 1"),
-        ({"theta": 1.5}, "theta"),
-        ({"theta": float("nan")}, "theta"),
-        ({"tau": 0.0}, "tau"),
-        ({"tau": -2.0}, "tau"),
-        ({"w_hcd": -1.0}, "w_hcd"),
-        ({"label_smoothing": 1.0}, "label_smoothing"),
-        ({"cfm": False, "concat": "student"}, "concat"),
-    ],
-)
-def test_values_out_of_range_are_refused_by_name(options, word):
-    with pytest.raises(ValueError, match=word):
-        HCDConfig(**options)
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("ol_mask", "zeros", "Unknown ol_mask 'zeros'. Did you mean 'zero'"),
-        ("concat", "teachers", "Unknown concat 'teachers'. Did you mean 'teacher'"),
-        ("projector", "token", "Unknown projector 'token'. Did you mean 'tokens'"),
-    ],
-)
-def test_unknown_choices_are_refused_with_the_nearest_one(field, value, message):
-    config = HCDConfig()
-    object.__setattr__(config, field, value)  # past the type checks that only tests have
-    with pytest.raises(ValueError, match=re.escape(message)):
-        config.__post_init__()

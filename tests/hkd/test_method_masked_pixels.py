@@ -1,7 +1,6 @@
 """Masked pixel reconstruction, the control: its loss, what it learns from, its pictures, students it cannot serve."""
 
 import copy
-import math
 from dataclasses import replace
 
 import pytest
@@ -146,14 +145,6 @@ def test_the_papers_student_fits_with_the_defaults():
     assert method.grid == 7
     assert method.decoder.sides == [14, 28, 56, 112, 224]
     assert method.head.weight.shape == (3, 24, 1, 1)
-
-
-@pytest.mark.parametrize(
-    "options", [{"mask_ratio": 0.0}, {"mask_ratio": 1.0}, {"mask_ratio": math.nan}, {"image_size": 0}, {"grid": 0}]
-)
-def test_values_out_of_range_are_refused(options):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        MaskedPixelsConfig(**options)
 
 
 @pytest.mark.parametrize(

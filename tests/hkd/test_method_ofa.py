@@ -1,7 +1,6 @@
 """OFA: enhanced targets on every stage's own logits."""
 
 import math
-import re
 
 import numpy as np
 import pytest
@@ -171,35 +170,3 @@ def test_extreme_features_stay_finite():
 def test_a_teacher_of_other_classes_is_refused():
     with pytest.raises(Refused, match=r"Method 'ofa' compares logits, but the teacher has 10 classes and the data 3\."):
         OFA(OFAConfig(), INFO, {"teacher": Stub(classes=10)}, F.cross_entropy)
-
-
-@pytest.mark.parametrize(
-    ("options", "word"),
-    [
-        ({"stages": (0,)}, "stages"),
-        ({"stages": (1, 1)}, "stages"),
-        ({"eps": (1.0, 2.0)}, "eps"),
-        ({"eps": (0.0,)}, "eps"),
-        ({"eps_logits": -1.0}, "eps_logits"),
-        ({"tau": 0.0}, "tau"),
-        ({"tau": float("nan")}, "tau"),
-        ({"w_ofa": -1.0}, "w_ofa"),
-    ],
-)
-def test_values_out_of_range_are_refused_by_name(options, word):
-    with pytest.raises(ValueError, match=word):
-        OFAConfig(**options)
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("form", "papers", "Unknown form 'papers'. Did you mean 'paper'"),
-        ("projector", "token", "Unknown projector 'token'. Did you mean 'tokens'"),
-    ],
-)
-def test_unknown_choices_are_refused_with_the_nearest_one(field, value, message):
-    config = OFAConfig()
-    object.__setattr__(config, field, value)  # past the type checks that only tests have
-    with pytest.raises(ValueError, match=re.escape(message)):
-        config.__post_init__()

@@ -1,7 +1,6 @@
 """ScaleKD: its terms, its switches, and what reaches the student."""
 
 import copy
-import math
 from dataclasses import replace
 from itertools import product
 
@@ -20,10 +19,11 @@ from hkd.methods.scalekd import (
     soft_cross_entropy,
     tail_views,
 )
-from hkd.methods.supervised import Supervised, SupervisedConfig
+from hkd.methods.supervised import Supervised
 from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel, Teacher
 from hkd.models.taps import TapInfo, Taps, Want
+from hkd.options import NoOptions
 from hkd.spec import Recipe
 
 INFO = TapInfo(
@@ -287,7 +287,7 @@ def test_with_every_switch_off_a_step_is_the_plain_cross_entropy_step(swin, x):
     config = ScaleKDConfig(stages=(), kd=False)
     assert not ScaleKD.needs(config).teachers
     weights = []
-    for kind, own in ((ScaleKD, config), (Supervised, SupervisedConfig())):
+    for kind, own in ((ScaleKD, config), (Supervised, NoOptions())):
         torch.manual_seed(3)
         student = TapModel(ZOO["resnet18_mini"], 10)
         method = kind(own, student.info, {}, F.cross_entropy)
@@ -486,44 +486,6 @@ def test_a_student_map_of_one_position_is_refused(swin):
     with pytest.raises(Refused, match="s4 map is 1x1"):
         build(swin, info)
     assert list(build(swin, info, stages=("s3",)).projectors) == ["s3_orig", "s3_alt"]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"alpha": 1.5}, "alpha must lie in"),
-        ({"tau": 0.0}, "must be positive"),
-        ({"scale_s3": -1.0}, "must be positive"),
-        ({"heads_s4": 0}, "heads"),
-        ({"vit_tail": 0}, "vit_tail"),
-        ({"s4_tail": -1}, "s4_tail"),
-        ({"w_orig": -0.1}, "not negative"),
-        ({"w_alt": math.inf}, "finite"),
-        ({"s4_w_orig": math.nan}, "finite"),
-        ({"lambda_": -1.0}, "not negative"),
-        ({"beta": 1.1}, "beta must lie in"),
-        ({"beta": 0.5, "w_orig": 0.1}, "give one pair"),
-        ({"stages": ("s4", "s4")}, "twice"),
-    ],
-)
-def test_values_out_of_range_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        ScaleKDConfig(**options)
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("dfm", "fulll", r"Unknown dfm 'fulll'\. Did you mean 'full'\?"),
-        ("stages", ("s5",), r"Unknown stage 's5'"),
-        ("teacher_mode", "evl", r"Did you mean 'eval'\?"),
-    ],
-)
-def test_unknown_choices_are_refused_with_the_nearest_one(field, value, message):
-    config = ScaleKDConfig()
-    object.__setattr__(config, field, value)  # past the type checks that only tests have
-    with pytest.raises(ValueError, match=message):
-        config.__post_init__()
 
 
 def test_views_through_the_tail_are_those_compared_or_asked_for():

@@ -286,23 +286,9 @@ def test_foreground_is_all_classes_but_background_where_there_is_one():
 # --- options and data that cannot be
 
 
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"head": "fcn"}, "head.*'fcn'"),
-        ({"loss": "focal"}, "loss.*'focal'"),
-        ({"width": 0}, "width must be a whole number of at least 1, got 0"),
-        ({"pool_scales": ()}, "pool_scales must be whole numbers"),
-        ({"auxiliary": -0.1}, "auxiliary must be a weight of at least 0"),
-        ({"dropout": 1.0}, "dropout must be in"),
-        ({"window": 10, "stride": 11}, "stride 11 would leave pixels between windows of 10 px"),
-        ({"scale": (2.0, 1.0)}, "scale must be"),
-        ({"widht": 3}, "no option 'widht'. Did you mean 'width'"),
-    ],
-)
-def test_options_that_cannot_be_are_refused(tmp_path, options, sentence):
-    with pytest.raises(UserError, match=f"(?s){sentence}"):
-        run(replace(SPEC, task_options=options), tmp_path)
+def test_an_option_that_cannot_be_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"^Task 'segment': head must be 'upernet' or 'fpn', got 'fcn'\. Did you mean"):
+        run(replace(SPEC, task_options={"head": "fcn"}), tmp_path)
 
 
 def test_a_backbone_of_one_image_size_is_refused(tmp_path):

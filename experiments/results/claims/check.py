@@ -16,8 +16,7 @@ from typing import Any
 from experiments import places
 from experiments.planning import schema
 from experiments.planning.asked import planned
-from experiments.planning.params import load_params
-from experiments.planning.schema import Table
+from experiments.planning.schema import Table, load_params
 from experiments.records.committed import Records, path_of
 from experiments.records.store import Store
 from experiments.results import regression, stats

@@ -6,7 +6,7 @@ Shapes: B images of a batch, K objects of one image (K may be 0), h and w its ow
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,25 +20,17 @@ from hkd.data.dense import IGNORE, DenseSplit
 from hkd.data.loading.augment import generator, to_float
 from hkd.data.loading.loader import EVALUATION_BATCH, BatchLoader, Item, Loaded
 from hkd.errors import UserError
-from hkd.spec import FORBID, Recipe
+from hkd.options import Factor, Rising, Size, options
+from hkd.spec import Recipe
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class ViewOptions:
-    """How training images are shown beside the recipe's flip; base of the options of every dense task.
+    """How training images are shown beside the recipe's flip; base of the options of every dense task."""
 
-    Raises ValueError for a scale that is not 0 < low <= high, or a crop below 1.
-    """
-
-    __pydantic_config__ = FORBID
-    scale: tuple[float, float] = (1.0, 1.0)  # sides are multiplied by a factor drawn uniformly from this range
-    crop: int | None = None  # px: larger sides are then cropped to this, at a uniform place; None: no crop
-
-    def __post_init__(self) -> None:
-        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] < float("inf"):
-            raise ValueError(f"scale must be [low, high] with 0 < low <= high, got {list(self.scale)}")
-        if self.crop is not None and not (type(self.crop) is int and self.crop >= 1):
-            raise ValueError(f"crop must be a side of at least 1 px, or null, got {self.crop!r}")
+    # Sides are multiplied by a factor drawn uniformly from this range.
+    scale: Annotated[tuple[Factor, Factor], Rising] = (1.0, 1.0)
+    crop: Size | None = None  # px: larger sides are then cropped to this, at a uniform place; None: no crop
 
 
 @dataclass

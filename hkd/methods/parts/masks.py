@@ -17,11 +17,30 @@ from hkd.errors import Refused
 from hkd.methods.parts.patches import random_visible
 from hkd.models import FAMILIES
 from hkd.models.taps import TapInfo, Taps
+from hkd.options import Few, Size, options
 from hkd.registry import load
 from hkd.spec import ModelCard
 
 Conv = Literal["sparse", "dense"]
 Backend = Literal["auto", "masked", "rows", "spconv"]
+
+
+@options
+class MaskConfig:
+    """Options of methods that have such a mask.
+
+    grid: cells a side; None: positions a side of the student's last map, which are 32-px cells for a ResNet-50 at any
+        size. mask_per: a mask for each image or one for the batch.
+    conv, backend: `sparse` computes visible positions only, by masked dense kernels, on rows or by spconv (`auto`: the
+        fastest); `dense` shows blackened images to an ordinary network (the ablation), whose maps need no mask tokens.
+    width: W, the decoder's channels before the first block.
+    """
+
+    grid: Few | None = None
+    mask_per: Literal["image", "batch"] = "image"
+    conv: Conv = "sparse"
+    backend: Backend = "auto"
+    width: Size = 768
 
 
 def visible_cells(grid: int, ratio: float) -> int:

@@ -11,6 +11,23 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from hkd.methods.parts.token_mask import with_prefix
+from hkd.options import Few, Size, options, together
+
+
+@options
+class DecoderConfig:
+    """Options of methods that have such a decoder."""
+
+    decoder_width: Size = 512
+    decoder_heads: Few = 16
+
+    @together
+    def _heads(self) -> None:
+        if self.decoder_width % 4 or self.decoder_width % self.decoder_heads:
+            raise ValueError(
+                f"decoder_width must be a multiple of 4 and of decoder_heads, got {self.decoder_width} and "
+                f"{self.decoder_heads}"
+            )
 
 
 class TokenDecoder(nn.Module):

@@ -7,7 +7,7 @@ Shapes: B batch, V = 2 B views, D width.
 
 import math
 from itertools import pairwise
-from typing import Protocol, runtime_checkable
+from typing import Annotated
 
 import torch
 import torch.distributed as dist
@@ -17,37 +17,23 @@ from torch import Tensor, nn
 
 from hkd.methods.parts.gathering import SHORTEST, gathered
 from hkd.methods.parts.logits import exact
+from hkd.options import Rising, Share, ShareAbove0, Switch, options
 from hkd.spec import ModelCard
 
 ASPECT = math.log(4 / 3)  # largest logarithm of a crop's width over its height
 ERASED = (0.02, 0.25)  # share of the image that is erased
 
 
-@runtime_checkable
-class ViewOptions(Protocol):
-    """Options that the methods share: see `augmented`. crop: smallest and largest share of the area."""
+@options
+class ViewConfig:
+    """Options that draw views, see `augmented`. crop: smallest and largest share of the area."""
 
-    @property
-    def crop(self) -> tuple[float, float]: ...
-    @property
-    def flip(self) -> bool: ...
-    @property
-    def jitter(self) -> float: ...
-    @property
-    def colour(self) -> float: ...
-    @property
-    def noise(self) -> float: ...
-    @property
-    def erasing(self) -> float: ...
-
-
-def check_views(options: ViewOptions) -> None:
-    """Raises ValueError unless 0 < crop[0] <= crop[1] <= 1, erasing is a probability and the rest is in [0, 1]."""
-    if not 0 < options.crop[0] <= options.crop[1] <= 1:
-        raise ValueError(f"crop must be two rising shares of the area, above 0 and at most 1, got {options.crop}")
-    for name in ("jitter", "colour", "noise", "erasing"):
-        if not 0 <= (value := getattr(options, name)) <= 1:
-            raise ValueError(f"{name} must be between 0 and 1, got {value}")
+    crop: Annotated[tuple[ShareAbove0, ShareAbove0], Rising] = (0.08, 1.0)
+    flip: Switch = False  # digits must not be mirrored
+    jitter: Share = 0.4
+    colour: Share = 0.2
+    noise: Share = 0.0
+    erasing: Share = 0.0
 
 
 def refuse_student(method: str, card: ModelCard) -> str | None:
@@ -60,12 +46,12 @@ def refuse_student(method: str, card: ModelCard) -> str | None:
     )
 
 
-def two_views(x: Float[Tensor, "B 3 H W"], options: ViewOptions) -> Float[Tensor, "V 3 H W"]:
+def two_views(x: Float[Tensor, "B 3 H W"], options: ViewConfig) -> Float[Tensor, "V 3 H W"]:
     """Two views of every image: first one of each, then the other of each in the same order."""
     return augmented(torch.cat([x, x]), options)
 
 
-def augmented(x: Float[Tensor, "B 3 H W"], options: ViewOptions) -> Float[Tensor, "B 3 H W"]:
+def augmented(x: Float[Tensor, "B 3 H W"], options: ViewConfig) -> Float[Tensor, "B 3 H W"]:
     """Each image under a draw of its own, from torch's generator of its device.
 
     A crop of `crop` of the area with sides of up to 4 : 3, resized; mirrored half of the time with `flip`; contrast

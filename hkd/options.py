@@ -1,0 +1,173 @@
+"""Options of methods, tasks, data sets and recipes: what each may be, said once, beside the field.
+
+A class of options is a frozen dataclass under `@options`, whose annotations are the ranges below or made like them. It
+takes numbers as JSON and YAML give them: a whole number where a float is meant, and a list for a tuple; never a text
+or a truth value for a number. Every other value is refused in one sentence. Free of torch.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, dataclass_transform
+
+from pydantic import AfterValidator, ConfigDict, Field, Strict, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from hkd.errors import UserError
+from hkd.registry import nearest
+
+T = TypeVar("T")
+
+MOST = 10**6  # of every number; what takes memory has a smaller bound of its own
+Number = Annotated[float, Strict(), Field(ge=-MOST, le=MOST, allow_inf_nan=False)]
+Positive = Annotated[float, Strict(), Field(gt=0, le=MOST, allow_inf_nan=False)]
+NotNegative = Annotated[float, Strict(), Field(ge=0, le=MOST, allow_inf_nan=False)]
+Factor = Annotated[float, Strict(), Field(gt=0, le=64, allow_inf_nan=False)]  # of a side in px
+Share = Annotated[float, Strict(), Field(ge=0, le=1, allow_inf_nan=False)]
+ShareAbove0 = Annotated[float, Strict(), Field(gt=0, le=1, allow_inf_nan=False)]
+ShareBelow1 = Annotated[float, Strict(), Field(ge=0, lt=1, allow_inf_nan=False)]
+ShareBetween = Annotated[float, Strict(), Field(gt=0, lt=1, allow_inf_nan=False)]
+Whole = Annotated[int, Strict(), Field(ge=0, le=MOST)]  # a count that may be none, or a seed
+Count = Annotated[int, Strict(), Field(ge=1, le=MOST)]
+Size = Annotated[int, Strict(), Field(ge=1, le=2**14)]  # px a side, or channels
+Few = Annotated[int, Strict(), Field(ge=1, le=1024)]  # heads, layers, processes
+Workers = Annotated[int, Strict(), Field(ge=0, le=1024)]
+Switch = Annotated[bool, Strict()]
+
+
+def different(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Raises ValueError where a value is there twice."""
+    if len(set(values)) < len(values):
+        raise ValueError("must not name one twice")
+    return values
+
+
+def rising(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Raises ValueError where a value is below the one before."""
+    if list(values) != sorted(values):
+        raise ValueError("must not fall from one value to the next")
+    return values
+
+
+def inside(name: str) -> str:
+    """Raises ValueError unless a path stays below the folder it is joined to."""
+    if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+        raise ValueError("must be a name below the data root")
+    return name
+
+
+Different, Rising = AfterValidator(different), AfterValidator(rising)
+FolderName = Annotated[str, Strict(), Field(min_length=1, max_length=1000), AfterValidator(inside)]
+Stages = Annotated[tuple[Annotated[int, Strict(), Field(ge=1, le=4)], ...], Different]  # of a model, from 1
+
+PLAIN = {
+    "a valid tuple": "a list",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid boolean": "true or false",
+    "a valid string": "a text",
+    "a valid dictionary": "names with values",
+}
+
+
+class OptionError(UserError):
+    """A value that an option cannot have, or an option that there is not.
+
+    Args:
+        what: whose option it is, as a sentence begins: "Method 'kd'".
+        sentence: the rest of the sentence.
+        loc: the option, and the place within it; empty where several do not go together.
+    """
+
+    def __init__(self, what: str, sentence: str = "", loc: tuple[str | int, ...] = ()):
+        super().__init__(what, sentence, loc)
+        self.sentence, self.loc = sentence, loc
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}{self.sentence}"
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def options(cls: type[T]) -> type[T]:
+    """Make a class of options of one with annotated fields; a value that cannot be raises OptionError."""
+    made: Any = dataclass(cls, frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+    validated = made.__init__
+
+    def __init__(self: Any, /, **values: Any) -> None:  # noqa: N807
+        try:
+            validated(self, **values)
+        except ValidationError as error:
+            loc, sentence = fault(error)
+            if error.errors()[0]["type"] == "unexpected_keyword_argument":
+                known = list(made.__dataclass_fields__)
+                sentence = f" has no option '{loc[0]}'.{nearest(str(loc[0]), known)} Known: {', '.join(known)}."
+            else:
+                sentence = f": {' '.join(['.'.join(map(str, loc)), sentence]).strip()}"
+            raise OptionError(made.__name__, sentence, loc) from None
+
+    made.__init__ = __init__
+    return made
+
+
+@options
+class NoOptions:
+    """Nothing to set."""
+
+
+def together(check: Callable[[Any], None]) -> Any:
+    """Mark a method of a class of options that raises ValueError for values that do not go together."""
+
+    @wraps(check)
+    def checked(self: Any) -> Any:
+        check(self)
+        return self
+
+    return model_validator(mode="after")(checked)
+
+
+def configured(kind: type[T], what: str, values: Mapping[str, Any]) -> T:
+    """Options filled from a document; those that it does not name have their defaults.
+
+    Args:
+        kind: a class of options.
+        what: whose options these are, as a sentence begins: "Method 'kd'".
+        values: as JSON and YAML give them.
+
+    Raises:
+        OptionError: an unknown option (the nearest known one is named), or a value that cannot be.
+    """
+    try:
+        return kind(**values)
+    except OptionError as error:
+        raise OptionError(what, error.sentence, error.loc) from None
+
+
+def fault(error: ValidationError) -> tuple[tuple[str | int, ...], str]:
+    """Where the first mistake of a document is, and what is allowed there and what was given, to follow its name."""
+    first, *others = error.errors()
+    loc = place(first)
+    if not loc:  # of `together`
+        return loc, f"{allowed(first)}."
+    if first["type"].startswith("missing"):
+        return loc, "is missing."
+    kinds = [first, *(other for other in others if place(other) == loc and len(loc) < len(first["loc"]))]
+    given = repr(first["input"])
+    given = given if len(given) <= 60 else f"{given[:60]}..."
+    choices = [choice for each in kinds for choice in re.findall("'([^']+)'", each.get("ctx", {}).get("expected", ""))]
+    return loc, f"{' or '.join(map(allowed, kinds))}, got {given}.{nearest(str(first['input']), choices)}"
+
+
+def place(error: Any) -> tuple[str | int, ...]:
+    """The place of a mistake without pydantic's own marks, such as `tuple[int, ...]` for one of several kinds."""
+    return tuple(part for part in error["loc"] if not str(part).endswith("]"))
+
+
+def allowed(error: Any) -> str:
+    """What would be right, as words after the name of an option."""
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    text = error["msg"].partition("should ")[2].replace(" after validation", "")
+    for word, plain in PLAIN.items():
+        text = text.replace(word, plain)
+    return f"must {text}" if text else error["msg"]
