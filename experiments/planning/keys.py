@@ -6,6 +6,7 @@ an edit that is proved to move no digit changes no key, an edit that is not make
 changes none.
 """
 
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from typing import Any
