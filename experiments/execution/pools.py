@@ -5,6 +5,7 @@ so that the same code serves one process, the cores of a laptop and a cluster.
 """
 
 import logging
+import multiprocessing
 import os
 import queue
 import time
