@@ -94,7 +94,7 @@ def reproduce(
         )
         done = compared(plan, store)
         folder = places.results() / plan.table
-        from experiments.figures import drawing
+        from experiments.drawings.base import drawing
         from experiments.render import read_curves, write_table
 
         write_table(

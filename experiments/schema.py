@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
+from experiments.drawings import DRAWINGS
 from hkd.errors import UserError
 from hkd.registry import lookup, nearest
 from hkd.spec import Recipe
@@ -96,6 +97,7 @@ class Table(Document):
     paper: Slug
     title: str
     kind: Literal["table", "figure"] = "table"
+    drawing: Slug | None = None  # of a figure: file in drawings/; None: the one that has the table's name
     published: str | None = None  # id of the table in published/<paper>.yaml
     data: Slug
     metrics: tuple[str, ...] = ("top1",)
@@ -277,6 +279,8 @@ def load_table(name: str) -> Table:
     for i, row in enumerate(table.rows):
         for method, options in row.settings.items():
             check_options("tables", name, ("rows", i, "settings", method), method, options)
+    if table.kind == "figure":
+        checked("tables", name, ("drawing",), "drawing", table.drawing or name, DRAWINGS)
     check_references(table)
     return table
 
