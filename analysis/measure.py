@@ -31,14 +31,13 @@ from analysis.looking.attention import Layer, Seen, attention_layers, observed
 from analysis.looking.features import feature_sources, first_not_finite, observed_features, to_map
 from analysis.looking.images import ImageFolder
 from analysis.looking.model import Subject
-from analysis.measures import MEASURES
-from analysis.measures.base import Measure, measure_called
+from analysis.measures.base import Measure, all_measures, measure_called
 from analysis.measures.parts.moments import NotFinite
 from analysis.report import Analysis
 from hkd.errors import Refused, UserError
 from hkd.models.tap_model import TapModel
 
-ALL = tuple(MEASURES)
+ALL = tuple(all_measures())
 
 
 def analyse(
@@ -60,7 +59,7 @@ def analyse(
         model: a name, or NAME=FILE.safetensors (see `analysis.looking.model`); or a timm model, or one of
             `hkd.models.tap_model`, which stays where it is.
         images: a folder; or RGB in [0, 1] as `measure` takes them.
-        measures: names among MEASURES.
+        measures: names among ALL.
         batch_size: most images in one forward pass.
         limit: at most so many images of a folder, drawn by the seed.
         seed: of that draw, and of random weights.
@@ -137,7 +136,7 @@ def measure(
         model: a timm model, or one of `hkd.models.tap_model`.
         images: RGB in [0, 1]: one tensor [M, 3, Hi, Wi], or any iterable of batches, each a tensor or a tuple or list
             that begins with one. Read once.
-        measures: names among MEASURES; None: all that take any number of images.
+        measures: names among ALL; None: all that take any number of images.
         batch_size: most images in one forward pass.
         mean, std: of the model's normalisation, three each; from a timm model's `pretrained_cfg` unless given. A
             TapModel has its own.

@@ -11,8 +11,7 @@ import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
-from analysis.measures import MEASURES
-from analysis.measures.base import measure_called
+from analysis.measures.base import all_measures, measure_called
 from analysis.style import house_style, save
 
 COLUMNS = (
@@ -139,7 +138,9 @@ def draw(analyses: Sequence[Analysis], folder: Path) -> list[Path]:
 
 def by_measure(analyses: Sequence[Analysis]) -> dict[str, dict[str, Any]]:
     """Results by measure and model, of the measures that some model has."""
-    found = {name: {each.model: each.results[name] for each in analyses if name in each.results} for name in MEASURES}
+    found = {
+        name: {each.model: each.results[name] for each in analyses if name in each.results} for name in all_measures()
+    }
     return {name: results for name, results in found.items() if results}
 
 

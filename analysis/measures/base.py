@@ -18,6 +18,7 @@ from analysis.measures import MEASURES
 from hkd.registry import load, lookup
 
 Lines = tuple[list[str], list[list[str]]]  # headings of a table, and its lines
+SEEN = ("attention", "features", "final")  # what a measure can see, in the order in which results stand
 
 
 class Result:
@@ -104,6 +105,12 @@ def measure_called(name: str) -> type[Measure]:
     """A measure by the name of its file. Raises UserError with the nearest name."""
     found: type[Measure] = load(lookup("measure", name, MEASURES))
     return found
+
+
+def all_measures() -> dict[str, type[Measure]]:
+    """All measures by name, in the order of their results: by what they see, those of a few images last."""
+    kinds = {name: measure_called(name) for name in MEASURES}
+    return dict(sorted(kinds.items(), key=lambda each: (each[1].most is not None, SEEN.index(each[1].sees), each[0])))
 
 
 def line(quantity: str, unit: str, value: float, half: float, **place: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from hkd.errors import Refused, UserError
 from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel
 
-STREAMED = ["attention_distance", "attention_nmi", "dct_spectrum", "fourier"]
+STREAMED = ["attention_distance", "attention_nmi", "fourier", "dct_spectrum"]
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3, "num_classes": 5}
 IMAGES = torch.rand(7, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
