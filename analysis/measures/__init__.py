@@ -4,11 +4,6 @@ A file of this folder is a measure if it has a line `class X(Measure):` or one o
 `class X(HeadMeasure):`; it is read for that line, never imported.
 """
 
-import re
-from pathlib import Path
+from hkd.catalogue import entries
 
-MEASURES = {
-    path.stem: f"analysis.measures.{path.stem}:{found[1]}"
-    for path in sorted(Path(__file__).parent.glob("*.py"))
-    if (found := re.search(r"^class (\w+)\(\w*Measure\):", path.read_text(encoding="utf-8"), re.MULTILINE))
-}
+MEASURES = entries(__name__, __path__[0], r"^class (?P<attribute>\w+)\(\w*Measure\):")

@@ -4,10 +4,6 @@ A file of this folder draws a figure if it has a line `def draw(`; it is read fo
 `kind: figure` is drawn by the file that has its name, or by the one that it names (`drawing:`).
 """
 
-from pathlib import Path
+from hkd.catalogue import entries
 
-DRAWINGS = {
-    path.stem: f"experiments.drawings.{path.stem}:draw"
-    for path in sorted(Path(__file__).parent.glob("*.py"))
-    if "\ndef draw(" in path.read_text(encoding="utf-8")
-}
+DRAWINGS = entries(__name__, __path__[0], r"^def (?P<attribute>draw)\(")
