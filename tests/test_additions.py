@@ -111,7 +111,7 @@ class Dummy(Measure):
 def draw(finished, folder):
     (folder / "rows.txt").write_text(" ".join(finished.rows.values()))
 ''',
-    "experiments/tables/dummy_fig1.yaml": '''
+    "experiments/tables/dummy_fig1.yaml": """
 id: dummy_fig1
 paper: scalekd
 title: "Dummy Figure 1"
@@ -121,7 +121,7 @@ columns:
   - {method: supervised, label: Teacher, task: evaluate, trains: false, teacher: false}
 rows:
   - {row: swin_l, student: swin_l, label: ["", Swin-L], starts_from: swin_l}
-''',
+""",
 }
 USE = """
 import sys
