@@ -15,7 +15,6 @@ from experiments.plan import Cell, Plan, PlannedRun
 from experiments.schema import Table
 from experiments.store import Record, Store
 from hkd.data.base import PathList, Split
-from hkd.errors import UserError
 from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel
 from hkd.registry import load
@@ -161,18 +160,6 @@ def test_a_figure_is_drawn_once_one_of_its_runs_is_done_and_a_table_never(finish
     assert drawing(plan, {}, finished.store, RUNTIME) is None
     assert callable(drawing(plan, records, finished.store, RUNTIME))
     assert drawing(replace(plan, table="hybrid_table3"), records, finished.store, RUNTIME) is None
-
-
-def test_a_drawing_that_does_not_exist_is_one_sentence_with_its_place(tmp_path, monkeypatch):
-    text, folder = (schema.HERE / "tables" / "hybrid_fig1.yaml").read_text(), tmp_path / "tables"
-    folder.mkdir()
-    (folder / "hybrid_fig1.yaml").write_text(text.replace("drawing: hybrid_heads", "drawing: hybrid_head"))
-    (folder / "other.yaml").write_text(text.replace("drawing: hybrid_heads\n", "").replace("hybrid_fig1", "other"))
-    monkeypatch.setattr(schema, "HERE", tmp_path)
-    with pytest.raises(UserError, match=r"fig1.yaml.* unknown drawing 'hybrid_head'. Did you mean 'hybrid_heads'"):
-        schema.load_table("hybrid_fig1")
-    with pytest.raises(UserError, match=r"other.yaml.* unknown drawing 'other'"):
-        schema.load_table("other")
 
 
 def test_numbers_in_claims_have_names_that_their_figures_can_give():
