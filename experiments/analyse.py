@@ -108,8 +108,8 @@ def measured(
         )
     found.about = {
         "weights": subject.weights,
-        "mean": list(subject.mean),
-        "std": list(subject.std),
+        "mean": subject.mean,
+        "std": subject.std,
         "crop_pct": subject.crop_pct,
     }
     return found
