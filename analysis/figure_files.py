@@ -15,9 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-
-from analysis.figures import save, save_vector
 
 
 @dataclass(frozen=True)
@@ -76,9 +73,3 @@ def save_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:
             buffer = io.BytesIO()
             np.lib.format.write_array(buffer, np.asanyarray(array), allow_pickle=False)
             file.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue(), zipfile.ZIP_DEFLATED)
-
-
-def save_both(figure: Figure, path: Path) -> None:
-    """Write a PNG, and an SVG of the same name beside it."""
-    save(figure, path.with_suffix(".png"))
-    save_vector(figure, path.with_suffix(".svg"))

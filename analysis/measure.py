@@ -21,45 +21,29 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from analysis.accumulate import HeadResult, NotFinite
-from analysis.attention import Seen, attention_layers, attention_rows, observed
-from analysis.attention_distance import AttentionDistance, attention_distance, grid_distances
-from analysis.attention_nmi import AttentionNMI, attention_nmi
-from analysis.dct_spectrum import DCTResult, DCTSpectrum
-from analysis.features import feature_sources, first_not_finite, observed_features, to_map
-from analysis.fourier import Fourier, FourierResult
-from analysis.images import ImageFolder
-from analysis.model import Subject, load
-from analysis.report import SHOWN, Analysis, AttentionMaps
+from analysis.looking import model as models
+from analysis.looking.attention import Layer, Seen, attention_layers, observed
+from analysis.looking.features import feature_sources, first_not_finite, observed_features, to_map
+from analysis.looking.images import ImageFolder
+from analysis.looking.model import Subject
+from analysis.measures.base import Measure, all_measures, measure_called
+from analysis.measures.parts.moments import NotFinite
+from analysis.report import Analysis
 from hkd.errors import Refused, UserError
 from hkd.models.tap_model import TapModel
-from hkd.registry import lookup
 
-Result = HeadResult | FourierResult | DCTResult
-
-MEASURES: dict[str, Callable[[], Any]] = {
-    "distance": AttentionDistance,
-    "nmi": AttentionNMI,
-    "fourier": Fourier,
-    "dct": DCTSpectrum,
-}
-
-# What `analyse` offers, and what it is called above; rows of attention are kept of a few images only.
-ANALYSES = {"attention_distance": "distance", "attention_nmi": "nmi", "fourier": "fourier", "dct_spectrum": "dct"}
-MAPS = "attention_maps"
-ALL = (*ANALYSES, MAPS)
+ALL = tuple(all_measures())
 
 
 def analyse(
     model: str | nn.Module | Subject,
     images: str | Path | ImageFolder | Tensor | Iterable[Any],
-    measures: Sequence[str] = ALL,
+    measures: str | Sequence[str] = ALL,
     *,
     batch_size: int = 32,
     limit: int | None = None,
@@ -72,7 +56,7 @@ def analyse(
     """Measure a model over images, leaving out the measures that it cannot give.
 
     Args:
-        model: a name, or NAME=FILE.safetensors (see `analysis.model`); or a timm model, or one of
+        model: a name, or NAME=FILE.safetensors (see `analysis.looking.model`); or a timm model, or one of
             `hkd.models.tap_model`, which stays where it is.
         images: a folder; or RGB in [0, 1] as `measure` takes them.
         measures: names among ALL.
@@ -92,136 +76,67 @@ def analyse(
         Refused: no measure at all can be had of this model.
         UserError: what was named does not exist or fit; no images; an unknown measure; features that are not finite.
     """
-    names = [measures] if isinstance(measures, str) else list(dict.fromkeys(measures))
-    for name in names:
-        lookup("measure", name, dict.fromkeys(ALL))
-    if not names:
-        raise UserError(f"No measure was asked for; known are {', '.join(ALL)}.")
+    kinds = _kinds(measures)
     if isinstance(images, str | Path):
         images = ImageFolder(images, limit, seed)
     if isinstance(model, str):
-        model = load(model, random=random, seed=seed, image_size=image_size, device=device)
-    net = model.net if isinstance(model, Subject) else model
-    normalisation: dict[str, Any] = {"mean": model.mean, "std": model.std} if isinstance(model, Subject) else {}
+        model = models.load(model, random=random, seed=seed, image_size=image_size, device=device)
+    subject = model if isinstance(model, Subject) else models.given(model)
     if isinstance(images, ImageFolder):
-        if isinstance(model, Subject):
-            stream = images.batches(model.size, model.crop_pct, batch_size)
-        else:
-            stream = images.batches(_own_size(net), _own_crop(net), batch_size)
+        stream = images.batches(subject.size, subject.crop_pct, batch_size)
     else:
         stream = _batches(images, batch_size)
-
     first = next((batch for batch in stream if len(batch)), None)
     if first is None:
         raise UserError("No images were measured: give at least one.")
-    label = model.label if isinstance(model, Subject) else type(net).__name__
-    found = Analysis(model=label, size=(int(first.shape[2]), int(first.shape[3])))
-    streamed = _possible(net, first[:1], [name for name in names if name in ANALYSES], normalisation, found.refused)
-    measurement = Measurement(net, [ANALYSES[name] for name in streamed], **normalisation) if streamed else None
-    if MAPS in names:
+
+    found = Analysis(model=subject.label, size=(int(first.shape[2]), int(first.shape[3])))
+    whole: list[str] = []
+    for name, kind in kinds.items():  # one at a time, as one that is refused ends the pass
+        trial = Measurement(subject.net, name, mean=subject.mean, std=subject.std)
         try:
-            found.results[MAPS] = _maps(Measurement(net, "dct", **normalisation), first[:SHOWN])
+            trial.update(first[: kind.most or 1])
         except Refused as error:
-            found.refused[MAPS] = str(error)
-    if not streamed and MAPS not in found.results:
-        raise Refused(f"{label} can be measured by none of {', '.join(names)}: {next(iter(found.refused.values()))}")
-    for batch in chain([first], stream if measurement is not None else []):
-        if measurement is not None:
+            found.refused[name] = str(error)
+            continue
+        found.results[name] = trial.measures[name].compute()
+        found.images = max(found.images, trial.images)
+        if kind.most is None:
+            whole.append(name)
+    if not found.results:
+        raise Refused(
+            f"{found.model} can be measured by none of {', '.join(kinds)}: {next(iter(found.refused.values()))}"
+        )
+    if whole:
+        measurement = Measurement(subject.net, whole, mean=subject.mean, std=subject.std)
+        for batch in chain([first], stream):
             measurement.update(batch)
-        found.images += len(batch) if measurement is not None else len(batch[:SHOWN])
-        if progress is not None:
-            progress(len(batch))
-    if measurement is not None:
-        results = measurement.compute()
-        found.results = {**{name: results[ANALYSES[name]] for name in streamed}, **found.results}
-        if "attention_distance" in streamed:
-            found.uniform = _uniform(measurement.net, measurement.given(first[:1])[1])
+            if progress is not None:
+                progress(len(batch))
+        found.results |= measurement.compute()
+        found.images = measurement.images
+    elif progress is not None:
+        progress(len(first))
     return found
-
-
-def _possible(
-    net: nn.Module, image: Tensor, names: Sequence[str], normalisation: dict[str, Any], refused: dict[str, str]
-) -> list[str]:
-    """The measures that a model gives of an image; the reasons of the others go to `refused`."""
-    possible = []
-    for name in names:
-        try:
-            Measurement(net, ANALYSES[name], **normalisation).update(image)
-        except Refused as error:
-            refused[name] = str(error)
-        else:
-            possible.append(name)
-    return possible
-
-
-def _own_size(net: Any) -> tuple[int, int]:
-    """(height, width) that a model says its images have."""
-    if isinstance(net, TapModel):
-        return (net.card.image_size,) * 2
-    fixed = getattr(getattr(net, "patch_embed", None), "img_size", None)
-    side = ((getattr(net, "pretrained_cfg", None) or {}).get("input_size") or (3, 224, 224))[1:]
-    return tuple(fixed or side)
-
-
-def _own_crop(net: Any) -> float:
-    """Share of the resized image that a model says its centre crop takes."""
-    return float((getattr(net, "pretrained_cfg", None) or {}).get("crop_pct") or 1.0)
-
-
-def _maps(measurement: "Measurement", images: Tensor) -> AttentionMaps:
-    """What the central patch attends to at a quarter, half and five sixths of the depth and in the last block."""
-    given, size = measurement.given(images)
-    layers = attention_layers(measurement.net, size)
-    if layers[0].windowed:
-        kind = type(measurement.net).__name__
-        raise Refused(f"{kind} attends within windows: what a patch attends to is no image.")
-    depth, grid = len(layers), layers[0].grid
-    query = (grid[0] // 2, grid[1] // 2)
-    rows: dict[int, list[Tensor]] = {
-        block: [] for block in sorted({max(1, round(share * depth)) - 1 for share in (1 / 4, 1 / 2, 5 / 6, 1)})
-    }
-
-    def receive(seen: Seen) -> None:
-        if seen.layer in rows:
-            rows[seen.layer].append(attention_rows(seen.maps, query, grid).clone())
-
-    with torch.no_grad(), _evaluation_mode(measurement.model), observed(layers, len(images), receive):
-        measurement.final_map(given, size)
-    return AttentionMaps(
-        images=images.movedim(1, -1).cpu().numpy(),
-        maps={block + 1: torch.cat(parts).cpu().numpy() for block, parts in rows.items()},
-        query=query,
-        patch=layers[0].patch,
-        size=size,
-    )
-
-
-def _uniform(net: nn.Module, size: tuple[int, int]) -> np.ndarray:
-    """Mean distance in px of attention that is the same everywhere, by layer."""
-    found = [
-        layer.patch * grid_distances(layer.grid, torch.float64, torch.device("cpu")).mean().item()
-        for layer in attention_layers(net, size)
-    ]
-    return np.array(found)
 
 
 def measure(
     model: nn.Module,
     images: Tensor | Iterable[Any],
-    measures: Sequence[str] = tuple(MEASURES),
+    measures: str | Sequence[str] | None = None,
     *,
     batch_size: int = 32,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     renormalise: bool = True,
-) -> dict[str, Result]:
+) -> dict[str, Any]:
     """Measure a model, in evaluation mode, without changing it.
 
     Args:
         model: a timm model, or one of `hkd.models.tap_model`.
         images: RGB in [0, 1]: one tensor [M, 3, Hi, Wi], or any iterable of batches, each a tensor or a tuple or list
             that begins with one. Read once.
-        measures: names among MEASURES.
+        measures: names among ALL; None: all that take any number of images.
         batch_size: most images in one forward pass.
         mean, std: of the model's normalisation, three each; from a timm model's `pretrained_cfg` unless given. A
             TapModel has its own.
@@ -229,8 +144,8 @@ def measure(
             Distill builds on, distances come out too small by what prefix tokens are given.
 
     Returns:
-        By measure: `HeadResult` for distance (in patches) and nmi, `FourierResult`, `DCTResult`. One image is
-        measured with a warning, its intervals are nan.
+        The result of each measure; distances are in patches. One image is measured with a warning, its intervals are
+        nan.
 
     Raises:
         Refused: a model that cannot give what a measure needs.
@@ -242,17 +157,46 @@ def measure(
     return measurement.compute()
 
 
+@contextmanager
+def attended(
+    measures: Sequence[Measure],
+    layers: Sequence[Layer],
+    images: Float[Tensor, "B 3 Hi Wi"],
+    size: tuple[int, int],
+    *,
+    renormalise: bool = True,
+) -> Iterator[None]:
+    """Let measures see the attention of one forward pass, which is made in this context.
+
+    Args:
+        measures: of those that see attention.
+        layers: whose attention.
+        images: of the pass, as they were given.
+        size: (height, width) of what the network sees, in px.
+        renormalise: see `measure`.
+    """
+
+    def receive(seen: Seen) -> None:
+        for each in measures:
+            each.attention(seen, layers)
+
+    with observed(layers, len(images), receive, renormalise=renormalise):
+        yield
+    for each in measures:
+        each.end(images, size)
+
+
 class Measurement:
     """Measures of one model over a stream of batches.
 
     Attributes:
-        accumulators: by measure; these merge and travel between processes.
+        measures: by name; these merge and travel between processes.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        measures: Sequence[str] = tuple(MEASURES),
+        measures: str | Sequence[str] | None = None,
         *,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -261,10 +205,8 @@ class Measurement:
         """See `measure`."""
         self.model = model
         self.net: Any = model.net if isinstance(model, TapModel) else model
-        names = [measures] if isinstance(measures, str) else measures
-        self.accumulators: dict[str, Any] = {name: lookup("measure", name, MEASURES)() for name in names}
-        if not self.accumulators:
-            raise UserError(f"No measure was asked for; known are {', '.join(MEASURES)}.")
+        self.kinds = _kinds(measures)
+        self.measures = {name: kind() for name, kind in self.kinds.items()}
         weight = next(model.parameters(), torch.zeros(()))
         self.device, self.dtype = weight.device, weight.dtype
         if isinstance(model, TapModel) and (mean is not None or std is not None):
@@ -299,19 +241,19 @@ class Measurement:
                 raise UserError(f"Image {number} (counted from 0) holds values that are not finite.")
         if not len(images):
             return
-        images, size = self.given(images)
+        given, size = self.given(images)
         self._check_same(size)
-        # A batch goes into accumulators of its own, so that one that fails leaves no part of itself.
-        batch = {name: MEASURES[name]() for name in self.accumulators}
+        # A batch goes into measures of its own, so that one that fails leaves no part of itself.
+        batch = {name: kind() for name, kind in self.kinds.items()}
         with _evaluation_mode(self.model):
             try:
-                self._run(batch, images, size)
+                self._run([*batch.values()], images, given, size)
             except NotFinite as error:
-                name = first_not_finite(self.net, lambda: self.final_map(images, size))
+                name = first_not_finite(self.net, lambda: self.final_map(given, size))
                 where = f"The first layer of {type(self.net).__name__} with such an output is {name}. " if name else ""
                 raise UserError(f"{where}{error} Check the weights and the precision.") from None
-        for name, accumulator in self.accumulators.items():
-            accumulator.merge(batch[name])
+        for name, each in self.measures.items():
+            each.merge(batch[name])
         self.images += len(images)
         self.size = size
 
@@ -324,44 +266,29 @@ class Measurement:
         _check_size(self.net, size)
         return torch.addcmul(self.shift, images, self.scale), size
 
-    def _run(self, accumulators: dict[str, Any], images: Tensor, size: tuple[int, int]) -> None:
-        """One forward pass, hooked for what the measures need."""
-        heads: dict[str, dict[int, list[Tensor]]] = {name: {} for name in ("distance", "nmi") if name in accumulators}
-        layers = attention_layers(self.net, size) if heads else []
+    def _run(self, measures: Sequence[Measure], images: Tensor, given: Tensor, size: tuple[int, int]) -> None:
+        """One forward pass, which each of the measures sees."""
+        seeing: dict[str, list[Measure]] = {"attention": [], "features": [], "final": []}
+        for each in measures:
+            seeing[each.sees].append(each)
+        layers = attention_layers(self.net, size) if seeing["attention"] else []
+        for each in measures:
+            if reason := each.refusal(self.net, layers):
+                raise Refused(reason)
 
-        scratch = torch.empty(0)
-
-        def attend(seen: Seen) -> None:
-            # Values wait for the end of the pass: taking them in image by image would cost more than making them.
-            nonlocal scratch
-            if "distance" in heads:
-                found = attention_distance(seen.maps, layers[seen.layer].grid)
-                heads["distance"].setdefault(seen.layer, []).append(found)
-            if "nmi" in heads:
-                if scratch.shape != seen.maps.shape:
-                    scratch = torch.empty_like(seen.maps)
-                heads["nmi"].setdefault(seen.layer, []).append(attention_nmi(seen.maps, scratch))
+        def receive(layer: int, name: str, map_: Tensor) -> None:
+            for each in seeing["features"]:
+                each.features(layer, name, map_)
 
         with ExitStack() as hooks:
-            if heads:
-                hooks.enter_context(observed(layers, len(images), attend, renormalise=self.renormalise))
-            if "fourier" in accumulators:
-
-                def transform(layer: int, name: str, map_: Tensor) -> None:
-                    grid = (map_.shape[2], map_.shape[3])
-                    accumulators["fourier"].update(layer, map_.flatten(2).transpose(1, 2), grid, name=name)
-
-                sources = feature_sources(self.net, size)
-                hooks.enter_context(observed_features(self.net, sources, size, transform))
-            final = self.final_map(images, size)
-        for name, by_layer in heads.items():
-            for index, values in by_layer.items():
-                found, layer = torch.cat(values), layers[index]
-                windows = len(found) // len(images)
-                patch = layer.patch if name == "distance" else 1.0
-                accumulators[name].add(index, found, windows, layer.name, patch)
-        if "dct" in accumulators:
-            accumulators["dct"].update(final)
+            if layers:
+                attention = seeing["attention"]
+                hooks.enter_context(attended(attention, layers, images, size, renormalise=self.renormalise))
+            if seeing["features"]:
+                hooks.enter_context(observed_features(self.net, feature_sources(self.net, size), size, receive))
+            final = self.final_map(given, size)
+        for each in seeing["final"]:
+            each.final(final)
 
     def final_map(self, images: Tensor, size: tuple[int, int]) -> Float[Tensor, "B C H W"]:
         """The last feature map, from what `given` returns."""
@@ -383,11 +310,11 @@ class Measurement:
         """
         self._check_same(other.size)
         self.size = self.size or other.size
-        for name, accumulator in self.accumulators.items():
-            accumulator.merge(other.accumulators[name])
+        for name, each in self.measures.items():
+            each.merge(other.measures[name])
         self.images += other.images
 
-    def compute(self) -> dict[str, Result]:
+    def compute(self) -> dict[str, Any]:
         """Results so far, by measure.
 
         Raises:
@@ -399,7 +326,16 @@ class Measurement:
             warnings.warn(
                 "One image was measured, so no value has an interval (they are nan): give at least two.", stacklevel=2
             )
-        return {name: accumulator.compute() for name, accumulator in self.accumulators.items()}
+        return {name: each.compute() for name, each in self.measures.items()}
+
+
+def _kinds(measures: str | Sequence[str] | None) -> dict[str, type[Measure]]:
+    """Classes of measures by their names; None: of all that take any number of images."""
+    names = ALL if measures is None else [measures] if isinstance(measures, str) else measures
+    kinds = {name: measure_called(name) for name in names}
+    if not kinds:
+        raise UserError(f"No measure was asked for; known are {', '.join(ALL)}.")
+    return {name: kind for name, kind in kinds.items() if measures is not None or kind.most is None}
 
 
 def _batches(images: Tensor | Iterable[Any], batch_size: int) -> Iterator[Tensor]:

@@ -1,7 +1,4 @@
-"""What an analysis found, as a table, as arrays and as figures.
-
-Shapes: L layers, h heads, n images shown.
-"""
+"""What an analysis found, as a table, as arrays and as figures."""
 
 import json
 import re
@@ -14,11 +11,9 @@ import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
-from analysis.accumulate import HeadResult
-from analysis.dct_spectrum import DCTResult
-from analysis.fourier import FourierResult
+from analysis.measures.base import all_measures, measure_called
+from analysis.style import house_style, save
 
-SHOWN = 4  # images whose attention is kept and drawn
 COLUMNS = (
     "model",
     "measure",
@@ -33,32 +28,6 @@ COLUMNS = (
     "high",
     "images",
 )
-UNITS = {"attention_distance": "px", "attention_nmi": ""}
-SHARES = {
-    "share_energy": "DC share of energy",
-    "share_unscaled": "DC share, unscaled",
-    "share_orthonormal": "DC share, orthonormal",
-}
-
-
-@dataclass(frozen=True)
-class AttentionMaps:
-    """What one patch attends to in some images.
-
-    images: RGB in [0, 1], [n, Hi, Wi, 3]. maps: by 1-based block, [n, h, H, W], each summing to one. query: (row,
-    column) of the patch. patch: its side in px. size: (height, width) of what the network saw, in px.
-    """
-
-    images: np.ndarray
-    maps: dict[int, np.ndarray]
-    query: tuple[int, int]
-    patch: float
-    size: tuple[int, int]
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """All fields as arrays, for `numpy.savez`."""
-        maps = {f"block_{block}": map_ for block, map_ in self.maps.items()}
-        return {"images": self.images, "query": np.array(self.query), "patch": np.array(self.patch), **maps}
 
 
 @dataclass
@@ -66,16 +35,14 @@ class Analysis:
     """Measures of one model.
 
     model: its name. size: (height, width) of its images in px. images: how many were measured. results: by measure.
-    refused: reason by measure that this model does not have. uniform: distance in px of attention that is the same
-    everywhere, [L]. about: facts for the record.
+    refused: reason by measure that this model does not have. about: facts for the record.
     """
 
     model: str
     size: tuple[int, int]
     images: int = 0
-    results: dict[str, HeadResult | FourierResult | DCTResult | AttentionMaps] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
-    uniform: np.ndarray | None = None
     about: dict[str, Any] = field(default_factory=dict)
 
     def table(self) -> pd.DataFrame:
@@ -84,16 +51,19 @@ class Analysis:
         Columns: model, measure, layer (1-based; 0 is the embedding), name of the layer, head (1-based), frequency (in
         units of pi), quantity, unit, value, low, high, images.
         """
-        rows = [row for name, result in self.results.items() for row in _rows(name, result)]
-        frame = pd.DataFrame([{"model": self.model, **row, "images": self.images} for row in rows], columns=[*COLUMNS])
-        return frame.astype({"layer": "Int64", "head": "Int64"})
+        ends = {"model": self.model, "images": self.images}
+        lines = [
+            ends | {"measure": name} | row
+            for name, result in self.results.items()
+            for row in measure_called(name).rows(result)
+        ]
+        return pd.DataFrame(lines, columns=[*COLUMNS]).astype({"layer": "Int64", "head": "Int64"})
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All arrays of all measures, by `<measure>.<field>`."""
-        found = {
+        return {
             f"{name}.{key}": value for name, result in self.results.items() for key, value in result.arrays().items()
         }
-        return found if self.uniform is None else found | {"attention_distance.uniform_px": self.uniform}
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write table, arrays, figures and the record to a folder; see `write`."""
@@ -117,8 +87,6 @@ def write(analyses: Sequence[Analysis], folder: Path, record: dict[str, Any] | N
     Raises:
         ValueError: two models of one name.
     """
-    from analysis.plots import draw  # matplotlib takes a second, and a table needs none
-
     names = [slug(analysis.model) for analysis in analyses]
     if len(set(names)) < len(names):
         raise ValueError(f"Each model of an analysis needs a name of its own, also as that of a file; got {names}.")
@@ -152,75 +120,39 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("_")
 
 
-def _rows(name: str, result: Any) -> list[dict[str, Any]]:
-    """Lines of one measure's table."""
-    if isinstance(result, HeadResult):
-        return _head_rows(name, result.pixels())
-    if isinstance(result, FourierResult):
-        return [
-            {
-                **line(name, "relative log amplitude", "", result.relative[row, k], result.relative_half[row, k]),
-                "layer": row + first_layer(result),
-                "name": result.names[row],
-                "frequency": result.frequency[row, k],
-            }
-            for row in range(len(result.names))
-            for k in range(1, result.relative.shape[1])
-            if not np.isnan(result.relative[row, k])
-        ]
-    if isinstance(result, DCTResult):
-        return [
-            line(name, text, "", getattr(result, key), getattr(result, f"{key}_half")) for key, text in SHARES.items()
-        ]
-    return []
+def draw(analyses: Sequence[Analysis], folder: Path) -> list[Path]:
+    """Write PNG and SVG of every measure that some model has, with all models that have it.
+
+    Returns:
+        The files.
+    """
+    files = []
+    with house_style():
+        for name, results in by_measure(analyses).items():
+            for suffix, figure in measure_called(name).figures(results).items():
+                for ending in ("png", "svg"):
+                    files.append(folder / f"{name}{suffix}.{ending}")
+                    save(figure, files[-1])
+    return files
 
 
-def _head_rows(name: str, result: HeadResult) -> list[dict[str, Any]]:
-    rows = []
-    for layer, module in enumerate(result.names):
-        place = {"layer": layer + 1, "name": module}
-        for quantity, value, half in (
-            ("mean over heads", result.layer, result.layer_half),
-            ("spread over heads", result.spread, result.spread_half),
-            ("standard deviation over heads", result.std, result.std_half),
-        ):
-            rows.append(line(name, quantity, UNITS[name], value[layer], half[layer]) | place)
-        for head, value in enumerate(result.mean[layer]):
-            if not np.isnan(value):
-                found = line(name, "head", UNITS[name], value, result.mean_half[layer, head])
-                rows.append(found | place | {"head": head + 1})
-    return rows
-
-
-def line(name: str, quantity: str, unit: str, value: float, half: float) -> dict[str, Any]:
-    """What all lines of the table have."""
-    return {
-        "measure": name,
-        "quantity": quantity,
-        "unit": unit,
-        "value": float(value),
-        "low": float(value - half),
-        "high": float(value + half),
+def by_measure(analyses: Sequence[Analysis]) -> dict[str, dict[str, Any]]:
+    """Results by measure and model, of the measures that some model has."""
+    found = {
+        name: {each.model: each.results[name] for each in analyses if name in each.results} for name in all_measures()
     }
-
-
-# -- the table for reading --------------------------------------------------------------------------------------------
-
-TITLES = {
-    "attention_distance": "attention_distance (px; mean over heads; spread: largest minus smallest head)",
-    "attention_nmi": "attention_nmi (0 to 1; mean over heads; spread: largest minus smallest head)",
-    "fourier": "fourier (log amplitude at the highest frequency, relative to frequency 0; layer 0: embedding)",
-    "dct_spectrum": "dct_spectrum (% of the last feature map in its DC component)",
-}
+    return {name: results for name, results in found.items() if results}
 
 
 def markdown(analyses: Sequence[Analysis]) -> str:
     """One table per measure, a line per layer and one or two columns per model; then what was refused and why."""
     parts = []
-    for name, title in TITLES.items():
-        if having := [each for each in analyses if name in each.results]:
-            headers, lines = _shares(having) if name == "dct_spectrum" else _by_layer(name, having)
-            parts.append(f"## {title}\n\n{tabulate(lines, headers, tablefmt='pipe', disable_numparse=True)}")
+    for name, results in by_measure(analyses).items():
+        kind = measure_called(name)
+        if kind.title:
+            headers, lines = kind.table(results)
+            table = tabulate(lines, headers, tablefmt="pipe", disable_numparse=True)
+            parts.append(f"## {name} ({kind.title})\n\n{table}")
     if refused := [sentence for each in analyses for sentence in refusals(each)]:
         parts.append("\n".join(["## Refused", "", *(f"- {sentence}" for sentence in refused)]))
     if few := [each.model for each in analyses if each.images == 1]:
@@ -234,42 +166,3 @@ def refusals(analysis: Analysis) -> list[str]:
     for name, reason in analysis.refused.items():
         measures.setdefault(reason, []).append(name)
     return [f"{analysis.model}: {', '.join(names)}: {reason}" for reason, names in measures.items()]
-
-
-def _shares(analyses: Sequence[Analysis]) -> tuple[list[str], list[list[str]]]:
-    """Headers and lines of the DCT's shares."""
-    lines = []
-    for each in analyses:
-        result: Any = each.results["dct_spectrum"]
-        pairs = [(getattr(result, key), getattr(result, f"{key}_half")) for key in SHARES]
-        lines.append([each.model, *(number(100 * value, 100 * half, 1) for value, half in pairs)])
-    return ["model", *SHARES.values()], lines
-
-
-def _by_layer(name: str, analyses: Sequence[Analysis]) -> tuple[list[str], list[list[str]]]:
-    """Headers and lines of a measure by layer; models of fewer layers have empty cells."""
-    headers, columns = ["layer"], []
-    digits = {"attention_distance": 1, "attention_nmi": 3, "fourier": 2}[name]
-    for each in analyses:
-        result: Any = each.results[name]
-        kinds = [("", "highest")]
-        if isinstance(result, HeadResult):
-            result, kinds = result.pixels(), [("", "layer"), ("spread", "spread")]
-        for title, key in kinds:
-            headers.append(title or each.model)
-            pairs = zip(getattr(result, key), getattr(result, f"{key}_half"), strict=True)
-            layers = range(first_layer(result), first_layer(result) + len(result.names))
-            columns.append(dict(zip(layers, (number(*pair, digits) for pair in pairs), strict=True)))
-    layers_of_all = sorted({layer for column in columns for layer in column})
-    return headers, [[str(layer), *(column.get(layer, "") for column in columns)] for layer in layers_of_all]
-
-
-def first_layer(result: HeadResult | FourierResult) -> int:
-    """Number of a result's first layer: 0 for the embedding, else 1."""
-    return 0 if result.names[0] == "embedding" else 1
-
-
-def number(value: float, half: float, digits: int) -> str:
-    """`116.5 ± 0.1`, or `116.5` without an interval."""
-    text = f"{value:.{digits}f}".replace("-", "−")
-    return text if np.isnan(half) else f"{text} ± {half:.{digits}f}"

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from analysis.attention_distance import grid_distances
-from analysis.dct_spectrum import dct2
 from analysis.measure import Measurement
+from analysis.measures.attention_distance import grid_distances
+from analysis.measures.dct_spectrum import dct2
 
 ROUNDS = 5
 EXTRA, CHEAPER, SMALLER = 0.2, 4.0, 0.25  # required of time, of time against kept maps, of memory against kept maps
@@ -68,15 +68,15 @@ class Kept:
         self.features.clear()
         self.net.forward_features(images)
         distances = grid_distances((14, 14), torch.float32, images.device)
-        found: dict[str, list[Tensor]] = {"distance": [], "nmi": [], "fourier": []}
+        found: dict[str, list[Tensor]] = {"attention_distance": [], "attention_nmi": [], "fourier": []}
         for maps in self.maps:
             patches = maps[:, :, 1:, 1:]
             patches = patches / patches.sum(dim=-1, keepdim=True)
-            found["distance"].append(torch.einsum("bhqk,qk->bh", patches, distances).mean(0) / 196)
+            found["attention_distance"].append(torch.einsum("bhqk,qk->bh", patches, distances).mean(0) / 196)
             keys = patches.mean(dim=2, keepdim=True)
             information = torch.special.xlogy(patches, patches / keys).sum(dim=(2, 3)) / 196
             entropy = torch.special.entr(keys).sum(dim=(2, 3))
-            found["nmi"].append((information / (math.log(196) * entropy).sqrt()).mean(0))
+            found["attention_nmi"].append((information / (math.log(196) * entropy).sqrt()).mean(0))
         for features in self.features:
             spectrum = torch.fft.fft2(features[:, 1:].transpose(1, 2).unflatten(2, (14, 14)))
             amplitude = (spectrum.abs() + 1e-6).log().diagonal(dim1=2, dim2=3)[:, :, :7].mean(dim=(0, 1))
@@ -98,13 +98,13 @@ def test_measuring_costs_a_fifth_of_the_forward_pass_and_a_quarter_of_keeping_ma
             net.forward_features(normalised)
 
     def measured() -> Measurement:
-        measurement = Measurement(net, ("distance", "nmi", "fourier"))
+        measurement = Measurement(net, ("attention_distance", "attention_nmi", "fourier"))
         measurement.update(images)
         return measurement
 
     found, expected = measured().compute(), kept(normalised)
-    for name, ours in (("distance", found["distance"].mean), ("nmi", found["nmi"].mean)):
-        torch.testing.assert_close(torch.from_numpy(ours).float(), expected[name], rtol=1e-4, atol=1e-5)
+    for name in ("attention_distance", "attention_nmi"):
+        torch.testing.assert_close(torch.from_numpy(found[name].mean).float(), expected[name], rtol=1e-4, atol=1e-5)
     relative = torch.from_numpy(found["fourier"].relative).float()
     torch.testing.assert_close(relative, expected["fourier"], rtol=0, atol=1e-3)
 

@@ -12,9 +12,9 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from analysis.images import ImageFolder
+from analysis.looking.images import ImageFolder
+from analysis.looking.model import Subject, load, parse
 from analysis.measure import ALL, analyse
-from analysis.model import Subject, load, parse
 from analysis.report import Analysis, markdown, slug, write
 from hkd.errors import Refused, UserError
 from hkd.registry import lookup
@@ -108,8 +108,8 @@ def measured(
         )
     found.about = {
         "weights": subject.weights,
-        "mean": list(subject.mean),
-        "std": list(subject.std),
+        "mean": subject.mean,
+        "std": subject.std,
         "crop_pct": subject.crop_pct,
     }
     return found

@@ -91,7 +91,7 @@ def reproduce(
         )
         done = compared(plan, store)
         folder = places.tables(plan.profile) / plan.table
-        from experiments.figures import drawing
+        from experiments.drawings.base import drawing
         from experiments.results.render import write_table
 
         write_table(

@@ -11,6 +11,7 @@ from ruamel.yaml.error import MarkedYAMLError
 
 from experiments import places
 from experiments.documents import Document
+from experiments.drawings import DRAWINGS
 from experiments.planning.declared import WORDS, options_of
 from hkd.errors import UserError
 from hkd.options import Few, OptionError, Whole, Workers, configured, fault
@@ -96,6 +97,7 @@ class Table(Document):
     paper: Slug
     title: str
     kind: Literal["table", "figure"] = "table"
+    drawing: Slug | None = None  # of a figure: file in drawings/; None: the one that has the table's name
     published: str | None = None  # id of the table in published/<paper>.yaml
     data: Slug
     metrics: tuple[str, ...] = ("top1",)
@@ -286,6 +288,8 @@ def load_table(name: str) -> Table:
     for i, row in enumerate(table.rows):
         for method, options in row.settings.items():
             check_options("tables", name, ("rows", i, "settings", method), "method", method, options)
+    if table.kind == "figure":
+        checked("tables", name, ("drawing",), "drawing", table.drawing or name, DRAWINGS)
     check_references(table)
     return table
 

@@ -424,7 +424,7 @@ def compared_metrics(plan: Plan) -> dict[str, tuple[str, ...]]:
 
 def draw(plan: Plan, comparison: Comparison, path: Path, metrics: tuple[str, ...]) -> None:
     """Gains of some metrics, pairs down the page as in the paper, pooled gains of a single metric at the bottom."""
-    from analysis.figures import GainRow, comparison_figure  # imports matplotlib
+    from analysis.charts import GainRow, comparison_figure  # imports matplotlib
 
     results = [
         r
@@ -519,7 +519,7 @@ def ranks(plan: Plan, ranked: MeanRanks) -> pd.DataFrame:
 
 def draw_ranking(plan: Plan, ranked: MeanRanks, path: Path) -> None:
     """ranking.png: mean ranks with their intervals."""
-    from analysis.figures import RankRow, ranking_figure
+    from analysis.charts import RankRow, ranking_figure
 
     own = {cell.label for cell in plan.cells if (cell.method, cell.variant) == (plan.paper, "")}
     rows = [
@@ -538,7 +538,7 @@ def draw_ranking(plan: Plan, ranked: MeanRanks, path: Path) -> None:
 
 def draw_map(plan: Plan, comparison: Comparison, path: Path) -> None:
     """gains.png: the gain of every method on every pair."""
-    from analysis.figures import MapCell, gain_map
+    from analysis.charts import MapCell, gain_map
 
     cells = [
         MapCell(

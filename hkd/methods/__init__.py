@@ -3,11 +3,6 @@
 A file of this folder is a method if it has a line `class X(Method):`; it is read for that line, never imported.
 """
 
-import re
-from pathlib import Path
+from hkd.catalogue import entries
 
-METHODS = {
-    path.stem: f"hkd.methods.{path.stem}:{found[1]}"
-    for path in sorted(Path(__file__).parent.glob("*.py"))
-    if (found := re.search(r"^class (\w+)\(Method\):", path.read_text(encoding="utf-8"), re.MULTILINE))
-}
+METHODS = entries(__name__, __path__[0], r"^class (?P<attribute>\w+)\(Method\):")

@@ -1,13 +1,9 @@
-"""What a run can be: each task is one function of a spec, above everything that it names.
+"""What a run can be: each task is one function of a job, above everything that it names.
 
-A task is `task(spec, weights, folder, runtime, report) -> Outcome`; see hkd/tasks/train.py.
+A file of this folder is a task if it has a function under a line `@task` (hkd/tasks/launch.py); it is read for that
+line, never imported.
 """
 
-TASKS = {
-    "train": "hkd.tasks.train:train",
-    "evaluate": "hkd.tasks.evaluate:evaluate",
-    "pretrain": "hkd.tasks.pretrain:pretrain",
-    "probe": "hkd.tasks.probe:probe",
-    "detect": "hkd.tasks.detect:detect",
-    "segment": "hkd.tasks.segment:segment",
-}
+from hkd.catalogue import entries
+
+TASKS = entries(__name__, __path__[0], r"^@task\ndef (?P<attribute>\w+)\(")

@@ -17,12 +17,14 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import CenterCrop, Compose, InterpolationMode, Resize
 
-from analysis.attention import attention_images
-from analysis.images import ImageFolder, centre_crop
+from analysis.looking.attention import attention_layers, observed
+from analysis.looking.images import ImageFolder, centre_crop
+from analysis.looking.model import load, parse
 from analysis.measure import ALL, analyse, measure
-from analysis.model import load, parse
-from analysis.plots import depth_figure, draw
-from analysis.report import Analysis, AttentionMaps, markdown, number, slug, write
+from analysis.measures.attention_maps import MapsResult
+from analysis.measures.base import number
+from analysis.measures.fourier import depth_figure
+from analysis.report import Analysis, draw, markdown, slug, write
 from hkd.errors import Refused, UserError
 from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel
@@ -226,8 +228,8 @@ def test_values_are_those_of_measure_on_the_same_crops(folder):
     expected = measure(subject.net, crops, mean=subject.mean, std=subject.std)
     found = analyse("vit_s16_mini", folder, random=True, batch_size=2)
     assert found.images == 5
-    for name, short in (("attention_distance", "distance"), ("fourier", "fourier"), ("dct_spectrum", "dct")):
-        for key, value in expected[short].arrays().items():
+    for name in ("attention_distance", "fourier", "dct_spectrum"):
+        for key, value in expected[name].arrays().items():
             if value.dtype.kind == "f":
                 np.testing.assert_allclose(found.results[name].arrays()[key], value, rtol=1e-4, atol=1e-6)
 
@@ -253,11 +255,13 @@ def test_maps_are_rows_of_attention_of_the_central_patch(folder):
     maps = analyse(subject, folder, "attention_maps").results["attention_maps"]
     crops = next(ImageFolder(folder).batches((32, 32), subject.crop_pct, 4))
     given = (crops - torch.tensor(subject.mean).view(3, 1, 1)) / torch.tensor(subject.std).view(3, 1, 1)
-    rows = attention_images(subject.net, given, (2, 2), [block - 1 for block in maps.maps])
-    assert maps.query == (2, 2)
-    assert maps.maps.keys() == {block + 1 for block in rows}
-    for block, map_ in maps.maps.items():
-        np.testing.assert_allclose(map_, rows[block - 1].numpy(), atol=1e-6)
+    layers, rows = attention_layers(subject.net, (32, 32)), {}
+    with torch.no_grad(), observed(layers, 4, lambda seen: rows.setdefault(seen.layer, seen.maps[:, :, 10].clone())):
+        subject.net.forward_features(given)
+    assert maps.query == (2, 2)  # token 10 of 4x4
+    assert list(maps.maps) == [1, 2, 3]
+    for layer, map_ in maps.maps.items():
+        np.testing.assert_allclose(map_, rows[layer - 1].unflatten(2, (4, 4)).numpy(), atol=1e-6)
         np.testing.assert_allclose(map_.sum((2, 3)), 1, atol=1e-5)
 
 
@@ -265,7 +269,7 @@ def test_grids_that_are_not_square_are_measured_and_drawn(tmp_path, folder):
     found = analyse("vit_s16_mini", folder, random=True, image_size=(32, 48))
     assert found.results["dct_spectrum"].unscaled.shape[1:] == (4, 6)
     assert found.results["attention_maps"].maps[1].shape[2:] == (4, 6)
-    assert found.uniform.max() < np.hypot(32, 48)
+    assert found.results["attention_distance"].pixels().uniform.max() < np.hypot(32, 48)
     found.results = {"attention_maps": found.results["attention_maps"]}
     assert (tmp_path / "attention_maps.png") in found.save(tmp_path)
 
@@ -282,12 +286,13 @@ def test_windows_give_no_maps(folder):
     found = analyse("swin_s_mini", folder, random=True)
     assert list(found.refused) == ["attention_maps"]
     assert "within windows" in found.refused["attention_maps"]
-    assert len(found.uniform) == len(found.results["attention_distance"].names)
+    assert len(found.results["attention_distance"].uniform) == len(found.results["attention_distance"].names)
 
 
 def test_an_untrained_model_attends_uniformly(folder):
     found = analyse("vit_s16_mini", folder, ["attention_distance"], random=True)
-    np.testing.assert_allclose(found.results["attention_distance"].pixels().layer, found.uniform, rtol=0.02)
+    result = found.results["attention_distance"].pixels()
+    np.testing.assert_allclose(result.layer, result.uniform, rtol=0.02)
 
 
 def test_features_that_are_not_finite_name_their_layer(tmp_path, folder):
@@ -389,14 +394,14 @@ def test_equal_analyses_give_equal_figures(tmp_path, analyses):
 
 
 def test_more_models_than_colours_have_signs_of_their_own(analyses):
-    figure = depth_figure([replace(analyses[0], model=f"model {index}") for index in range(9)])
+    figure = depth_figure({f"model {index}": analyses[0].results["fourier"] for index in range(9)})
     looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in figure.axes[0].get_lines()}
     assert len(looks) == 9
 
 
 def test_extreme_maps_are_drawn(tmp_path):
     """Nothing but zeros, and one cell."""
-    maps = AttentionMaps(np.zeros((1, 8, 8, 3)), {1: np.ones((1, 2, 1, 1))}, (0, 0), 8.0, (8, 8))
+    maps = MapsResult(np.zeros((1, 8, 8, 3)), {1: np.ones((1, 2, 1, 1))}, (0, 0), 8.0, (8, 8))
     net = timm.create_model("test_resnet")
     net.norm = torch.nn.Identity()
     for parameter in net.parameters():

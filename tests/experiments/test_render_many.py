@@ -93,7 +93,7 @@ def test_every_method_of_every_pair_has_its_cost_in_the_csv(written):
 def test_the_comparison_figure_keeps_to_plain_kd_and_the_papers_method(core, tmp_path, monkeypatch):
     drawn = {}
     monkeypatch.setattr(
-        "analysis.figures.comparison_figure", lambda rows, path, **texts: drawn.update(rows=rows, **texts)
+        "analysis.charts.comparison_figure", lambda rows, path, **texts: drawn.update(rows=rows, **texts)
     )
     render.draw(core, compare(core, records_of(core)), tmp_path / "comparison.png", ("top1",))
     assert {row["method"] for row in drawn["rows"]} == {"KD", "HCD"}
@@ -104,7 +104,7 @@ def test_the_comparison_figure_keeps_to_plain_kd_and_the_papers_method(core, tmp
 
 def test_the_map_tells_what_was_refused_from_what_is_sure(core, tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr("analysis.figures.gain_map", lambda cells, path, **texts: drawn.update(cells=cells, **texts))
+    monkeypatch.setattr("analysis.charts.gain_map", lambda cells, path, **texts: drawn.update(cells=cells, **texts))
     render.draw_map(core, compare(core, records_of(core)), tmp_path / "gains.png")
     cells = {(cell["pair"], cell["method"]): cell for cell in drawn["cells"]}
     assert len(cells) == 4 * 11

@@ -181,3 +181,12 @@ def test_a_stand_in_for_data_that_does_not_exist_is_refused(files):
     files("profiles", "laptop", "instead: {deit_t: ", "instead: {deit_t: x")
     with pytest.raises(UserError, match=r"laptop.yaml:\d+: data.cifar100.instead.deit_t: unknown data set 'x"):
         schema.load_profile("laptop")
+
+
+def test_a_drawing_that_does_not_exist_is_one_sentence_with_its_place(files):
+    files("tables", "hybrid_fig1", "drawing: hybrid_heads", "drawing: hybrid_head")
+    with pytest.raises(UserError, match=r"fig1.yaml:\d+: .*unknown drawing 'hybrid_head'. Did you mean 'hybrid_heads'"):
+        schema.load_table("hybrid_fig1")
+    files("tables", "hybrid_fig2", "drawing: hybrid_heads\n", "")
+    with pytest.raises(UserError, match=r"fig2.yaml:\d+: .*unknown drawing 'hybrid_fig2'"):
+        schema.load_table("hybrid_fig2")

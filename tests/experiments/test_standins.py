@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from analysis import figures
+from analysis import charts
 from experiments.planning import schema, standins
 from experiments.planning.plan import plan
 from experiments.records.store import Store
@@ -101,7 +101,7 @@ def misleading(text: str, profile: schema.Profile | None = None) -> list[str]:
 def test_nothing_printed_or_drawn_names_what_was_not_used(name, monkeypatch, tmp_path):
     drawn = []
     for figure in ("comparison_figure", "ranking_figure", "gain_map"):
-        monkeypatch.setattr(figures, figure, lambda rows, path, **texts: drawn.append((rows, texts)))
+        monkeypatch.setattr(charts, figure, lambda rows, path, **texts: drawn.append((rows, texts)))
     profile = schema.load_profile(name)
     for table in schema.table_ids():
         chosen = plan(table, name, 1)

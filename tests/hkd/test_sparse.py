@@ -13,8 +13,8 @@ from timm.layers import BatchNormAct2d, Conv2dSame, DropPath, LayerNorm2d
 from torch import nn
 
 from hkd.errors import UserError
-from hkd.models.sparse.maps import gather, scatter
 from hkd.models.sparse import rows as sparse_rows
+from hkd.models.sparse.maps import gather, scatter
 from hkd.models.sparse.modules import active_in, mask_at, sparse_batch_norm, sparsify
 
 ROWS = ["rows", "spconv"]

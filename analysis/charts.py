@@ -1,0 +1,356 @@
+"""Charts of plain numbers: gains beside published ones, ranks, maps of gains, dots with intervals, shares.
+
+Functions take rows (dicts or a frame) and know nothing of plans or records. In all of them `title` is the heading (what
+follows a line break in it stands below in plain type) and `caption` the sentences under the chart, wrapped here.
+"""
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+from analysis.style import (
+    COLOURS,
+    EMPTY,
+    GREY,
+    GRID,
+    HATCH,
+    HEADING_LINE,
+    INK,
+    MARKERS,
+    SOFT,
+    WIDTH,
+    ZEBRA,
+    Lettering,
+    bare,
+    sheet,
+    zebra,
+)
+
+TABLE = Lettering(heading_line=HEADING_LINE, caption_line=0.21, heading_letter=0.124, caption_letter=0.075)
+LABEL_LETTERS = 30  # of a line's label before it is wrapped
+MAP, MAP_RANGE = "RdBu", 1.9  # of gain maps: the scale ends where ink is still read, at 1 / MAP_RANGE of the colours
+GAP = 0.32  # inches between panels of dots: room for the numbers at the ends of two axes
+
+
+# -- gains of a table ----------------------------------------------------------------------------------------------
+
+
+class GainRow(TypedDict):
+    """One method on one pair. Gains in points; nan where there is none.
+
+    pair: label of the line in the figure. pooled: whether it is a mean over pairs (drawn apart, at the bottom).
+    """
+
+    pair: str
+    method: str
+    published: float
+    measured: float
+    low: float
+    high: float
+    pooled: bool
+
+
+def comparison_figure(
+    rows: Sequence[GainRow], path: Path, *, title: str, caption: str = "", unit: str = "points"
+) -> None:
+    """Published gain against measured gain per pair, with 95 % intervals; one dot and whisker per method.
+
+    Args:
+        rows: in the order in which pairs should stand, from the top; pooled rows are moved to the bottom.
+        path: PNG to write.
+        title, caption: see the head of this file.
+        unit: of the gains, for the axis.
+    """
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    pairs = list(dict.fromkeys(row["pair"] for row in rows if not row["pooled"]))
+    pooled = list(dict.fromkeys(row["pair"] for row in rows if row["pooled"]))
+    names = {pair: textwrap.wrap(pair, LABEL_LETTERS) for pair in (*pairs, *pooled)}
+    deepest = max(map(len, names.values()), default=1)
+    # Height of a pair; a line of a wrapped label needs somewhat more than half of it.
+    step = max(1.0, 0.42 * len(methods), 0.58 * deepest)
+    at = {pair: i * step for i, pair in enumerate(pairs)}
+    at |= {pair: (len(pairs) + 0.35 + i) * step for i, pair in enumerate(pooled)}
+    plot = 0.37 * (step * max(1.0, len(at) + 0.35 * bool(pooled)))
+    signs = legend_handles(methods, any(not math.isnan(row["published"]) for row in rows))
+    columns = legend_columns(signs)
+    texts: dict[str, Any] = {"title": title, "caption": caption, "lettering": TABLE, "vector": False}
+    texts |= {"above": 0.57 + 0.24 * (math.ceil(len(signs) / columns) - 1), "below": 0.75}
+    with sheet(path, WIDTH, plot, **texts) as page:
+        left = 0.04 + 0.0155 * max((len(line) for name in names.values() for line in name), default=4)
+        axes = page.axes(left * WIDTH, page.bottom, (0.97 - left) * WIDTH, plot)
+        for row in rows:
+            i = methods.index(row["method"])
+            offset = (i - (len(methods) - 1) / 2) * 0.62 * step / max(2, len(methods))
+            draw_gain(axes, at[row["pair"]] + offset, row, COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)])
+        for pair in pairs[::2]:
+            axes.axhspan(at[pair] - step / 2, at[pair] + step / 2, color=ZEBRA, linewidth=0, zorder=0)
+        if pooled:
+            axes.axhline((len(pairs) - 1 + 0.675) * step, color=GREY, linewidth=0.8)
+        axes.axvline(0, color=INK, linewidth=1.0, zorder=1)
+        axes.grid(axis="x", color=GRID, linewidth=0.6)
+        axes.set_yticks(list(at.values()), ["\n".join(names[pair]) for pair in at], fontweight="normal")
+        for label in axes.get_yticklabels()[len(pairs) :]:
+            label.set_fontweight("bold")
+        axes.set_ylim((max(at.values(), default=0) + step / 2), -step / 2)
+        bare(axes)
+        axes.set_xlabel(f"Gain over the baseline ({unit})")
+        page.figure.legend(
+            handles=signs,
+            loc="upper left",
+            bbox_to_anchor=(0.02, 1 - (0.2 + HEADING_LINE * len(page.heading)) / page.height),
+            ncols=columns,
+            borderaxespad=0,
+            borderpad=0,
+            columnspacing=1.3,
+            handletextpad=0.4,
+        )
+        if all(math.isnan(row["measured"]) for row in rows):
+            axes.text(0.98, 0.5, "nothing measured yet", transform=axes.transAxes, ha="right", va="center", color=GREY)
+
+
+def draw_gain(axes: Axes, y: float, row: GainRow, colour: str, marker: str) -> None:
+    """One line: interval as a whisker, measured gain filled, published gain hollow, joined by a thin line."""
+    measured, published = row["measured"], row["published"]
+    if not math.isnan(measured) and not math.isnan(published):
+        axes.plot([measured, published], [y, y], color=colour, linewidth=0.9, linestyle=(0, (1, 2)), zorder=2)
+    if not math.isnan(published):
+        hollow: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": colour, "markeredgewidth": 1.7}
+        axes.plot(published, y, "D", markersize=9.5, zorder=5, **hollow)
+    if not math.isnan(row["low"]):
+        axes.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=2.2, solid_capstyle="butt", zorder=3)
+    if not math.isnan(measured):
+        size = 9 if row["pooled"] else 7.5
+        axes.plot(
+            measured, y, marker, markersize=size, color=colour, markeredgecolor="white", markeredgewidth=0.7, zorder=4
+        )
+
+
+def legend_handles(methods: Sequence[str], published: bool) -> list[Line2D]:
+    """A filled sign with whisker per method, and the hollow sign of published gains."""
+    shared: dict[str, Any] = {"markersize": 8, "linewidth": 2.2}
+    handles = [
+        Line2D([], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], label=method, **shared)
+        for i, method in enumerate(methods)
+    ]
+    if published:
+        hollow: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": INK, "markeredgewidth": 1.6}
+        handles.append(Line2D([], [], linestyle="none", marker="D", markersize=9, label="published", **hollow))
+    return handles
+
+
+def legend_columns(handles: Sequence[Line2D], width: float = 6.9) -> int:
+    """In how many columns, at most four, a legend is no wider than so many inches."""
+    # A letter is about .095 inches wide, a sign with its gaps .75; columns are filled from the top.
+    widths = [0.75 + 0.095 * len(str(handle.get_label())) for handle in handles]
+    for columns in range(min(4, len(widths)), 1, -1):
+        if sum(max(column) for column in np.array_split(widths, columns)) <= width:
+            return columns
+    return 1
+
+
+# -- ranks ---------------------------------------------------------------------------------------------------------
+
+
+class RankRow(TypedDict):
+    """The mean rank of one method over pairs; 1 is the best. low and high are nan where there is no interval.
+
+    own: whether it is the paper's own method, which is drawn in the first colour.
+    """
+
+    method: str
+    rank: float
+    low: float
+    high: float
+    own: bool
+
+
+def ranking_figure(rows: Sequence[RankRow], path: Path, *, title: str, caption: str = "") -> None:
+    """Mean ranks with 95 % intervals, one line per method, the best at the top.
+
+    Args:
+        rows: in any order.
+        path: PNG to write.
+        title, caption: see the head of this file.
+    """
+    ordered = sorted(rows, key=lambda row: (row["rank"], row["method"]))
+    plot = 0.36 * max(2, len(ordered))
+    texts: dict[str, Any] = {"title": title, "caption": caption, "lettering": TABLE, "vector": False}
+    with sheet(path, WIDTH, plot, above=0.25, below=0.75, **texts) as page:
+        left = 0.05 + 0.0165 * max((len(row["method"]) for row in ordered), default=4)
+        axes = page.axes(left * WIDTH, page.bottom, (0.88 - left) * WIDTH, plot)
+        zebra(axes, [row["method"] for row in ordered])
+        for y, row in enumerate(ordered):
+            colour, weight = (COLOURS[0], "bold") if row["own"] else (SOFT, "normal")
+            if not math.isnan(row["low"]):
+                axes.plot(
+                    [row["low"], row["high"]], [y, y], color=colour, linewidth=2.6, solid_capstyle="butt", zorder=3
+                )
+            axes.plot(row["rank"], y, "D" if row["own"] else "o", markersize=9, color=colour, zorder=4)
+            place = axes.get_yaxis_transform()
+            axes.text(1.02, y, f"{row['rank']:.1f}", transform=place, va="center_baseline", fontweight=weight)
+            axes.get_yticklabels()[y].set_fontweight(weight)
+        axes.set_xlim(0.5, max(1, len(ordered)) + 0.5)
+        axes.set_xticks(range(1, len(ordered) + 1))
+        if not rows:
+            axes.text(0.5, 0.5, "nothing measured on every pair yet", transform=axes.transAxes, ha="center", color=GREY)
+        axes.set_xlabel("Mean rank over pairs (1 is the best)")
+
+
+# -- a map of gains ------------------------------------------------------------------------------------------------
+
+
+class MapCell(TypedDict):
+    """One cell of the map of gains. gain: points, nan where there is none. sure: its interval excludes 0.
+
+    refused: whether the method cannot serve the pair (hatched), rather than not having been measured (empty).
+    """
+
+    pair: str
+    method: str
+    gain: float
+    sure: bool
+    refused: bool
+
+
+def gain_map(cells: Sequence[MapCell], path: Path, *, title: str, caption: str = "") -> None:
+    """Gains of every method (columns) on every pair (rows), as numbers on a diverging scale centred at 0.
+
+    Blue is a gain, red a loss. The scale ends at the 90th percentile of sizes, so that one collapsed method does not
+    bleach the rest; there is no bar beside it, as every value is printed.
+
+    Args:
+        cells: pairs and methods stand in the order of their first cell; pairs wrap at "→".
+        path: PNG to write.
+        title, caption: see the head of this file.
+    """
+    pairs = list(dict.fromkeys(cell["pair"] for cell in cells))
+    methods = list(dict.fromkeys(cell["method"] for cell in cells))
+    gains = np.full((max(1, len(pairs)), max(1, len(methods))), math.nan)
+    for cell in cells:
+        gains[pairs.index(cell["pair"]), methods.index(cell["method"])] = cell["gain"]
+    sizes = np.abs(gains[np.isfinite(gains)])
+    limit = max(0.1, float(np.percentile(sizes, 90))) if len(sizes) else 1.0
+    labels = [pair.replace(" → ", " →\n") for pair in pairs]
+    tilted = max(map(len, methods), default=0) * len(methods) > 50
+    plot = 0.47 * max(2, len(pairs))
+    texts: dict[str, Any] = {"title": title, "caption": caption, "lettering": TABLE, "vector": False}
+    with sheet(path, WIDTH, plot, above=0.5 + (0.35 if tilted else 0.0), below=0.25, **texts) as page:
+        left = 0.03 + 0.0148 * max((len(line) for label in labels for line in label.split("\n")), default=4)
+        names = [method.replace(", ", ",\n") for method in methods]
+        # The last tilted label leans out of the axes by most of its length.
+        right = 0.97 - (0.007 * max(map(len, names[-1].split("\n"))) if tilted else 0.0)
+        axes = page.axes(left * WIDTH, page.bottom, (right - left) * WIDTH, plot)
+        ends = MAP_RANGE * limit
+        axes.pcolormesh(gains.clip(-limit, limit), cmap=MAP, vmin=-ends, vmax=ends, edgecolors="white", linewidth=1.5)
+        for cell in cells:
+            draw_map_cell(axes, methods.index(cell["method"]), pairs.index(cell["pair"]), cell)
+        axes.xaxis.tick_top()
+        axes.tick_params(length=0)
+        angle: dict[str, Any] = {"rotation": 35, "ha": "left", "rotation_mode": "anchor"} if tilted else {}
+        axes.set_xticks([x + 0.5 for x in range(len(names))], names, linespacing=1.0, **angle)
+        axes.set_yticks([y + 0.5 for y in range(len(pairs))], labels, linespacing=1.05)
+        axes.set_ylim(gains.shape[0], 0)
+        axes.spines[["left", "bottom"]].set_visible(False)
+
+
+def draw_map_cell(axes: Axes, x: int, y: int, cell: MapCell) -> None:
+    """The number of one cell, or why there is none."""
+    centred: dict[str, Any] = {"ha": "center", "va": "center_baseline"}
+    if not math.isnan(cell["gain"]):
+        number = f"{cell['gain']:+.0f}" if abs(cell["gain"]) >= 9.95 else f"{cell['gain']:+.1f}"
+        weight = "bold" if cell["sure"] else "normal"
+        axes.text(x + 0.5, y + 0.5, number.replace("-", "−"), fontsize=11.5, fontweight=weight, **centred)
+        return
+    hatch: dict[str, Any] = {"hatch": "////", "edgecolor": HATCH} if cell["refused"] else {}
+    axes.add_patch(Rectangle((x + 0.03, y + 0.03), 0.94, 0.94, facecolor=EMPTY, linewidth=0, **hatch))
+    if cell["refused"]:
+        axes.text(x + 0.5, y + 0.5, "–", bbox={"facecolor": EMPTY, "edgecolor": "none", "pad": 1.5}, **centred)
+
+
+# -- numbers of several models or methods --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A number with the ends of its interval, nan where there are none."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+
+def dots_figure(
+    lines: Sequence[str], panels: Mapping[str, Mapping[str, Dot]], path: Path, *, title: str, caption: str
+) -> None:
+    """A line per model and a panel per number, each with its own scale.
+
+    Args:
+        lines: names, from the top.
+        panels: axis label -> line -> number; lines without one are marked by a dash.
+        path: PNG to write, and an SVG beside it.
+        title, caption: see the head of this file.
+    """
+    left = 0.25 + 0.098 * max(map(len, lines), default=4)
+    wide = max(1.35, (WIDTH - left) / len(panels) - GAP)
+    width, plot = left + len(panels) * (wide + GAP), 0.3 * max(2, len(lines))
+    labels = ["\n".join(textwrap.wrap(label, max(10, int(wide / 0.092)))) for label in panels]
+    below = 0.45 + 0.2 * (1 + max(label.count("\n") for label in labels))
+    with sheet(path, width, plot, title=title, caption=caption, above=0.18, below=below) as page:
+        for i, (label, dots) in enumerate(zip(labels, panels.values(), strict=True)):
+            axes = page.axes(left + i * (wide + GAP), page.bottom, wide, plot)
+            zebra(axes, lines)
+            if i:
+                axes.set_yticklabels([])
+            for y, name in enumerate(lines):
+                dot = dots.get(name)
+                if dot is None:
+                    axes.text(0.5, y, "–", transform=axes.get_yaxis_transform(), ha="center", va="center", color=GREY)
+                    continue
+                if not math.isnan(dot.low):
+                    axes.plot([dot.low, dot.high], [y, y], color=COLOURS[0], linewidth=2.4, solid_capstyle="butt")
+                axes.plot(dot.value, y, "o", color=COLOURS[0], markersize=6.5, zorder=4, clip_on=False)
+            ends = [end for dot in dots.values() for end in (dot.value, dot.low, dot.high) if not math.isnan(end)]
+            if ends and min(ends) < 0 < max(ends):
+                axes.axvline(0, color=GREY, linewidth=0.9)
+            if ends and min(ends) >= 0:
+                axes.set_xlim(left=0)
+            axes.locator_params(axis="x", nbins=3 if wide < 3 else 7)
+            axes.tick_params(axis="x", labelsize=11)
+            axes.set_xlabel(label)
+
+
+def shares_figure(
+    shares: Mapping[str, Mapping[str, float]], path: Path, *, label: str, title: str, caption: str
+) -> None:
+    """A bar per method, divided among its parts.
+
+    Args:
+        shares: method -> part -> share in [0, 1].
+        path: PNG to write, and an SVG beside it.
+        label: what is shared, for the axis.
+        title, caption: see the head of this file.
+    """
+    plot, left = 0.42 * max(2, len(shares)), 0.25 + 0.098 * max(map(len, shares), default=4)
+    with sheet(path, WIDTH, plot, title=title, caption=caption, above=0.18, below=0.65) as page:
+        axes = page.axes(left, page.bottom, WIDTH - left - 0.2, plot)
+        for y, parts in enumerate(shares.values()):
+            at = 0.0
+            for i, (part, share) in enumerate(parts.items()):
+                axes.barh(y, share, left=at, height=0.78, color=COLOURS[i % 6], edgecolor="white", linewidth=1.2)
+                if share * (WIDTH - left) > 0.085 * len(part) + 0.1:
+                    ink = "white" if i % 6 < 3 else INK  # the first three colours are dark
+                    axes.text(at + share / 2, y, part, ha="center", va="center_baseline", fontsize=11, color=ink)
+                at += share
+        axes.set_yticks(range(len(shares)), list(shares))
+        axes.set_ylim(max(1, len(shares)) - 0.5, -0.5)
+        axes.set_xlim(0, 1)
+        bare(axes)
+        axes.set_xlabel(label)

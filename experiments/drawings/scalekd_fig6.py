@@ -1,0 +1,119 @@
+"""Alternative components of students with and without DFM (ScaleKD, arXiv:2411.06786, Figure 6).
+
+Shapes: B images, S samples.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.lines import Line2D
+from torch import Tensor
+
+from analysis.figure_files import Number, csv_text
+from analysis.measures.feature_scatter import FeatureScatter, ScatterResult, draws
+from analysis.style import COLOURS, GREY, WIDTH, sheet
+from experiments.drawings.base import Finished
+from hkd.methods.parts.feature_mimicking import to_tokens
+from hkd.training.step import TapStep
+
+SAMPLES = 64_000
+BATCH = 32
+DRAWS, SHARE = 8, 10  # panels of a scatter, each of a tenth of the samples
+STATISTICS: dict[str, Callable[[ScatterResult], float]] = {
+    "norm_mean": lambda result: result.mean,
+    "norm_median": lambda result: result.median,
+    "per_position": lambda result: float(result.per_position.mean()),
+}
+
+
+def draw(finished: Finished, folder: Path) -> None:
+    """Differences of students and their teacher, as points and as distances."""
+    plan, images = finished.plan, finished.images(SAMPLES)
+    found, numbers = {}, {}
+    for cell, runs in finished.cells.items():
+        results = {run.spec.seed: scatter_of(finished.step(run), images) for run in runs}
+        first = next(iter(results.values()))
+        found[cell[2]] = (finished.label(cell), first)
+        for name, of in STATISTICS.items():
+            half = first.mean_half if name == "norm_mean" else math.nan
+            by_seed = {seed: of(result) for seed, result in results.items()}
+            numbers[f"{name}/{cell[2]}"] = Number(of(first), half, len(images.rows), by_seed)
+    scatter_figure(
+        dict(found.values()),
+        folder / "scatter",
+        title=f"Alternative components: student minus teacher\n{plan.here}",
+        caption=f"Profile {plan.profile}; one fixed random projection of the differences of {len(images.rows)} test "
+        f"images, whose origin is agreement; each panel draws a tenth of them, up to the 99.8 % quantile of all. The "
+        f"first of {len(plan.seeds)} seeds.",
+    )
+    distances = ([label, result.mean, result.mean_half] for label, result in found.values())
+    (folder / "distances.csv").write_text(csv_text(("student", "distance", "half"), distances))
+    arrays = {name: result.arrays() for name, (_, result) in found.items()}
+    finished.leave(folder, images, arrays=arrays, numbers=numbers)
+
+
+@torch.no_grad()
+def scatter_of(step: TapStep, images: Iterable[Tensor]) -> ScatterResult:
+    """Differences of a ScaleKD student's last tokens and its teacher's, without their DC components.
+
+    The tokens are those that the alternative view compares, or, in a student without DFM, its only ones.
+
+    Args:
+        step: a finished run of the method `scalekd` that uses stage 4.
+        images: batches, RGB in [0, 1].
+    """
+    method: Any = step.method
+    step.eval()
+    scatter = FeatureScatter()
+    for batch in images:
+        for part in batch.split(BATCH):
+            mimics = method.mimics(step.student(part, step.want))
+            tokens = mimics["s4", "alt"] if ("s4", "alt") in mimics else mimics["s4", "orig"]
+            scatter.update(tokens, to_tokens(method.teachers["teacher"](part).final))
+    return scatter.compute()
+
+
+def scatter_figure(results: Mapping[str, ScatterResult], path: Path, *, title: str, caption: str) -> None:
+    """Eight random draws of two students' points, one scale for all.
+
+    Args:
+        results: by label; orange is the first (with DFM), blue the second, as in the paper.
+        path, title, caption: see `sheet`.
+    """
+    tile, left, gap, columns = 1.52, 0.72, 0.1, 4
+    pitch, rows = tile + gap, math.ceil(DRAWS / columns)
+    styles = list(zip((COLOURS[1], COLOURS[0]), ("o", "s"), strict=True))
+    points = [result.points for result in results.values()]
+    samples = min(map(len, points))
+    limit = max(float(np.quantile(np.abs(each), 0.998)) for each in points) * 1.1
+    size = max(0.8, min(3.2, 60 / math.sqrt(len(points[0]) / SHARE)))
+    with sheet(path, WIDTH, rows * pitch, title=title, caption=caption, above=0.55, below=0.68) as page:
+        for i, chosen in enumerate(draws(samples, size=max(1, samples // SHARE), count=DRAWS)):
+            x, y = left + (i % columns) * pitch, page.top - (i // columns + 1) * pitch + gap
+            axes = page.axes(x, y, tile, tile)
+            # The student without DFM first: its points lie around the others.
+            for each, (colour, marker) in reversed(list(zip(points, styles, strict=False))):
+                axes.plot(*each[chosen].T, marker, color=colour, markersize=size, alpha=0.55, markeredgewidth=0)
+            axes.axhline(0, color=GREY, linewidth=0.6, zorder=0)
+            axes.axvline(0, color=GREY, linewidth=0.6, zorder=0)
+            axes.set_xlim(-limit, limit)
+            axes.set_ylim(-limit, limit)
+            axes.locator_params(nbins=3)
+            axes.tick_params(labelleft=i % columns == 0, labelbottom=i >= DRAWS - columns)
+        handles = [
+            Line2D([], [], linestyle="none", marker=marker, color=colour, markersize=7,
+                   label=f"{label}: ‖δ‖ {result.mean:.2f} ± {result.mean_half:.1g}")
+            for (label, result), (colour, marker) in zip(results.items(), styles, strict=False)
+        ]  # fmt: skip
+        place = (0.02, 1 - (0.18 + 0.26 * len(page.heading)) / page.height)
+        page.figure.legend(
+            handles=handles, loc="upper left", bbox_to_anchor=place, ncols=2, borderaxespad=0, borderpad=0,
+            handletextpad=0.2, columnspacing=1.4,
+        )  # fmt: skip
+        page.text(left + 2 * tile + 0.15, page.bottom - 0.4, "first projection", ha="center", va="center")
+        middle = page.bottom + rows * pitch / 2
+        page.text(0.12, middle, "second projection", rotation=90, ha="left", va="center")

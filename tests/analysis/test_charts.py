@@ -1,0 +1,160 @@
+"""Charts are written, byte-stable, and leave matplotlib as they found it."""
+
+import math
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from PIL import Image
+
+from analysis.charts import (
+    MAP,
+    MAP_RANGE,
+    Dot,
+    GainRow,
+    MapCell,
+    RankRow,
+    comparison_figure,
+    dots_figure,
+    gain_map,
+    legend_columns,
+    legend_handles,
+    ranking_figure,
+    shares_figure,
+)
+from analysis.style import INK
+
+
+def gain(pair, method, *, published=math.nan, measured=1.0, pooled=False):
+    return GainRow(
+        pair=pair,
+        method=method,
+        published=published,
+        measured=measured,
+        low=measured - 0.5,
+        high=measured + 0.5,
+        pooled=pooled,
+    )
+
+
+ROWS = [
+    gain("Swin-L → ResNet-50", "KD"),
+    gain("Swin-L → ResNet-50", "ScaleKD", published=3.39, measured=2.0),
+    gain("mean of 1 pair", "ScaleKD", published=3.39, measured=2.0, pooled=True),
+]
+
+
+def test_equal_rows_give_equal_bytes(tmp_path):
+    for name in ("a.png", "b.png"):
+        comparison_figure(ROWS, tmp_path / name, title="A table", caption="Five seeds.")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.width == 1440  # 7.2 inches at 200 dpi
+        assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
+
+
+def test_the_published_gain_is_drawn(tmp_path):
+    comparison_figure(ROWS, tmp_path / "with.png", title="A table")
+    without = [GainRow(**{**row, "published": math.nan}) for row in ROWS]
+    comparison_figure(without, tmp_path / "without.png", title="A table")
+    assert (tmp_path / "with.png").read_bytes() != (tmp_path / "without.png").read_bytes()
+
+
+@pytest.mark.parametrize("rows", [[], [gain("a", "KD", measured=math.nan)], ROWS[:1]])
+def test_empty_unmeasured_and_single_rows_draw_without_complaint(tmp_path, rows):
+    comparison_figure(rows, tmp_path / "figure.png", title="A table")
+    assert (tmp_path / "figure.png").stat().st_size > 0
+
+
+def test_many_methods_and_pairs_draw_without_complaint(tmp_path):
+    rows = [gain(f"pair {i}", f"method {j}", measured=float(j)) for i in range(3) for j in range(9)]
+    comparison_figure(rows, tmp_path / "figure.png", title="A title " * 20, caption="Words " * 60)
+    with Image.open(tmp_path / "figure.png") as image:
+        assert image.width == 1440
+
+
+def test_a_legend_of_long_names_takes_more_lines_and_stays_within_the_figure(tmp_path):
+    names = [f"stand-in for the data set number {i}" for i in range(4)]
+    assert legend_columns(legend_handles(names, True)) == 1
+    assert legend_columns(legend_handles(["KD", "ScaleKD"], True)) == 3
+    assert legend_columns([]) == 1
+    comparison_figure([gain("a → b", name) for name in names], tmp_path / "figure.png", title="A table")
+    with Image.open(tmp_path / "figure.png") as image:
+        assert image.convert("L").crop((image.width - 12, 0, image.width, image.height)).getextrema() == (255, 255)
+
+
+def test_settings_of_the_caller_stay_as_they_were(tmp_path):
+    with mpl.rc_context({"font.size": 3.0}):
+        comparison_figure(ROWS, tmp_path / "figure.png", title="A table")
+        assert mpl.rcParams["font.size"] == 3.0
+
+
+def rank(method, mean, *, own=False, half=0.5):
+    return RankRow(method=method, rank=mean, low=mean - half, high=mean + half, own=own)
+
+
+def cell(pair, method, gain=1.0, *, sure=False, refused=False):
+    return MapCell(pair=pair, method=method, gain=gain, sure=sure, refused=refused)
+
+
+def test_the_best_rank_stands_on_top_whatever_the_order(tmp_path):
+    rows = [rank("KD", 2.0), rank("HCD", 1.0, own=True), rank("From scratch", 3.0)]
+    ranking_figure(rows, tmp_path / "a.png", title="A table", caption="Five seeds.")
+    ranking_figure(rows[::-1], tmp_path / "b.png", title="A table", caption="Five seeds.")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "rows", [[], [rank("KD", 1.0, half=math.nan)], [rank(f"method {i}", float(i)) for i in range(1, 15)]]
+)
+def test_rankings_of_any_size_draw_without_complaint(tmp_path, rows):
+    ranking_figure(rows, tmp_path / "figure.png", title="A title " * 20, caption="Words " * 60)
+    with Image.open(tmp_path / "figure.png") as image:
+        assert image.width == 1440
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        [],
+        [cell("a → b", "KD", math.nan)],
+        [cell("a → b", "KD", math.nan, refused=True), cell("a → b", "HCD", -0.04)],
+        [cell(f"ConvNeXt-T → model {i}", f"method {j}", (i - 3) * 5.0) for i in range(12) for j in range(10)],
+    ],
+)
+def test_maps_of_any_size_draw_without_complaint_and_equal_bytes(tmp_path, cells):
+    for name in ("a.png", "b.png"):
+        gain_map(cells, tmp_path / name, title="A table", caption="Five seeds.")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_a_refused_cell_looks_other_than_one_that_was_not_run(tmp_path):
+    for name, refused in (("refused.png", True), ("empty.png", False)):
+        gain_map([cell("a → b", "KD"), cell("a → b", "X", math.nan, refused=refused)], tmp_path / name, title="A table")
+    assert (tmp_path / "refused.png").read_bytes() != (tmp_path / "empty.png").read_bytes()
+
+
+def test_every_number_of_a_map_can_be_read_on_its_colour():
+    colours = mpl.colormaps[MAP]((np.array([-1.0, 0.0, 1.0]) / MAP_RANGE + 1) / 2)[:, :3]
+    assert min(contrast(colour, mpl.colors.to_rgb(INK)) for colour in colours) > 4.5  # WCAG 2.1, level AA
+
+
+def test_dots_and_shares_are_equal_byte_for_byte(tmp_path):
+    for name in ("one", "two"):
+        panels = {"NMI of attention": {"A": Dot(0.5, 0.4, 0.6), "B": Dot(-0.2)}, "share": {"A": Dot(1.0)}}
+        dots_figure(["A", "B"], panels, tmp_path / f"{name}_dots", title="T", caption="S.")
+        shares = {"kd": {"task": 0.7, "kd": 0.3}}
+        shares_figure(shares, tmp_path / f"{name}_shares", label="share", title="T", caption="S.")
+    for kind in ("dots.png", "dots.svg", "shares.png", "shares.svg"):
+        assert (tmp_path / f"one_{kind}").read_bytes() == (tmp_path / f"two_{kind}").read_bytes()
+
+
+def contrast(a, b):
+    """Ratio of relative luminances, as WCAG defines it."""
+    light, dark = sorted((luminance(a), luminance(b)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(rgb):
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
+    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
