@@ -276,10 +276,9 @@ def query_maps(
     side, depth = model.card.image_size, len(net.blocks)
     grid = net.patch_embed.grid_size
     cell = (int(query[0] * grid[0]), int(query[1] * grid[1]))
-    x = torch.nn.functional.interpolate(images, size=(side, side), mode="bilinear", align_corners=False)
     model.eval()
     blocks = sorted({max(0, depth - 3), depth - 1})
-    found = attention_images(net, torch.addcmul(model.shift, x, model.scale), cell, blocks)
+    found = attention_images(net, model.prepare(images), cell, blocks)
     return {block + 1: maps.mean(dim=1).double().numpy() for block, maps in found.items()}
 
 

@@ -21,7 +21,7 @@ from analysis.dct_spectrum import DCTResult
 from analysis.feature_scatter import FeatureScatter, ScatterResult
 from analysis.figure_files import Number, csv_text, save_arrays, save_both, save_measures
 from analysis.figures import COLOURS, GREY, canvas, house_style, wrapped, write_texts
-from hkd.methods.parts.feature_mimicking import to_tokens
+from hkd.models.taps import to_tokens
 from hkd.training.step import TapStep
 
 BATCH = 32

@@ -19,10 +19,10 @@ from analysis.scalekd_figures import (
     spectrum_figure,
     tint,
 )
-from hkd.methods.parts.feature_mimicking import to_tokens
 from hkd.methods.scalekd import ScaleKD, ScaleKDConfig
 from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel, Teacher
+from hkd.models.taps import to_tokens
 from hkd.training.step import TapStep
 
 

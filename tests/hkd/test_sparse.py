@@ -13,8 +13,9 @@ from timm.layers import BatchNormAct2d, Conv2dSame, DropPath, LayerNorm2d
 from torch import nn
 
 from hkd.errors import UserError
-from hkd.models.sparse.maps import gather, scatter
-from hkd.models.sparse.modules import active_in, mask_at, sparse_batch_norm, sparsify
+from hkd.models.masks import mask_at
+from hkd.models.sparse.maps import active_in, gather, scatter
+from hkd.models.sparse.modules import sparse_batch_norm, sparsify
 
 ROWS = ["rows", "spconv"]
 

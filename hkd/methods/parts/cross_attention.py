@@ -18,7 +18,8 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from hkd.errors import Refused
-from hkd.methods.parts.feature_mimicking import to_grid, to_tokens
+from hkd.methods.parts.feature_mimicking import to_grid
+from hkd.models.taps import to_tokens
 from hkd.registry import lookup
 
 NORMS = {"batch": nn.BatchNorm2d, "layer": LayerNorm2d}

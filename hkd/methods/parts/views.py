@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from hkd.methods.parts.gathering import SHORTEST, gathered
 from hkd.methods.parts.logits import exact
-from hkd.spec import ModelCard
 
 ASPECT = math.log(4 / 3)  # largest logarithm of a crop's width over its height
 ERASED = (0.02, 0.25)  # share of the image that is erased
@@ -48,16 +47,6 @@ def check_views(options: ViewOptions) -> None:
     for name in ("jitter", "colour", "noise", "erasing"):
         if not 0 <= (value := getattr(options, name)) <= 1:
             raise ValueError(f"{name} must be between 0 and 1, got {value}")
-
-
-def refuse_student(method: str, card: ModelCard) -> str | None:
-    """Why a contrastive method cannot train this student, as one sentence, or None."""
-    if card.family == "view_vit":
-        return None
-    return (
-        f"Method '{method}' shows its student two views of every image, so that must be of the family 'view_vit', not "
-        f"'{card.family}'."
-    )
 
 
 def two_views(x: Float[Tensor, "B 3 H W"], options: ViewOptions) -> Float[Tensor, "V 3 H W"]:

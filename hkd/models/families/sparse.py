@@ -29,6 +29,7 @@ class SparseFamily(Family):
     has_kernels: whether spconv has kernels for the convolutions that take its time.
     """
 
+    accepts = frozenset({"visible", "backend"})
     has_kernels: ClassVar[bool] = False
 
     def construct(self, arch: str, kwargs: dict[str, Any]) -> Any:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parameters_to_vector
 
 from hkd.models.families.vit import ViTFamily
+from hkd.models.normalise import Prepare
 from hkd.models.taps import Taps, Want
 from hkd.spec import ModelCard
 
@@ -84,6 +84,7 @@ class ViewViTFamily(ViTFamily):
     """`ViTFamily`, whose `forward` also takes `views`, `average` and `momentum`."""
 
     name = "view_vit"
+    accepts = ViTFamily.accepts | {"views"}
 
     def forward(
         self,
@@ -110,9 +111,7 @@ class ViewViTFamily(ViTFamily):
         """
         count = len(x)
         if views is not None:
-            x = normalised(card, views).contiguous(
-                memory_format=torch.channels_last if card.channels_last else torch.contiguous_format
-            )
+            x = Prepare(card).to(x.device)(views)
         taps = super().forward(net, card, x, want)
         if average is not None:
             encoder = Pooled(net)
@@ -121,12 +120,3 @@ class ViewViTFamily(ViTFamily):
             taps = ViewTaps(**vars(taps), keys=average(encoder, x))
         taps.logits = taps.logits[:count]
         return taps
-
-
-def normalised(card: ModelCard, x: Float[Tensor, "V 3 Hi Wi"]) -> Float[Tensor, "V 3 H W"]:
-    """RGB images in [0, 1] as the model of a card sees them."""
-    side = card.image_size
-    if x.shape[-2:] != (side, side):
-        x = F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)
-    mean, std = (torch.tensor(value, device=x.device).view(1, 3, 1, 1) for value in (card.mean, card.std))
-    return torch.addcmul(-mean / std, x, 1 / std)
