@@ -273,8 +273,7 @@ def query_maps(
         By layer, counted from 1; maps sum to one.
     """
     net: Any = model.net
-    side, depth = model.card.image_size, len(net.blocks)
-    grid = net.patch_embed.grid_size
+    depth, grid = len(net.blocks), net.patch_embed.grid_size
     cell = (int(query[0] * grid[0]), int(query[1] * grid[1]))
     model.eval()
     blocks = sorted({max(0, depth - 3), depth - 1})

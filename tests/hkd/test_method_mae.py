@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from hkd.data.batch import Batch
 from hkd.errors import Refused
-from hkd.methods.mae import MAE, MAEConfig, mae_loss
-from hkd.methods.parts.patches import patchify, random_visible, unpatchify
+from hkd.methods.mae import MAE, MAEConfig
+from hkd.methods.parts.masks import random_visible
+from hkd.methods.parts.patches import mae_loss, patchify, unpatchify
 from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel
 from hkd.models.taps import TapInfo
@@ -299,7 +300,7 @@ def test_students_that_cannot_be_masked_are_refused_when_planned():
     [
         ((8, 2, 3), "square grid"),
         ((8, 3, 3), "16 px are no whole number of pixels for each of the student's 3x3 patches"),
-        ((8, 1, 1), "would hide 1 of 1x1"),
+        ((8, 1, 1), "would hide all of the 1x1 cells"),
     ],
 )
 def test_grids_that_cannot_be_masked_are_refused(final, sentence):
