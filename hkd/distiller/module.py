@@ -12,11 +12,9 @@ Shapes: B batch, C classes, D width, H W grid, N patch tokens, P prefix tokens.
 
 import difflib
 import math
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,29 +27,19 @@ from hkd.methods import METHODS
 from hkd.methods.base import Criterion, Method, Needs, Samples
 from hkd.models import FAMILIES
 from hkd.models.cards.zoo import ZOO
-from hkd.models.families.base import Family, tokens_to_map
-from hkd.models.tap_model import NOTHING, TapModel, Teacher
-from hkd.models.taps import TapInfo, Taps, Want
+from hkd.models.families.base import BLOCK_TAPS, Family, family_of
+from hkd.models.hooks import evaluation_mode, recorded_outputs
+from hkd.models.normalise import Normalise
+from hkd.models.tap_model import Built, TapModel, Teacher
+from hkd.models.taps import TapInfo, Taps, Want, tokens_to_map
 from hkd.spec import ModelCard, Recipe
 from hkd.training.step import TapStep
 
 Statistics = tuple[Sequence[float], Sequence[float]]  # mean and std of RGB in [0, 1]
 TapNames = Mapping[str, Any]  # see Distiller
-ModelT = TypeVar("ModelT", bound=TapModel)
 
 STAGES = (1, 2, 3, 4)
 TAP_KEYS = ("stages", "final", "pooled", "prefix")
-# Families by the timm file that defines a model's class; other timm CNNs are run as `Family` has them.
-TIMM_FILES = {
-    "resnet": "resnet",
-    "efficientnet": "mobilenet",
-    "convnext": "convnext",
-    "mlp_mixer": "mixer",
-    "vision_transformer": "vit",
-    "deit": "vit",
-    "eva": "eva",
-    "swin_transformer": "swin",
-}
 
 
 class Distiller(nn.Module):
@@ -205,7 +193,8 @@ def student_of(
         raise UserError("The student is an hkd.Teacher, which is frozen; take an hkd.TapModel.")
     if isinstance(model, TapModel):
         return model
-    return adopt(GivenModel(), model, "student", side, taps, stats)
+    card, built = adopted(model, "student", side, taps, stats)
+    return TapModel(card, built.info.classes, built=built)
 
 
 def teacher_of(
@@ -219,7 +208,8 @@ def teacher_of(
             copy = Teacher(model.card, model.info.classes)
         copy.net.load_state_dict(model.net.state_dict())
         return copy.to(next(model.parameters()).device)
-    return adopt(GivenTeacher(), model, role, side, taps, stats)
+    card, built = adopted(model, role, side, taps, stats)
+    return Teacher(card, built.info.classes, built=built)
 
 
 def check(
@@ -316,51 +306,46 @@ def own_size(model: nn.Module | str) -> int | None:
 # -- models that were built elsewhere ------------------------------------------------------------------------------
 
 
-class GivenModel(TapModel):
-    """A module that somebody else built, behind the taps contract; made by `adopt`.
-
-    Attributes:
-        side: in px, of the images its taps were measured with; others are refused.
-        stats: whether it normalises images in [0, 1] by `scale` and `shift`.
-    """
-
-    side: int
-    stats: bool
-
-    def __init__(self) -> None:
-        nn.Module.__init__(self)
-
-    def forward(self, x: Tensor, want: Want = NOTHING, **kwargs: Any) -> Taps:
-        """Taps of images [B, 3, side, side]."""
-        if x.shape[-2:] != (self.side, self.side):
-            raise UserError(
-                f"Images of {x.shape[-2]}x{x.shape[-1]} px, but the taps of {self.card.name} are those of "
-                f"{self.side}x{self.side}: Distiller(..., image_size={x.shape[-1]})."
-            )
-        if self.stats:
-            x = torch.addcmul(self.shift, x, self.scale)
-        return self.family.forward(self.net, self.card, x, want, **kwargs)
-
-
-class GivenTeacher(Teacher, GivenModel):
-    """The same, frozen."""
-
-    def __init__(self) -> None:
-        GivenModel.__init__(self)
-        self.train_mode = False
-
-
-def adopt(
-    model: ModelT, net: nn.Module, who: str, side: int | None, taps: TapNames | None, stats: Statistics | None
-) -> ModelT:
-    """Put a module behind the taps contract.
+class GivenImages(nn.Module):
+    """Images [B, 3, side, side] as a model that somebody else built sees them.
 
     Args:
-        model: an empty GivenModel or GivenTeacher.
+        name: of the model.
+        side: in px, of the images its taps were measured with; others are refused.
+        stats: mean and std, if it is to see images in [0, 1] by these.
+        like: a parameter of the model.
+    """
+
+    def __init__(self, name: str, side: int, stats: Statistics | None, like: Tensor) -> None:
+        super().__init__()
+        self.name, self.side = name, side
+        self.normalise = nn.Identity() if stats is None else Normalise(*stats, like)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-2:] != (self.side, self.side):
+            raise UserError(
+                f"Images of {x.shape[-2]}x{x.shape[-1]} px, but the taps of {self.name} are those of "
+                f"{self.side}x{self.side}: Distiller(..., image_size={x.shape[-1]})."
+            )
+        return self.normalise(x)
+
+
+class TimmFamily(Family):
+    """Any timm CNN that no other family runs."""
+
+    name: ClassVar[str] = "timm"
+
+
+def adopted(
+    net: nn.Module, who: str, side: int | None, taps: TapNames | None, stats: Statistics | None
+) -> tuple[ModelCard, Built]:
+    """What puts a module behind the taps contract.
+
+    Args:
         net: the module.
         who: "student", or a teacher's role.
         side: of its images in px.
-        taps: their places, if told.
+        taps: their places, if given.
         stats: mean and std, if it is to see images in [0, 1] by these.
 
     Raises:
@@ -370,46 +355,34 @@ def adopt(
         raise UserError("Say how large the images are: Distiller(..., image_size=32).")
     stages = dict((taps or {}).get("stages") or {})
     indexed = bool(stages) and all(type(place) is int for place in stages.values())
-    is_known = is_timm(net) and (taps is None or indexed)
     first = next(net.parameters(), None)
     if first is None:
         raise UserError(f"The {who} has no parameters.")
     # Not zeros: models that begin with a norm could not tell two wrong readings of them apart.
     images = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(first)
-    modes = {module: module.training for module in net.modules()}
-    net.eval()
-    with torch.no_grad():
-        if is_known:
-            model.family, model.card = timm_family(net), timm_card(net, side)
-            model.card = replace(model.card, stages=timm_stages(net, who, images, stages))
+    family: Family
+    with torch.no_grad(), evaluation_mode(net):
+        if is_timm(net) and (taps is None or indexed):
+            family = timm_family(net)
+            card = replace(timm_card(net, family, side), stages=timm_stages(net, family, who, images, stages))
         else:
-            model.family = NamedFamily(net, who, taps)
-            model.card = ModelCard(name=f"the {who}", family=NamedFamily.name, arch=type(net).__name__, image_size=side)
-        model.net, model.side, model.stats = net, side, stats is not None  # type: ignore[assignment]
-        mean, std = (torch.tensor(value).view(1, 3, 1, 1).to(first) for value in stats or ((0.0,) * 3, (1.0,) * 3))
-        model.register_buffer("scale", 1 / std, persistent=False)
-        model.register_buffer("shift", -mean / std, persistent=False)
-        model.info = measure(net, model, who, images)
-    for module, training in modes.items():
-        module.training = training
-    if isinstance(model, Teacher):
-        model.requires_grad_(False)
-        nn.Module.train(model, False)
-    return model
+            family = NamedFamily(net, who, taps)
+            card = ModelCard(name=f"the {who}", family=family.name, arch=type(net).__name__, image_size=side)
+        info = measure(net, family, card, who, images)
+    return card, Built(net, family, GivenImages(card.name, side, stats, first), info)
 
 
-def measure(net: Any, model: TapModel, who: str, images: Tensor) -> TapInfo:
+def measure(net: Any, family: Family, card: ModelCard, who: str, images: Tensor) -> TapInfo:
     """Shapes of all taps that a module has, after a look at whether they are those of the module itself.
 
     Raises:
         UserError: a timm class that is not read rightly.
     """
-    family = model.family
     if isinstance(family, NamedFamily):
-        taps = family.forward(net, model.card, images, Want(stages=family.stages))
+        taps = family.forward(net, card, images, Want(stages=family.stages))
         absent = family.absent
     else:
-        taps, absent = family.forward(net, model.card, images, Want(stages=STAGES)), frozenset()
+        taps, absent = family.forward(net, card, images, Want(stages=STAGES)), frozenset()
         plain = net(images)
         if not (taps.final.ndim == 4 and taps.logits.shape == plain.shape and taps.logits.allclose(plain)):
             raise UserError(unknown_taps(net, who))
@@ -450,27 +423,26 @@ def timm_file(net: nn.Module) -> str | None:
 
 def timm_family(net: nn.Module) -> Family:
     """How a timm model is run."""
-    name = TIMM_FILES.get(str(timm_file(net)))
-    return registry.load(FAMILIES[name])() if name else Family()
+    families = (family_of(name) for name in FAMILIES)
+    return next((family for family in families if timm_file(net) in family.timm_files), TimmFamily())
 
 
-def timm_card(net: Any, side: int) -> ModelCard:
-    """What can be told of a timm model, which a method may refuse."""
+def timm_card(net: Any, family: Family, side: int) -> ModelCard:
+    """What is known of a timm model, which a method may refuse."""
     architecture = (getattr(net, "pretrained_cfg", None) or {}).get("architecture") or type(net).__name__
-    family = TIMM_FILES.get(str(timm_file(net)), "timm")
-    return ModelCard(name=architecture, family=family, arch=architecture, image_size=side)
+    return ModelCard(name=architecture, family=family.name, arch=architecture, image_size=side)
 
 
-def timm_stages(net: Any, who: str, images: Tensor, told: Mapping[int, int]) -> tuple[int, ...]:
+def timm_stages(net: Any, family: Family, who: str, images: Tensor, given: Mapping[int, int]) -> tuple[int, ...]:
     """Indices of stages 1 to 4 among a timm model's intermediate maps.
 
-    Unless told: the last four; of models whose maps are all of one size (ViT, Mixer), the ends of the four quarters.
+    Unless given: the last four; of models whose maps are all of one size (ViT, Mixer), the ends of the four quarters.
     """
-    if told:
-        if sorted(told) != [*STAGES]:
-            raise UserError(f"Stages of the {who} by index must be all four, got {sorted(told)}.")
-        return tuple(told[stage] for stage in STAGES)
-    if getattr(net, "num_prefix_tokens", 0) and timm_file(net) not in TIMM_FILES:
+    if given:
+        if sorted(given) != [*STAGES]:
+            raise UserError(f"Stages of the {who} by index must be all four, got {sorted(given)}.")
+        return tuple(given[stage] for stage in STAGES)
+    if getattr(net, "num_prefix_tokens", 0) and isinstance(family, TimmFamily):
         raise UserError(unknown_taps(net, who))  # `Family` alone cannot lay its tokens out
     maps = net.forward_intermediates(images, output_fmt="NCHW", intermediates_only=True)
     count = len(maps)
@@ -557,15 +529,19 @@ class NamedFamily(Family):
         if "final" not in places and 4 not in places:
             self.absent = frozenset({"final"} if "pooled" in places else {"final", "pooled"})
 
-    def forward(self, net: Any, card: ModelCard, x: Tensor, want: Want) -> Taps:
+    def forward(self, net: Any, card: ModelCard, x: Tensor, want: Want, **options: Any) -> Taps:
         """Run the module once and read what its modules gave.
 
         Raises:
+            Refused: a tap of blocks, or an option.
             UserError: outputs that are no logits, maps or tokens.
         """
-        if want.attention:
+        for name, shown in BLOCK_TAPS.items():
+            if getattr(want, name):
+                raise Refused(f"The method reads {shown}, which the {self.who} (taps by module name) does not have.")
+        for name in options:
             raise Refused(
-                f"The method reads attention inputs, which the {self.who} (taps by module name) does not have."
+                f"The method gives '{name}' to the {self.who}, which (taps by module name) takes images alone."
             )
         with recorded_outputs({key: net.get_submodule(name) for key, name in self.places.items()}) as found:
             logits = net(x)
@@ -613,24 +589,3 @@ class NamedFamily(Family):
             return value.flatten(1)
         shape = [*value.shape] if isinstance(value, Tensor) else type(value).__name__
         raise UserError(f"{self.where}: module '{self.places['pooled']}' gives {shape}; a pooled feature is [B, D].")
-
-
-@contextmanager
-def recorded_outputs(modules: Mapping[Any, nn.Module]) -> Iterator[dict[Any, Any]]:
-    """Record what each module returns (of several calls the last) while the context is open, in this thread."""
-    outputs: dict[Any, Any] = {}
-    caller = threading.get_ident()
-
-    def recorder(key: Any) -> Callable[[nn.Module, Any, Any], None]:
-        def record(module: nn.Module, args: Any, output: Any) -> None:
-            if threading.get_ident() == caller:
-                outputs[key] = output
-
-        return record
-
-    handles = [module.register_forward_hook(recorder(key)) for key, module in modules.items()]
-    try:
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -92,8 +92,8 @@ class HybridConfig:
         first two thirds as stages 1 and 2, or that after the block's layer norm (`normed`), which any card gives.
     decoder: between student and features: `none`, unless widths differ, when a linear map is; `linear`; or attention.
     decoder_width, decoder_heads: of the attention decoders.
-    encoder: the student's family, `plain` for `hybrid_vit`, `asymmetric` for `hybrid_beit`, which gives no
-        queries, keys and values to compare.
+    encoder: what the student is, `plain`, a ViT like the teachers (`hybrid_vit`), or `asymmetric`, an encoder unlike
+        them (`hybrid_beit`), which gives no queries, keys and values to compare.
     task: `direct`; `masked`, mask tokens enter the encoder, and `dbot`, they enter the decoder: features of one teacher
         are learned at hidden patches.
     mask_ratio: share of hidden patches in `masked` and `dbot`.

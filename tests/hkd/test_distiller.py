@@ -392,11 +392,11 @@ def test_a_module_that_gives_no_logits_is_refused():
 
 
 def test_a_timm_class_whose_taps_are_not_known_asks_for_names():
-    beit = timm.create_model("beit_base_patch16_224", img_size=32, depth=2, embed_dim=24, num_heads=2)
-    with pytest.raises(UserError, match="a timm Beit, are not known: name them by module"):
-        make(beit)
+    other = timm.create_model("vit_relpos_base_patch16_cls_224", img_size=32, depth=2, embed_dim=24, num_heads=2)
+    with pytest.raises(UserError, match="a timm VisionTransformerRelPos, are not known: name them by module"):
+        make(other)
     named = Distiller(
-        beit, None, "supervised", image_size=32, taps={"stages": {3: "blocks.0", 4: "blocks.1"}, "prefix": 1}
+        other, None, "supervised", image_size=32, taps={"stages": {3: "blocks.0", 4: "blocks.1"}, "prefix": 1}
     )
     assert named.step.student.info.final == (24, 2, 2)
 

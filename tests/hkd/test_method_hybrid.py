@@ -311,7 +311,7 @@ def test_block_outputs_are_compared_with_the_normalised_ones_of_the_teacher(laye
     losses, batch = losses_of(step)
     with torch.no_grad():
         inputs, last = all_tokens(step.method.teachers["relations"], batch.x)
-        student = step.student(batch.x, outputs=tuple(layer - 1 for layer in layers))
+        student = step.student(batch.x, Want(outputs=tuple(layer - 1 for layer in layers)))
     outputs = [*inputs[1:], last]
     expected = [smooth(student.outputs[i - 1], normalise_tokens(outputs[i - 1])) for i in layers]
     assert losses["late"].item() == pytest.approx(sum(expected) / len(expected), rel=1e-3)

@@ -330,7 +330,7 @@ def test_masks_that_cannot_be_are_refused_in_one_sentence(models, images, name, 
 def test_attention_inputs_are_of_the_tokens_that_go_through(models, images):
     taps = models["vit"](images, Want(attention=(0,)), visible=mask(3))
     assert taps.attention[0].shape[1] == taps.tokens.shape[1] == models["vit"].info.prefix + 13
-    with pytest.raises(Refused, match="Block 3 was asked of .*, which has blocks 0 to 2"):
+    with pytest.raises(Refused, match=r"Block 3 was asked of .*, which has blocks 0 to 2"):
         models["cae"](images, Want(attention=(3,)))
 
 
