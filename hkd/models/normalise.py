@@ -23,8 +23,8 @@ class Normalise(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], like: Tensor | None = None) -> None:
         super().__init__()
-        kind = {} if like is None else {"dtype": like.dtype, "device": like.device}
-        means, stds = (torch.tensor(tuple(value), **kind).view(1, 3, 1, 1) for value in (mean, std))
+        dtype, device = (None, None) if like is None else (like.dtype, like.device)
+        means, stds = (torch.tensor(tuple(value), dtype=dtype, device=device).view(1, 3, 1, 1) for value in (mean, std))
         self.register_buffer("scale", 1 / stds, persistent=False)
         self.register_buffer("shift", -means / stds, persistent=False)
 

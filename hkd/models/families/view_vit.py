@@ -96,11 +96,12 @@ class ViewViTFamily(ViTFamily):
         views: Float[Tensor, "V 3 Hi Wi"] | None = None,
         average: MovingAverage | None = None,
         momentum: float | None = None,
+        **options: Any,
     ) -> Taps:
         """Run the model once on normalised images, or on other images in their place.
 
         Args:
-            net, card, x, want: as `Family.forward`; without the rest the taps are those, bit for bit.
+            net, card, x, want, options: as `Family.forward`; without the rest the taps are those, bit for bit.
             views: RGB in [0, 1], resized and normalised here as the tap model does; all taps are of these then, but
                 logits of the first B alone, which are the images' first views, so that they still fit the batch.
             average: a moving average of this model's weights, whose pooled features are wanted too.
@@ -112,7 +113,7 @@ class ViewViTFamily(ViTFamily):
         count = len(x)
         if views is not None:
             x = Prepare(card).to(x.device)(views)
-        taps = super().forward(net, card, x, want)
+        taps = super().forward(net, card, x, want, **options)
         if average is not None:
             encoder = Pooled(net)
             if momentum is not None:
