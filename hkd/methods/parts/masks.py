@@ -4,7 +4,7 @@ A mask lies on a coarse grid of g x g square cells (the patches of a transformer
 repetition (`hkd.models.masks`). Shapes: B batch, D width, H W grid, g side of the mask.
 """
 
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,6 +15,7 @@ from hkd.errors import Refused
 from hkd.models.taps import TapInfo
 
 
+@runtime_checkable
 class MaskOptions(Protocol):
     """Options of the methods whose students are sparse CNNs.
 
