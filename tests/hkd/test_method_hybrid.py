@@ -251,7 +251,7 @@ def test_permuted_patches_leave_the_losses_as_they_are():
     step = build(**MASKED)
     batch = batch_of(images())
     taps_t = taps_of(step, batch)
-    taps_s = step.student(batch.x, step.needs.student, **step.method.student_inputs(batch, taps_t))
+    taps_s = step.student(batch.x, step.want, **step.method.student_inputs(batch, taps_t))
     before = step.method(batch, taps_s, taps_t)
     order = torch.tensor([4, 0, 6, 2, 1, 5, 3])
     places = batch.extra["visible"].flatten(1).nonzero()[:, 1].view(3, 7)

@@ -105,14 +105,14 @@ def test_logits_are_those_of_the_plain_model_bit_for_bit(images, name, want, mod
 @pytest.mark.parametrize("name", CARDS)
 def test_pooled_is_timms_penultimate_feature(models, images, name):
     model = models[name]
-    features = model.net.forward_features(normalised(model, images))
+    features = model.net.forward_features(model.prepare(images))
     assert torch.equal(model(images).pooled, model.net.forward_head(features, pre_logits=True))
 
 
 @pytest.mark.parametrize("name", CARDS)
 def test_final_is_forward_features_as_a_map(models, images, name):
     model, prefix = models[name], PREFIX.get(name, 0)
-    features = model.net.forward_features(normalised(model, images))
+    features = model.net.forward_features(model.prepare(images))
     final = model(images).final
     if features.ndim == 3:  # tokens, row by row
         assert torch.equal(final.flatten(2).transpose(1, 2), features[:, prefix:])
@@ -215,12 +215,6 @@ def test_measuring_the_taps_leaves_no_trace(name):
     assert model.training
     assert all(torch.equal(a, b) for a, b in zip(net.buffers(), model.net.buffers(), strict=True))
     assert all(p.grad is None for p in model.parameters())
-
-
-def normalised(model, x):
-    card = model.card
-    x = F.interpolate(x, size=(card.image_size,) * 2, mode="bilinear", align_corners=False)
-    return torch.addcmul(model.shift, x, model.scale).contiguous(memory_format=model.memory_format)
 
 
 def test_each_model_sees_its_own_normalisation():
