@@ -17,7 +17,7 @@ from hkd.registry import load
 from hkd.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ("dvc", "dvclive", "pandas", "matplotlib", "seaborn", "sklearn", "pydantic", "distributed", "spconv")
+HEAVY = ("dvc", "dvclive", "pandas", "matplotlib", "seaborn", "sklearn", "distributed", "spconv")
 
 
 def stages():

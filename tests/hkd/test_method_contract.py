@@ -27,7 +27,7 @@ from hkd.registry import load
 from hkd.spec import DataSpec, MethodSpec, ModelCard, Recipe, RunSpec, TeacherSpec, Weights
 from hkd.tasks.pretrain import pretrain
 from hkd.tasks.train import TapStep, train
-from hkd.training.job import Runtime
+from hkd.training.job import Job, Runtime
 
 RECIPE = Recipe(epochs=1, batch_size=4)
 CLASSES = 5
@@ -220,11 +220,11 @@ def test_equal_seeds_give_equal_bytes_also_after_a_kill_in_the_middle(tmp_path, 
 
     runtime = Runtime(accelerator="cpu", report_every_s=0.0)
     often = replace(runtime, checkpoint_every_s=0.0)
-    whole = task(spec, {}, tmp_path / "whole", runtime, lambda news: None)
+    whole = task(Job(spec, {}, tmp_path / "whole", runtime, lambda news: None))
     with pytest.raises(KilledError):
-        task(spec, {}, tmp_path / "parts", often, kill)
+        task(Job(spec, {}, tmp_path / "parts", often, kill))
     assert (tmp_path / "parts" / "checkpoint.pt").exists()
-    resumed = task(spec, {}, tmp_path / "parts", often, lambda news: None)
+    resumed = task(Job(spec, {}, tmp_path / "parts", often, lambda news: None))
     assert resumed.metrics == whole.metrics
     assert [line["loss"] for line in resumed.curves] == [line["loss"] for line in whole.curves]
     for path in (tmp_path / "whole").glob("*.safetensors"):

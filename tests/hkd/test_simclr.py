@@ -103,7 +103,7 @@ def test_the_shares_of_two_processes_have_the_loss_of_the_whole_batch(monkeypatc
     unit = [views.unit(share) for share in shares]
     losses = []
     for rank in range(2):
-        monkeypatch.setattr(views, "everywhere", lambda tensor: torch.cat(unit))
+        monkeypatch.setattr(views, "gathered", lambda tensor: torch.cat(unit))
         monkeypatch.setattr(views.dist, "get_rank", lambda rank=rank: rank)
         mine = shares[rank].clone().requires_grad_()
         loss = nt_xent(mine, tau=0.5)

@@ -14,7 +14,8 @@ from torch import nn
 
 from hkd.errors import UserError
 from hkd.models.masks import mask_at
-from hkd.models.sparse.maps import active_in, gather, scatter
+from hkd.models.sparse import rows
+from hkd.models.sparse.maps import Level, active_in, gather, scatter
 from hkd.models.sparse.modules import sparse_batch_norm, sparsify
 
 ROWS = ["rows", "spconv"]
@@ -148,8 +149,8 @@ def test_pairs_are_those_of_a_plain_loop(side, kernel, stride, dilation, padding
         return
     generator = torch.Generator().manual_seed(seed)
     masks = [torch.rand(2, 1, s, s, generator=generator) < 0.6 for s in (side, after_side)]
-    before, after = (sparse_rows.Level(mask) for mask in masks)
-    found = sparse_rows.kernel_pairs(before, after, *((n, n) for n in (kernel, stride, padding, dilation)))
+    before, after = (Level(mask) for mask in masks)
+    found = rows.kernel_pairs(before, after, *((n, n) for n in (kernel, stride, padding, dilation)))
     inputs, outputs = (mask[:, 0].nonzero().tolist() for mask in masks)
     for k in range(kernel * kernel):
         expected = []
@@ -185,7 +186,7 @@ def test_a_map_of_odd_size_takes_the_mask_at_its_kernel_centres(backend):
 def test_levels_that_rows_cannot_tell_apart_are_refused():
     refused = pytest.raises(UserError, match="4x4 and 2x4 both have 8 active positions")
     with active_in(torch.eye(2, dtype=torch.bool)[None, None], (4, 4), "rows") as active, refused:
-        active.add(sparse_rows.Level(torch.ones(1, 1, 2, 4, dtype=torch.bool)))
+        active.add(Level(torch.ones(1, 1, 2, 4, dtype=torch.bool)))
 
 
 def test_without_a_mask_a_converted_layer_is_the_dense_one():
@@ -253,14 +254,14 @@ def test_an_unknown_backend_is_refused():
 
 
 def test_without_spconv_the_backend_says_what_else_there_is(monkeypatch):
-    sparse_rows.spconv_kernels.cache_clear()
+    rows.spconv_kernels.cache_clear()
     monkeypatch.setitem(sys.modules, "spconv.core", None)
     with (
         pytest.raises(UserError, match=r"Linux on x86-64 .* 'masked'"),
         active_in(random_mask(1, 2, 0.5), (4, 4), "spconv"),
     ):
         pass
-    sparse_rows.spconv_kernels.cache_clear()
+    rows.spconv_kernels.cache_clear()
 
 
 def test_the_mask_is_gone_after_an_exception():
