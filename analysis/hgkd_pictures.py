@@ -118,7 +118,9 @@ def pictures_of(images: Float[Tensor, "N 3 S S"]) -> Sequence[np.ndarray]:
     return list(images.clamp(0, 1).movedim(1, -1).numpy())
 
 
-def draw_active_sets(step: Step, images: Float[Tensor, "N 3 S S"], path: Path, setting: str = "") -> dict[str, float]:
+def draw_active_sets(
+    step: TapStep, images: Float[Tensor, "N 3 S S"], path: Path, setting: str = ""
+) -> dict[str, float]:
     """Image, masked image and where each stage of the sparse encoder is not zero.
 
     Args:
@@ -147,7 +149,7 @@ def draw_active_sets(step: Step, images: Float[Tensor, "N 3 S S"], path: Path, s
 
 @torch.no_grad()
 def draw_features(
-    steps: Mapping[str, Step], images: Float[Tensor, "N 3 S S"], path: Path, setting: str = ""
+    steps: Mapping[str, TapStep], images: Float[Tensor, "N 3 S S"], path: Path, setting: str = ""
 ) -> dict[str, float]:
     """Teacher's features and what each student predicts of them from masked images, as colours in one basis a teacher.
 
@@ -183,7 +185,9 @@ def draw_features(
     return agreement
 
 
-def draw_paintings(steps: Mapping[str, Step], images: Float[Tensor, "N 3 S S"], path: Path, setting: str = "") -> None:
+def draw_paintings(
+    steps: Mapping[str, TapStep], images: Float[Tensor, "N 3 S S"], path: Path, setting: str = ""
+) -> None:
     """What methods that predict pixels paint into the hidden part.
 
     Args:
