@@ -35,6 +35,8 @@ from analysis.measures.base import Measure, all_measures, measure_called
 from analysis.measures.parts.moments import NotFinite
 from analysis.report import Analysis
 from hkd.errors import Refused, UserError
+from hkd.models.hooks import evaluation_mode
+from hkd.models.normalise import Normalise
 from hkd.models.tap_model import TapModel
 
 ALL = tuple(all_measures())
@@ -212,18 +214,15 @@ class Measurement:
         if isinstance(model, TapModel) and (mean is not None or std is not None):
             raise UserError("A TapModel normalises images itself: leave mean and std out.")
         known = getattr(self.net, "pretrained_cfg", None) or {}
-        means = self._channels(mean or known.get("mean") or IMAGENET_DEFAULT_MEAN, "mean")
-        stds = self._channels(std or known.get("std") or IMAGENET_DEFAULT_STD, "std")
-        # (x - mean) / std as one fused multiply-add: shift + scale * x.
-        self.scale, self.shift = 1 / stds, -means / stds
+        means = mean or known.get("mean") or IMAGENET_DEFAULT_MEAN
+        stds = std or known.get("std") or IMAGENET_DEFAULT_STD
+        for name, values in (("mean", means), ("std", stds)):
+            if len(values) != 3:
+                raise UserError(f"The {name} of a normalisation has three values, one per channel; got {len(values)}.")
+        self.normalise = Normalise(means, stds, weight)
         self.renormalise = renormalise
         self.images = 0
         self.size: tuple[int, int] | None = None  # (height, width) that the network sees
-
-    def _channels(self, values: Sequence[float], name: str) -> Tensor:
-        if len(values) != 3:
-            raise UserError(f"The {name} of a normalisation has three values, one per channel; got {len(values)}.")
-        return torch.tensor(tuple(values), device=self.device, dtype=self.dtype).view(1, 3, 1, 1)
 
     @torch.no_grad()
     def update(self, images: Float[Tensor, "B 3 Hi Wi"]) -> None:
@@ -245,7 +244,7 @@ class Measurement:
         self._check_same(size)
         # A batch goes into measures of its own, so that one that fails leaves no part of itself.
         batch = {name: kind() for name, kind in self.kinds.items()}
-        with _evaluation_mode(self.model):
+        with evaluation_mode(self.model):
             try:
                 self._run([*batch.values()], images, given, size)
             except NotFinite as error:
@@ -264,7 +263,7 @@ class Measurement:
         if isinstance(self.model, TapModel):
             return images, (self.model.card.image_size,) * 2
         _check_size(self.net, size)
-        return torch.addcmul(self.shift, images, self.scale), size
+        return self.normalise(images), size
 
     def _run(self, measures: Sequence[Measure], images: Tensor, given: Tensor, size: tuple[int, int]) -> None:
         """One forward pass, which each of the measures sees."""
@@ -363,16 +362,3 @@ def _check_size(net: Any, size: tuple[int, int]) -> None:
             f"{type(net).__name__} takes images of {fixed[0]}x{fixed[1]} pixels, got {size[0]}x{size[1]}: resize them, "
             f"or build the model with img_size=({size[0]}, {size[1]})."
         )
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for all modules, each as it was on leaving."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        for module in modes:
-            module.training = False
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from hkd.models.sparse.modules import active_in, sparsify
+from hkd.models.sparse.maps import active_in
+from hkd.models.sparse.modules import sparsify
 from hkd.models.tap_model import TapModel
 from hkd.models.taps import Want
 from hkd.spec import ModelCard

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from analysis.looking.attention import patch_grid
 from hkd.errors import Refused
-from hkd.models.families.base import tokens_to_map
+from hkd.models.taps import tokens_to_map
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from torch import nn
 from analysis.looking.attention import patch_grid
 from hkd import registry
 from hkd.errors import UserError
-from hkd.models import FAMILIES
 from hkd.models.cards.zoo import ZOO
+from hkd.models.families.base import family_of
 from hkd.models.tap_model import TapModel
 from hkd.models.weights import load_weights, read_weights
 from hkd.spec import ModelCard
@@ -197,7 +197,7 @@ def _build(name: Name, size: tuple[int, int] | None, classes: int | None = None)
         if name.card is None:
             return timm.create_model(name.arch, pretrained=False, **options, **extra)
         card = replace(name.card, kwargs=name.card.kwargs | options)
-        return registry.load(FAMILIES[card.family])().build(card, classes or 0)
+        return family_of(card.family).build(card, classes or 0)
     except TypeError:  # convolutions do not ask for the size of their images
         if not options:
             raise

@@ -17,7 +17,7 @@ from analysis.figure_files import Number, csv_text
 from analysis.measures.feature_scatter import FeatureScatter, ScatterResult, draws
 from analysis.style import COLOURS, GREY, WIDTH, sheet
 from experiments.drawings.base import Finished
-from hkd.methods.parts.feature_mimicking import to_tokens
+from hkd.models.taps import to_tokens
 from hkd.training.step import TapStep
 
 SAMPLES = 64_000

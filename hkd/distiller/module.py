@@ -6,17 +6,12 @@
         losses = distiller(x, y)
         sum(losses.values()).backward()
 
-A model is a timm model, one of the zoo (`TapModel`, `Teacher`), or any module whose taps are told by module name.
+A model is a timm model, one of the zoo (`TapModel`, `Teacher`), or any module whose taps are given by module name.
 Shapes: B batch, C classes, D width, H W grid, N patch tokens, P prefix tokens.
 """
 
-import difflib
-import math
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,35 +19,18 @@ from torch import Tensor, nn
 
 from hkd import registry
 from hkd.data.batch import Batch
+from hkd.distiller.adopted import Statistics, adopted
+from hkd.distiller.named_taps import TapNames
+from hkd.distiller.timm_models import own_size
 from hkd.errors import Refused, UserError
 from hkd.methods import METHODS
 from hkd.methods.base import Criterion, Method, Needs, Samples
 from hkd.models import FAMILIES
 from hkd.models.cards.zoo import ZOO
-from hkd.models.families.base import Family, tokens_to_map
-from hkd.models.tap_model import NOTHING, TapModel, Teacher
-from hkd.models.taps import TapInfo, Taps, Want
+from hkd.models.tap_model import TapModel, Teacher
 from hkd.options import configured
-from hkd.spec import ModelCard, Recipe
+from hkd.spec import Recipe
 from hkd.training.step import TapStep
-
-Statistics = tuple[Sequence[float], Sequence[float]]  # mean and std of RGB in [0, 1]
-TapNames = Mapping[str, Any]  # see Distiller
-ModelT = TypeVar("ModelT", bound=TapModel)
-
-STAGES = (1, 2, 3, 4)
-TAP_KEYS = ("stages", "final", "pooled", "prefix")
-# Families by the timm file that defines a model's class; other timm CNNs are run as `Family` has them.
-TIMM_FILES = {
-    "resnet": "resnet",
-    "efficientnet": "mobilenet",
-    "convnext": "convnext",
-    "mlp_mixer": "mixer",
-    "vision_transformer": "vit",
-    "deit": "vit",
-    "eva": "eva",
-    "swin_transformer": "swin",
-}
 
 
 class Distiller(nn.Module):
@@ -188,9 +166,6 @@ class Distiller(nn.Module):
         return super()._apply(fn, recurse)
 
 
-# -- the parts of a distiller -----------------------------------------------------------------------------------
-
-
 def student_of(
     model: nn.Module | str, num_classes: int | None, side: int | None, taps: TapNames | None, stats: Statistics | None
 ) -> TapModel:
@@ -206,7 +181,8 @@ def student_of(
         raise UserError("The student is an hkd.Teacher, which is frozen; take an hkd.TapModel.")
     if isinstance(model, TapModel):
         return model
-    return adopt(GivenModel(), model, "student", side, taps, stats)
+    card, built = adopted(model, "student", side, taps, stats)
+    return TapModel(card, built.info.classes, built=built)
 
 
 def teacher_of(
@@ -220,7 +196,8 @@ def teacher_of(
             copy = Teacher(model.card, model.info.classes)
         copy.net.load_state_dict(model.net.state_dict())
         return copy.to(next(model.parameters()).device)
-    return adopt(GivenTeacher(), model, role, side, taps, stats)
+    card, built = adopted(model, role, side, taps, stats)
+    return Teacher(card, built.info.classes, built=built)
 
 
 def check(
@@ -303,335 +280,3 @@ def statistics_of(
             )
         found[name] = given[name] if name in given else (cfg["mean"], cfg["std"])
     return found
-
-
-def own_size(model: nn.Module | str) -> int | None:
-    """Side in px of the images that a timm model was built for; None for other models."""
-    if isinstance(model, TapModel | str) or not is_timm(model):
-        return None
-    built = (getattr(getattr(model, part, None), "img_size", None) for part in ("patch_embed", "stem"))
-    cfg = getattr(model, "pretrained_cfg", None) or {}
-    return next(filter(None, (*built, cfg.get("input_size", (3, None))[1:])))[0]
-
-
-# -- models that were built elsewhere ------------------------------------------------------------------------------
-
-
-class GivenModel(TapModel):
-    """A module that somebody else built, behind the taps contract; made by `adopt`.
-
-    Attributes:
-        side: in px, of the images its taps were measured with; others are refused.
-        stats: whether it normalises images in [0, 1] by `scale` and `shift`.
-    """
-
-    side: int
-    stats: bool
-
-    def __init__(self) -> None:
-        nn.Module.__init__(self)
-
-    def forward(self, x: Tensor, want: Want = NOTHING, **kwargs: Any) -> Taps:
-        """Taps of images [B, 3, side, side]."""
-        if x.shape[-2:] != (self.side, self.side):
-            raise UserError(
-                f"Images of {x.shape[-2]}x{x.shape[-1]} px, but the taps of {self.card.name} are those of "
-                f"{self.side}x{self.side}: Distiller(..., image_size={x.shape[-1]})."
-            )
-        if self.stats:
-            x = torch.addcmul(self.shift, x, self.scale)
-        return self.family.forward(self.net, self.card, x, want, **kwargs)
-
-
-class GivenTeacher(Teacher, GivenModel):
-    """The same, frozen."""
-
-    def __init__(self) -> None:
-        GivenModel.__init__(self)
-        self.train_mode = False
-
-
-def adopt(
-    model: ModelT, net: nn.Module, who: str, side: int | None, taps: TapNames | None, stats: Statistics | None
-) -> ModelT:
-    """Put a module behind the taps contract.
-
-    Args:
-        model: an empty GivenModel or GivenTeacher.
-        net: the module.
-        who: "student", or a teacher's role.
-        side: of its images in px.
-        taps: their places, if told.
-        stats: mean and std, if it is to see images in [0, 1] by these.
-
-    Raises:
-        UserError: taps that cannot be found or are no maps.
-    """
-    if side is None:
-        raise UserError("Say how large the images are: Distiller(..., image_size=32).")
-    stages = dict((taps or {}).get("stages") or {})
-    indexed = bool(stages) and all(type(place) is int for place in stages.values())
-    is_known = is_timm(net) and (taps is None or indexed)
-    first = next(net.parameters(), None)
-    if first is None:
-        raise UserError(f"The {who} has no parameters.")
-    # Not zeros: models that begin with a norm could not tell two wrong readings of them apart.
-    images = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(first)
-    modes = {module: module.training for module in net.modules()}
-    net.eval()
-    with torch.no_grad():
-        if is_known:
-            model.family, model.card = timm_family(net), timm_card(net, side)
-            model.card = replace(model.card, stages=timm_stages(net, who, images, stages))
-        else:
-            model.family = NamedFamily(net, who, taps)
-            model.card = ModelCard(name=f"the {who}", family=NamedFamily.name, arch=type(net).__name__, image_size=side)
-        model.net, model.side, model.stats = net, side, stats is not None  # type: ignore[assignment]
-        mean, std = (torch.tensor(value).view(1, 3, 1, 1).to(first) for value in stats or ((0.0,) * 3, (1.0,) * 3))
-        model.register_buffer("scale", 1 / std, persistent=False)
-        model.register_buffer("shift", -mean / std, persistent=False)
-        model.info = measure(net, model, who, images)
-    for module, training in modes.items():
-        module.training = training
-    if isinstance(model, Teacher):
-        model.requires_grad_(False)
-        nn.Module.train(model, False)
-    return model
-
-
-def measure(net: Any, model: TapModel, who: str, images: Tensor) -> TapInfo:
-    """Shapes of all taps that a module has, after a look at whether they are those of the module itself.
-
-    Raises:
-        UserError: a timm class that is not read rightly.
-    """
-    family = model.family
-    if isinstance(family, NamedFamily):
-        taps = family.forward(net, model.card, images, Want(stages=family.stages))
-        absent = family.absent
-    else:
-        taps, absent = family.forward(net, model.card, images, Want(stages=STAGES)), frozenset()
-        plain = net(images)
-        if not (taps.final.ndim == 4 and taps.logits.shape == plain.shape and taps.logits.allclose(plain)):
-            raise UserError(unknown_taps(net, who))
-    info = PartialInfo(
-        classes=taps.logits.shape[1],
-        pooled=0 if "pooled" in absent else taps.pooled.shape[1],
-        final=(0, 0, 0) if "final" in absent else map_shape(taps.final),
-        stages=StageShapes({stage: map_shape(x) for stage, x in taps.stages.items()}),
-        prefix=next((x.shape[1] for x in taps.prefix.values()), 0),
-    )
-    info.stages.who = who  # type: ignore[attr-defined]
-    return info.without(absent, who)
-
-
-def map_shape(x: Tensor) -> tuple[int, int, int]:
-    """(D, H, W) of a map [B, D, H, W]."""
-    return x.shape[1], x.shape[2], x.shape[3]
-
-
-HOW_TO_NAME = 'name them by module, taps={"stages": {1: NAME, 2: NAME, 3: NAME, 4: NAME}} (teacher_taps for a teacher)'
-
-
-def unknown_taps(net: nn.Module, who: str) -> str:
-    """What to do about a timm class that `Family` does not read rightly."""
-    return f"The taps of the {who}, a timm {type(net).__name__}, are not known: {HOW_TO_NAME}."
-
-
-def is_timm(net: nn.Module) -> bool:
-    """Whether a model's class is timm's, or made from one."""
-    return timm_file(net) is not None and hasattr(net, "forward_intermediates")
-
-
-def timm_file(net: nn.Module) -> str | None:
-    """Name of the timm file that defines a model's class: `resnet`; None for classes that are not timm's."""
-    modules = (kind.__module__ for kind in type(net).__mro__)
-    return next((name.rpartition(".")[2] for name in modules if name.startswith("timm.models.")), None)
-
-
-def timm_family(net: nn.Module) -> Family:
-    """How a timm model is run."""
-    name = TIMM_FILES.get(str(timm_file(net)))
-    return registry.load(FAMILIES[name])() if name else Family()
-
-
-def timm_card(net: Any, side: int) -> ModelCard:
-    """What can be told of a timm model, which a method may refuse."""
-    architecture = (getattr(net, "pretrained_cfg", None) or {}).get("architecture") or type(net).__name__
-    family = TIMM_FILES.get(str(timm_file(net)), "timm")
-    return ModelCard(name=architecture, family=family, arch=architecture, image_size=side)
-
-
-def timm_stages(net: Any, who: str, images: Tensor, told: Mapping[int, int]) -> tuple[int, ...]:
-    """Indices of stages 1 to 4 among a timm model's intermediate maps.
-
-    Unless told: the last four; of models whose maps are all of one size (ViT, Mixer), the ends of the four quarters.
-    """
-    if told:
-        if sorted(told) != [*STAGES]:
-            raise UserError(f"Stages of the {who} by index must be all four, got {sorted(told)}.")
-        return tuple(told[stage] for stage in STAGES)
-    if getattr(net, "num_prefix_tokens", 0) and timm_file(net) not in TIMM_FILES:
-        raise UserError(unknown_taps(net, who))  # `Family` alone cannot lay its tokens out
-    maps = net.forward_intermediates(images, output_fmt="NCHW", intermediates_only=True)
-    count = len(maps)
-    if len({x.shape for x in maps}) == 1:
-        return tuple(max(0, count * stage // 4 - 1) for stage in STAGES)
-    return tuple(max(0, count - 5 + stage) for stage in STAGES)
-
-
-# -- taps by module name -----------------------------------------------------------------------------------------
-
-
-class Partial:
-    """Refuses to be read where nothing was named: a wrong number would be worse."""
-
-    absent: frozenset[str] = frozenset()
-    who: str = ""
-
-    def without(self, absent: frozenset[str], who: str) -> Any:
-        """Itself, refusing these names from now on."""
-        object.__setattr__(self, "who", who)
-        object.__setattr__(self, "absent", absent)
-        return self
-
-    def __getattribute__(self, name: str) -> Any:
-        if name in ("final", "pooled") and name in self.absent:
-            raise UserError(f"The method reads '{name}' of the {self.who}, whose taps nobody told: {HOW_TO_NAME}.")
-        return super().__getattribute__(name)
-
-
-class StageShapes(dict[int, tuple[int, int, int]]):
-    """Shapes by stage; asking for another is a mistake in the specification."""
-
-    who: str = ""
-
-    def __missing__(self, stage: int) -> tuple[int, int, int]:
-        raise UserError(f"The method reads stage {stage} of the {self.who}, which nobody told: {HOW_TO_NAME}.")
-
-
-class PartialInfo(Partial, TapInfo):
-    """Shapes of a module's taps as far as they were named."""
-
-
-class PartialTaps(Partial, Taps):
-    """A module's taps as far as they were named."""
-
-
-class NamedFamily(Family):
-    """How a module is run whose taps are outputs of modules inside.
-
-    Attributes:
-        stages: those that were named. absent: "final" and "pooled" where nothing tells them.
-    """
-
-    name: ClassVar[str] = "named"
-
-    def __init__(self, net: nn.Module, who: str, taps: TapNames | None) -> None:
-        """Look the names up.
-
-        Raises:
-            UserError: an unknown key, stage or module.
-        """
-        told = dict(taps or {})
-        where = "taps" if who == "student" else "teacher_taps"
-        for key in told:
-            registry.lookup(f"key of {where}", key, dict.fromkeys(TAP_KEYS))
-        stages = dict(told.get("stages") or {})
-        if unknown := [stage for stage in stages if stage not in STAGES]:
-            raise UserError(f"{where} names stage {unknown[0]!r}; stages are 1, 2, 3 and 4.")
-        modules = dict(net.named_modules())
-        places = {stage: stages[stage] for stage in sorted(stages)}
-        places |= {key: told[key] for key in ("final", "pooled") if told.get(key) is not None}
-        for key, name in places.items():
-            if name not in modules or not name:
-                close = ", ".join(
-                    f"'{other}'" for other in difflib.get_close_matches(str(name), modules, n=3, cutoff=0.4)
-                )
-                known = f"Nearest: {close}." if close else f"It has: {', '.join(list(modules)[1:9])}, ..."
-                what = f"stage {key}" if key in STAGES else f"'{key}'"
-                raise UserError(f"{what} of {where}: the {who} has no module '{name}'. {known}")
-        self.who, self.where, self.places = who, where, places
-        self.prefix = int(told.get("prefix") or 0)
-        self.stages = tuple(key for key in places if key in STAGES)
-        self.absent: frozenset[str] = frozenset()
-        if "final" not in places and 4 not in places:
-            self.absent = frozenset({"final"} if "pooled" in places else {"final", "pooled"})
-
-    def forward(self, net: Any, card: ModelCard, x: Tensor, want: Want) -> Taps:
-        """Run the module once and read what its modules gave.
-
-        Raises:
-            UserError: outputs that are no logits, maps or tokens.
-        """
-        if want.attention:
-            raise Refused(
-                f"The method reads attention inputs, which the {self.who} (taps by module name) does not have."
-            )
-        with recorded_outputs({key: net.get_submodule(name) for key, name in self.places.items()}) as found:
-            logits = net(x)
-        if not (isinstance(logits, Tensor) and logits.ndim == 2):
-            shape = [*logits.shape] if isinstance(logits, Tensor) else type(logits).__name__
-            raise UserError(f"The {self.who} must return logits [B, C], got {shape}.")
-        wanted = {stage: self.map_of(found, stage) for stage in want.stages}
-        final = None if "final" in self.absent else self.map_of(found, "final" if "final" in self.places else 4)[0]
-        nothing = logits.new_zeros(len(logits), 0)
-        taps = PartialTaps(
-            logits=logits,
-            pooled=self.pooled_of(found, final, nothing),
-            final=nothing[..., None, None] if final is None else final,
-            stages={stage: pair[0] for stage, pair in wanted.items()},
-            prefix={stage: pair[1] for stage, pair in wanted.items() if pair[1] is not None},
-        )
-        return taps.without(self.absent, self.who)
-
-    def map_of(self, found: Mapping[Any, Any], key: Any) -> tuple[Tensor, Tensor | None]:
-        """A recorded output as a map [B, D, H, W], and its prefix tokens [B, P, D] if it has any."""
-        value, name = found.get(key), self.places[key]
-        if not isinstance(value, Tensor) or value.ndim not in (3, 4):
-            shape = [*value.shape] if isinstance(value, Tensor) else type(value).__name__
-            raise UserError(
-                f"{self.where}: module '{name}' of the {self.who} gives {shape}; a tap is a map [B, D, H, W] or tokens "
-                f"[B, N, D]."
-            )
-        if value.ndim == 4:
-            return value, None
-        side = math.isqrt(max(0, value.shape[1] - self.prefix))
-        if side == 0 or side**2 != value.shape[1] - self.prefix:
-            raise UserError(
-                f"{self.where}: module '{name}' of the {self.who} gives {value.shape[1]} tokens, which are no square "
-                f'grid behind {self.prefix} prefix tokens; set "prefix".'
-            )
-        prefix = value[:, : self.prefix] if self.prefix else None
-        return tokens_to_map(value[:, self.prefix :], (side, side)), prefix
-
-    def pooled_of(self, found: Mapping[Any, Any], final: Tensor | None, nothing: Tensor) -> Tensor:
-        """The penultimate feature [B, D]."""
-        if "pooled" not in self.places:
-            return nothing if final is None else final.mean(dim=(2, 3))
-        value = found.get("pooled")
-        if isinstance(value, Tensor) and value.ndim >= 2 and value.shape[2:].numel() == 1:
-            return value.flatten(1)
-        shape = [*value.shape] if isinstance(value, Tensor) else type(value).__name__
-        raise UserError(f"{self.where}: module '{self.places['pooled']}' gives {shape}; a pooled feature is [B, D].")
-
-
-@contextmanager
-def recorded_outputs(modules: Mapping[Any, nn.Module]) -> Iterator[dict[Any, Any]]:
-    """Record what each module returns (of several calls the last) while the context is open, in this thread."""
-    outputs: dict[Any, Any] = {}
-    caller = threading.get_ident()
-
-    def recorder(key: Any) -> Callable[[nn.Module, Any, Any], None]:
-        def record(module: nn.Module, args: Any, output: Any) -> None:
-            if threading.get_ident() == caller:
-                outputs[key] = output
-
-        return record
-
-    handles = [module.register_forward_hook(recorder(key)) for key, module in modules.items()]
-    try:
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()

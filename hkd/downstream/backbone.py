@@ -22,16 +22,17 @@ from timm.models.beit import Beit, gen_relative_position_index
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
-from hkd import registry
 from hkd.errors import Refused, UserError
-from hkd.models import FAMILIES
-from hkd.models.families.base import Family, tokens_to_map
+from hkd.models.families.base import Family, family_of
 from hkd.models.families.beit import without_own_bias
 from hkd.models.families.eva import EvaFamily
 from hkd.models.families.mixer import MixerFamily
 from hkd.models.families.swin import SwinFamily
 from hkd.models.families.vit import ViTFamily
+from hkd.models.hooks import evaluation_mode
+from hkd.models.normalise import Normalise, memory_format
 from hkd.models.tap_model import TapModel
+from hkd.models.taps import tokens_to_map
 from hkd.models.weights import read_weights
 from hkd.spec import ModelCard, Weights
 from hkd.training.inputs import give_weights
@@ -51,8 +52,6 @@ class Backbone(nn.Module):
         multiple: H and W of images must be multiples of it: the coarsest stride.
     """
 
-    scale: Tensor
-    shift: Tensor
     channels: tuple[int, int, int, int]
     strides: tuple[int, int, int, int]
 
@@ -69,7 +68,7 @@ class Backbone(nn.Module):
         """
         super().__init__()
         self.card = card
-        self.family: Family = registry.load(registry.lookup("model family", card.family, FAMILIES))()
+        self.family = family_of(card.family)
         if isinstance(self.family, MixerFamily):
             raise Refused(
                 f"{card.name} mixes the tokens of one image size by learned weights, so it cannot be the backbone of a "
@@ -83,12 +82,9 @@ class Backbone(nn.Module):
         self.net: Any = self.family.build(of_any_size(card, self.family), 0, drop_path)
         if isinstance(self.net, Beit):
             self.net.patch_embed.strict_img_size = False
-        self.memory_format = torch.channels_last if card.channels_last else torch.contiguous_format
+        self.memory_format = memory_format(card)
         self.net.to(memory_format=self.memory_format)
-        # (x - mean) / std as one fused multiply-add: shift + scale * x.
-        mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (card.mean, card.std))
-        self.register_buffer("scale", 1 / std, persistent=False)
-        self.register_buffer("shift", -mean / std, persistent=False)
+        self.normalise = Normalise(card.mean, card.std)
         self.multiple = 1  # for the measurement alone
         shapes = self._measure()
         self.channels = tuple(shape[0] for shape in shapes)  # type: ignore[assignment]
@@ -107,7 +103,7 @@ class Backbone(nn.Module):
                 f"{self.card.name} takes images whose sides are multiples of {self.multiple} px, got {width} x "
                 f"{height}: pad them."
             )
-        x = torch.addcmul(self.shift, x, self.scale).contiguous(memory_format=self.memory_format)
+        x = self.normalise(x).contiguous(memory_format=self.memory_format)
         indices = sorted({*self.card.stages})
         if isinstance(self.net, Beit) and self.net.patch_embed.dynamic_feat_size((height, width)) != own_grid(self.net):
             maps = beit_maps(self.net, x, indices)
@@ -120,11 +116,9 @@ class Backbone(nn.Module):
     @torch.no_grad()
     def _measure(self) -> list[tuple[int, ...]]:
         """Shapes of the four maps of one image of the model's own size, in evaluation mode."""
-        training = self.net.training
-        self.net.eval()
         side, device = self.card.image_size, next(self.net.parameters()).device
-        maps = self(torch.zeros(1, 3, side, side, device=device))
-        self.net.train(training)
+        with evaluation_mode(self.net):
+            maps = self(torch.zeros(1, 3, side, side, device=device))
         return [tuple(map_.shape[1:]) for map_ in maps]
 
 

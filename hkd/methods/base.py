@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hkd.data.batch import Batch
+from hkd.models.families.base import accepting, accepts
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
 from hkd.spec import ModelCard, Recipe
@@ -90,8 +91,8 @@ class Method(nn.Module, ABC):
         return {}
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the method's own parameters that are exempt from weight decay."""
-        return set()
+        """Names of the method's own parameters that no weight decay may pull to zero: its mask tokens."""
+        return {name for name, _ in self.named_parameters() if name.endswith("mask_token")}
 
     def picture(self, batch: Batch, taps_s: Taps) -> Float[Tensor, "B 3 S S"] | None:
         """What the method makes of images, in [0, 1], for looking at; None where it makes none."""
@@ -100,3 +101,27 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Batch, taps_s: Taps, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:
         """Named, weighted scalar losses; the loop minimises their sum."""
+
+
+def refuse_student(method: str, does: str, student: ModelCard, *asked: str) -> str | None:
+    """Why a student cannot take what a method gives it, as one sentence, or None.
+
+    Args:
+        method: its name.
+        does: what it does with a student: "hides patches from its student".
+        student: the card.
+        asked: what a family must accept for that (`Family.accepts`).
+    """
+    if accepts(student.family, *asked):
+        return None
+    return f"Method '{method}' {does}, so that must be of the family {accepting(*asked)}, not '{student.family}'."
+
+
+def refuse_size(method: str, student: ModelCard, image_size: int) -> str | None:
+    """Why a student sees other images than a method has been told of (taps do not say it), as one sentence, or None."""
+    if student.image_size == image_size:
+        return None
+    return (
+        f"Method '{method}' has an image_size of {image_size} px, and the student {student.name} sees "
+        f"{student.image_size} px: set image_size to that."
+    )

@@ -31,18 +31,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hkd.data.batch import Batch
-from hkd.methods.base import Criterion, Method, Needs
-from hkd.methods.parts.patch_codebook import PatchCodebook, several_processes
-from hkd.methods.parts.patches import (
-    masked_student,
-    patch_tokens,
-    patchify,
-    random_visible,
-    split_patches,
-    square_patches,
-)
+from hkd.methods.base import Criterion, Method, Needs, refuse_size, refuse_student
+from hkd.methods.parts.gathering import several_processes
+from hkd.methods.parts.initialisers import SPREAD, as_spark
+from hkd.methods.parts.logits import exact
+from hkd.methods.parts.masks import random_visible, some_visible
+from hkd.methods.parts.patch_codebook import PatchCodebook
+from hkd.methods.parts.patches import patchify, square_patches
 from hkd.models.tap_model import Teacher
-from hkd.models.taps import TapInfo, Taps
+from hkd.models.taps import TapInfo, Taps, to_tokens
 from hkd.options import Count, ShareBelow1, ShareBetween, Size, Switch, options
 from hkd.spec import ModelCard, Recipe
 
@@ -107,14 +104,13 @@ class BEiT(Method):
         self.grid, self.patch = square_patches("beit", student, config.image_size)
         width = student.final[0]
         self.hidden = round(config.mask_ratio * self.grid**2)
-        self.shown = split_patches("beit", self.grid, self.hidden)
+        self.shown = some_visible("beit", self.grid, self.grid**2 - self.hidden)
         self.mask_token = nn.Parameter(torch.empty(width))
         self.head = nn.Linear(width, config.codes)
         self.codebook = PatchCodebook(config.codes, 3 * self.patch**2, decay=config.codebook_decay, dead=config.dead)
         self.register_buffer("guesses", torch.zeros(2, dtype=torch.long))  # right ones and all, of all processes
-        nn.init.normal_(self.mask_token, std=0.02)
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        nn.init.normal_(self.mask_token, std=SPREAD)
+        as_spark(self.head)
 
     @classmethod
     def needs(cls, config: BEiTConfig) -> Needs:
@@ -126,11 +122,10 @@ class BEiT(Method):
         cls, config: BEiTConfig, student: ModelCard, teachers: Mapping[str, ModelCard], recipe: Recipe
     ) -> str | None:
         """Students that take no mask, or see images of another size."""
-        return masked_student("beit", student, config.image_size)
-
-    def no_weight_decay(self) -> set[str]:
-        """Parameters exempt from weight decay."""
-        return {"mask_token"}
+        does = "hides patches from its student"
+        return refuse_student("beit", does, student, "visible", "mask_token") or refuse_size(
+            "beit", student, config.image_size
+        )
 
     def student_inputs(self, batch: Batch, taps_t: Mapping[str, Taps]) -> dict[str, Any]:
         """A new mask for every image, and the token that stands for what it hides."""
@@ -146,7 +141,7 @@ class BEiT(Method):
         patches = patchify(batch.x, self.grid, self.patch)
         hidden = ~batch.extra["visible"].flatten()
         codes = self.codebook(patches.flatten(0, 1))[hidden]
-        logits = self.head(patch_tokens(taps_s.final).flatten(0, 1)[hidden]).float()
+        logits = exact(self.head(to_tokens(taps_s.final).flatten(0, 1)[hidden]))
         if self.training:
             self._note(logits.detach(), codes)
         return {"codes": F.cross_entropy(logits, codes)}

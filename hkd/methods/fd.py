@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from hkd.data.batch import Batch
 from hkd.methods.base import Criterion, Method, Needs
-from hkd.methods.parts.feature_mimicking import mimic_loss, to_grid, to_tokens
+from hkd.methods.parts.feature_mimicking import mimic_loss, to_grid
 from hkd.models.tap_model import Teacher
-from hkd.models.taps import TapInfo, Taps, Want
+from hkd.models.taps import TapInfo, Taps, Want, to_tokens
 from hkd.options import NotNegative, options
 
 S4_TAPS = {"final": Want(), "raw": Want(stages=(4,))}

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from hkd.data.batch import Batch
 from hkd.methods.base import Criterion, Method, Needs
 from hkd.methods.kd import kd_loss
-from hkd.methods.parts.logits import class_index, same_classes
-from hkd.methods.parts.stage_projector import StageProjectors, initialise
+from hkd.methods.parts.initialisers import as_ofa
+from hkd.methods.parts.logits import class_index, exact, same_classes
+from hkd.methods.parts.stage_projector import StageProjectors
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
 from hkd.options import Few, NotNegative, Positive, Share, ShareBelow1, Stages, Switch, options, together
@@ -154,16 +155,16 @@ def orthogonality_loss(
         Scalar in [0, (1 - theta)^2], averaged over B, S and ordered pairs, in single precision or better. Vectors that
         are zero but for the true class have cosine 0 with all.
     """
-    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = exact(logits)
     true = F.one_hot(class_index(y), logits.shape[3]).bool()[:, None, None]
     # An entry of zero adds nothing to a product or a norm, so dropping it gives the same cosines.
-    masked = exact.masked_fill(true, -1e6 if mask == "neg1e6" else 0.0)
+    masked = logits.masked_fill(true, -1e6 if mask == "neg1e6" else 0.0)
     directions = F.normalize(masked, dim=3, eps=1e-8)
     n = logits.shape[2]
     # No autocast: cosines of half precision would be off by more than their distance from theta.
     with torch.autocast(logits.device.type, enabled=False):
         cosines = directions @ directions.transpose(2, 3)
-    others = 1 - torch.eye(n, dtype=exact.dtype, device=exact.device)
+    others = 1 - torch.eye(n, dtype=logits.dtype, device=logits.device)
     return ((cosines - theta).relu().square() * others).sum(dim=(2, 3)).mean() / (n * (n - 1))
 
 
@@ -197,7 +198,7 @@ class HCD(Method):
             width += self.projectors.width
         for _ in config.stages:
             self.mappers.append(self.mapper(width, teacher.pooled, config.parts * student.classes))
-        self.mappers.apply(initialise)
+        self.mappers.apply(as_ofa)
 
     def mapper(self, in_width: int, hidden: int, out_width: int) -> nn.Module:
         """From the features of one stage to its shared logits, [B, in_width] -> [B, out_width]."""

@@ -28,24 +28,16 @@ from torch import Tensor, nn
 
 from hkd.data.batch import Batch
 from hkd.errors import Refused, UserError
-from hkd.methods.base import Criterion, Method, Needs, Samples
+from hkd.methods.base import Criterion, Method, Needs, Samples, refuse_student
 from hkd.methods.parts.embedding_queue import EmbeddingQueue
 from hkd.methods.parts.feature_mimicking import to_grid
 from hkd.methods.parts.gathering import SHORTEST
+from hkd.methods.parts.initialisers import as_spark
 from hkd.methods.parts.logits import exact
-from hkd.methods.parts.masks import (
-    MaskConfig,
-    active_mean,
-    mask_batch,
-    mask_grid,
-    refuse_student,
-    stage_maps,
-    stage_shapes,
-    takes_mask,
-    visible_cells,
-)
-from hkd.methods.parts.unet import UNetDecoder, initialise
-from hkd.models.sparse.modules import mask_at
+from hkd.methods.parts.masks import MaskConfig, active_mean, mask_batch, mask_grid, visible_cells
+from hkd.methods.parts.unet import UNetDecoder, stage_maps, stage_shapes
+from hkd.models.families.base import accepts
+from hkd.models.masks import mask_at
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
 from hkd.options import Count, Few, NotNegative, Positive, ShareBelow1, Switch, options, together
@@ -240,7 +232,7 @@ class HGKD(Method):
             raise Refused(MIM)
         if "teacher" not in teachers:
             raise Refused(ALONE)
-        self.grid = mask_grid(student, config.grid, config.mask_ratio)
+        self.grid = mask_grid("hgkd", student, config.grid, config.mask_ratio, whole=True)
         width_t, *grid_t = teachers["teacher"].info.final
         if grid_t[0] != grid_t[1] or grid_t[0] < 1:
             raise Refused(f"hgkd needs a teacher whose map is square, and this one's is {grid_t[0]}x{grid_t[1]}.")
@@ -262,7 +254,7 @@ class HGKD(Method):
 
     def _build_decoder(self, student: TapInfo, width_t: int) -> None:
         config = self.config
-        hidden = self.grid**2 - visible_cells(self.grid, config.mask_ratio)
+        hidden = self.grid**2 - visible_cells("hgkd", self.grid, config.mask_ratio, whole=True)
         if config.positions == "masked" and not hidden:
             raise Refused(
                 f"positions=masked compares hidden positions, of which mask_ratio {config.mask_ratio} leaves none."
@@ -284,8 +276,8 @@ class HGKD(Method):
             self.head = nn.Conv2d(self.decoder.widths[-1], width_t, stride, stride)
             if config.multi_scale:
                 self.scale_heads.extend(nn.Conv2d(width, width_t, 1) for width in self.decoder.widths)
-        self.head.apply(initialise)
-        self.scale_heads.apply(initialise)
+        self.head.apply(as_spark)
+        self.scale_heads.apply(as_spark)
 
     @classmethod
     def needs(cls, config: HGKDConfig) -> Needs:
@@ -299,13 +291,13 @@ class HGKD(Method):
         cls, config: HGKDConfig, student: ModelCard, teachers: Mapping[str, ModelCard], recipe: Recipe
     ) -> str | None:
         """A student that takes no mask, no teacher, or one that cannot see as `teacher_view` asks."""
-        if reason := refuse_student("hgkd", student):
+        if reason := refuse_student("hgkd", "shows its student part of an image", student, "visible", "backend"):
             return reason
         if config.teacher_view == "mim":
             return MIM
         if "teacher" not in teachers:
             return ALONE
-        if config.teacher_view == "visible" and not takes_mask(teachers["teacher"]):
+        if config.teacher_view == "visible" and not accepts(teachers["teacher"].family, "visible"):
             return (
                 f"teacher_view=visible needs a teacher that takes a mask, and a {teachers['teacher'].family} does not."
             )
@@ -323,14 +315,9 @@ class HGKD(Method):
                 f"images that fill it: set queue_size to at most {len(samples.labels)}."
             )
 
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters that no weight decay may pull to zero: the mask tokens."""
-        return {name for name, _ in self.named_parameters() if name.endswith("mask_token")}
-
     def student_inputs(self, batch: Batch, taps_t: Mapping[str, Taps]) -> dict[str, Any]:
         """Masks of the batch, drawn here, and how they are computed with."""
-        config = self.config
-        return mask_batch(batch, self.grid, config.mask_ratio, config.conv, config.backend, config.mask_per)
+        return mask_batch(batch, self.grid, self.config.mask_ratio, self.config)
 
     def forward(self, batch: Batch, taps_s: Taps, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:
         """The weighted terms; in training mode the batch's embeddings enter the queue."""
@@ -445,4 +432,4 @@ def embedding_head(width_in: int, width_out: int, layers: int) -> nn.Sequential:
     modules: list[nn.Module] = []
     for before, after in pairwise(widths):
         modules += [nn.Linear(before, after), nn.GELU()]
-    return nn.Sequential(*modules[:-1]).apply(initialise)
+    return nn.Sequential(*modules[:-1]).apply(as_spark)

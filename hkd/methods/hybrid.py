@@ -27,33 +27,29 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 
 from hkd.data.batch import Batch
-from hkd.methods.base import Criterion, Method, Needs
-from hkd.methods.parts.logits import exact
-from hkd.methods.parts.patches import patch_tokens, random_visible, split_patches
-from hkd.methods.parts.relations import (
-    PLAIN,
-    SCALED,
-    Shape,
-    attended,
-    before_affine,
-    first_tokens,
-    plain_shape,
-    projected,
-    refuse_relations,
-    relations,
+from hkd.methods.base import Criterion, Method, Needs, refuse_student
+from hkd.methods.parts.initialisers import SPREAD, xavier
+from hkd.methods.parts.masks import random_visible, visible_cells
+from hkd.methods.parts.relations import Shape, first_tokens, refuse_relations, shape_of
+from hkd.methods.parts.token_decoder import DecoderConfig, TokenDecoder
+from hkd.methods.parts.token_mask import kept_after, redundant_mask, share_kept
+from hkd.methods.parts.token_targets import (
+    AttendedValues,
+    BlockOutputs,
+    BlockTarget,
+    FinalFeatures,
+    Pair,
+    Relations,
+    Target,
 )
-from hkd.methods.parts.token_decoder import DecoderConfig, TokenDecoder, xavier
-from hkd.methods.parts.token_mask import gather_tokens, kept_after, redundant_mask, share_kept, with_prefix
-from hkd.models import FAMILIES
-from hkd.models.families.hybrid_vit import TokenTaps
+from hkd.models.families.base import accepting
 from hkd.models.tap_model import Teacher
-from hkd.models.taps import TapInfo, Taps, Want
+from hkd.models.taps import TapInfo, Taps, Want, to_tokens
 from hkd.options import (
     Different,
     Few,
@@ -66,10 +62,8 @@ from hkd.options import (
     options,
     together,
 )
-from hkd.registry import load
 from hkd.spec import ModelCard, Recipe
 
-EPS = 1e-6  # added to the variance of a target token
 Span = Literal["all", "front", "middle", "back", "last"]
 SPANS: dict[
     Span, Callable[[int, int], tuple[int, int]]
@@ -80,7 +74,7 @@ SPANS: dict[
     "back": lambda depth, quarter: (depth - quarter, quarter),
     "last": lambda depth, quarter: (depth - 1, 1),
 }
-ENCODERS = {"plain": "hybrid_vit", "asymmetric": "hybrid_beit"}  # families of the students
+ENCODERS = {"plain": "plain ViTs with timm's ordinary attention", "asymmetric": "encoders unlike those"}
 
 
 @options
@@ -111,8 +105,8 @@ class HybridConfig(DecoderConfig):
         first two thirds as stages 1 and 2, or that after the block's layer norm (`normed`), which any card gives.
     decoder: between student and features: `none`, unless widths differ, when a linear map is; `linear`; or attention.
     decoder_width, decoder_heads: of the attention decoders.
-    encoder: the student's family, `plain` for `hybrid_vit`, `asymmetric` for `hybrid_beit`, which gives no
-        queries, keys and values to compare.
+    encoder: what the student is, `plain`, a ViT like the teachers (`hybrid_vit`), or `asymmetric`, an encoder unlike
+        them (`hybrid_beit`), which gives no queries, keys and values to compare.
     task: `direct`; `masked`, mask tokens enter the encoder, and `dbot`, they enter the decoder: features of one teacher
         are learned at hidden patches.
     mask_ratio: share of hidden patches in `masked` and `dbot`.
@@ -212,34 +206,27 @@ def kept_counts(config: HybridConfig, count: int) -> list[int]:
     return [count if config.mask == "none" else share_kept(count, config.keep)]
 
 
-def normalise_tokens(tokens: Float[Tensor, "B n D"]) -> Float[Tensor, "B n D"]:
-    """Each token minus its mean, divided by the root of its variance (with D - 1) plus 1e-6."""
-    variance, mean = torch.var_mean(tokens, dim=2, keepdim=True)
-    return (tokens - mean) / (variance + EPS).sqrt()
+def final_target(config: HybridConfig) -> FinalFeatures:
+    """What is learned of final features."""
+    return FinalFeatures(depth=config.depth, normed_student=config.student_norm, whole=config.task == "masked")
 
 
-def distance(predicted: Float[Tensor, "*S"], target: Float[Tensor, "*S"], *, beta: float) -> Float[Tensor, ""]:
-    r"""Smooth L1 distance, in single precision or better.
-
-    .. math:: \ell(e) = e^2 / (2 \beta) \;\text{if}\; |e| < \beta, \;\text{else}\; |e| - \beta / 2
-
-    Args:
-        predicted: gradients flow.
-        target: detached here.
-        beta: > 0.
-
-    Returns:
-        Scalar, the mean over all elements.
-    """
-    return F.smooth_l1_loss(exact(predicted), exact(target.detach()), beta=beta)
+def late_target(config: HybridConfig) -> Target:
+    """What is learned of late layers."""
+    if config.late_target == "both_last":
+        return final_target(config)
+    blocks = late_blocks(config)
+    if config.late_target == "relation":
+        return Relations(blocks, groups=config.relation_heads, scale=config.relation_scale)
+    return AttendedValues(blocks) if config.late_target == "msa" else BlockOutputs(blocks, depth=config.depth)
 
 
 class Hybrid(Method):
     """`feat` (+ `late`, weighted by alpha); no task loss, and labels are not looked at.
 
-    The student is of the family `hybrid_vit` or `hybrid_beit`; teachers are plain ViTs with as many patches.
-    Own parameters: none where widths agree, else linear maps; a decoder; a mask token. Buffer, kept in checkpoints: the
-    running sums of `diagnostics`. Memory of a step: relations of n x n kept tokens, per head and late layer.
+    The student gives its tokens of kept patches; teachers are plain ViTs with as many patches. Own parameters: none
+    where widths agree, else linear maps; a decoder; a mask token. Buffer, kept in checkpoints: the running sums of
+    `diagnostics`. Memory of a step: relations of n x n kept tokens, per head and late layer.
     """
 
     Config = HybridConfig
@@ -256,25 +243,35 @@ class Hybrid(Method):
         """
         super().__init__(config, student, teachers, criterion)
         self.grid, width = student.final[1], student.final[0]
-        self.final_role, self.late_role = final_role(config), late_role(config)
-        self.blocks = late_blocks(config) if self.late_role and config.late_target != "both_last" else ()
-        count = self.grid**2
-        self.counts = kept_counts(config, count)
+        self.counts = kept_counts(config, self.grid**2)
         if config.task != "direct":
-            self.counts = [split_patches("hybrid", self.grid, count - round(count * (1 - config.mask_ratio)))]
-        self.head = self._decoder(width, teachers[self.final_role].info.final[0])
+            self.counts = [visible_cells("hybrid", self.grid, config.mask_ratio)]
+        self.final, self.late = final_target(config), late_target(config) if late_role(config) else None
+        self.head = self._decoder(width, teachers[final_role(config)].info.final[0])
         self.late_heads = nn.ModuleList()
-        if self.late_role and config.late_target != "relation":
-            width_t = teachers[self.late_role].info.final[0]
-            if config.late_target == "both_last":
+        if self.late is not None:
+            width_t = teachers[late_role(config)].info.final[0]
+            if isinstance(self.late, FinalFeatures):
                 self.late_heads.append(self._decoder(width, width_t))
-            else:
-                self.late_heads.extend(linear(width, width_t) for _ in self.blocks)
+            elif isinstance(self.late, BlockTarget):
+                self.late_heads.extend(linear(width, width_t) for _ in self.late.blocks)
         self.mask_token = nn.Parameter(torch.empty(width)) if config.task == "masked" else None
         if self.mask_token is not None:
-            nn.init.normal_(self.mask_token, std=0.02)
+            nn.init.normal_(self.mask_token, std=SPREAD)
         # batches, feature term, late term, the late term with relations scaled, share of kept patches
         self.register_buffer("sums", torch.zeros(5, dtype=torch.float64))
+
+    def pair(self, role: str) -> Pair:
+        """The student and the teacher of a role."""
+        config = self.config
+        return Pair(
+            teacher=self.teachers[role],
+            prefix=self.student.prefix,
+            class_token=config.class_token and config.task == "direct",
+            hidden=config.task != "direct",
+            normed=config.target_norm,
+            beta=config.beta,
+        )
 
     def _decoder(self, width: int, width_t: int) -> nn.Module:
         config = self.config
@@ -295,42 +292,43 @@ class Hybrid(Method):
 
     @classmethod
     def needs(cls, config: HybridConfig) -> Needs:
-        """Final features, inputs of late attentions, and what the mask looks at."""
-        teachers = {final_role(config): Want(stages=(4,))}
+        """What the targets read, and what the mask looks at."""
+        student, teacher = final_target(config).needs()
+        teachers = {final_role(config): teacher}
 
         def add(role: str, want: Want) -> None:
             teachers[role] = teachers.get(role, Want()) | want
 
         if role := late_role(config):
-            blocks = late_blocks(config)
-            if config.late_target == "feature":
-                # The output of a block is the input of the next one's layer norm.
-                add(role, Want(stages=(4,), attention=tuple(i + 1 for i in sorted(blocks) if i + 1 < config.depth)))
-            else:
-                add(role, Want(stages=(4,)) if config.late_target == "both_last" else Want(attention=blocks))
+            want, teacher = late_target(config).needs()
+            student |= want
+            add(role, teacher)
         if config.mask == "direct":
             add("relations", Want(stages=(4,)))
         if config.mask == "progressive":
             normed = config.mask_tokens == "normed"
             add("relations", Want(attention=mask_blocks(config)) if normed else Want(stages=(1, 2)))
-        return Needs(teachers=teachers)
+        return Needs(student=student, teachers=teachers)
 
     @classmethod
     def refuse(
         cls, config: HybridConfig, student: ModelCard, teachers: Mapping[str, ModelCard], recipe: Recipe
     ) -> str | None:
         """Students and teachers that cannot be compared token by token, each with the option that resolves it."""
-        if student.family != ENCODERS[config.encoder]:
-            return wrong_student(config, student)
-        shape_s = beit_shape(student) if config.encoder == "asymmetric" else plain_shape(student)
-        if shape_s is None:
+        does = "runs its student on kept tokens and reads what is inside"
+        if reason := refuse_student("hybrid", does, student, "visible", "outputs"):
+            return reason
+        shape_s = shape_of(student)
+        if shape_s is None or shape_s.plain != (config.encoder == "plain"):
+            other = next(name for name in ENCODERS if name != config.encoder)
             return (
-                f"hybrid needs a student with timm's ordinary attention in every block, which {student.name} has not."
+                f"encoder={config.encoder} is for {ENCODERS[config.encoder]}, and {student.name} is of "
+                f"'{student.family}': set encoder to {other}, or take another student."
             )
         if shape_s.grid[0] != shape_s.grid[1]:
             return f"hybrid masks a square grid of patches, and that of {student.name} is {_text(shape_s.grid)}."
         if shape_s.depth != config.depth:
-            return f"hybrid was told of {config.depth} layers, and {student.name} has {shape_s.depth}: set depth to it."
+            return f"hybrid has a depth of {config.depth}, and {student.name} {shape_s.depth} layers: set depth to it."
         for role in cls.needs(config).teachers:
             if role not in teachers:
                 return f"hybrid with targets={config.targets} needs a teacher with the role '{role}'."
@@ -338,20 +336,14 @@ class Hybrid(Method):
                 return reason
         return None
 
-    def no_weight_decay(self) -> set[str]:
-        """Parameters exempt from weight decay."""
-        return {name for name, _ in self.named_parameters() if name.endswith("mask_token")}
-
     def student_inputs(self, batch: Batch, taps_t: Mapping[str, Taps]) -> dict[str, Any]:
-        """Which patches are kept, and what is read of late blocks."""
+        """Which patches are kept, and what stands for the others."""
         visible = self.visible(batch, taps_t)
         inputs: dict[str, Any] = {}
         if visible is not None:
             inputs["visible"] = batch.extra["visible"] = visible
         if self.mask_token is not None:
             inputs["mask_token"] = self.mask_token
-        if self.blocks:
-            inputs["outputs" if self.config.late_target == "feature" else "qkv"] = self.blocks
         return inputs
 
     def visible(self, batch: Batch, taps_t: Mapping[str, Taps]) -> Bool[Tensor, "B 1 g g"] | None:
@@ -368,129 +360,29 @@ class Hybrid(Method):
         """Tm's patch tokens at each step of the mask."""
         teacher = self.teachers["relations"]
         if self.config.mask == "direct":
-            return [patch_tokens(taps_t.stages[4])]
+            return [to_tokens(taps_t.stages[4])]
         if self.config.mask_tokens == "normed":
             return [taps_t.attention[block][:, teacher.info.prefix :] for block in mask_blocks(self.config)]
         with torch.no_grad():
             first = first_tokens(teacher, batch.x)
-        return [first, patch_tokens(taps_t.stages[1]), patch_tokens(taps_t.stages[2])]
+        return [first, to_tokens(taps_t.stages[1]), to_tokens(taps_t.stages[2])]
 
     def forward(self, batch: Batch, taps_s: Taps, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:
         """One or two terms."""
-        assert isinstance(taps_s, TokenTaps)
         config = self.config
         visible = batch.extra["visible"].flatten(1) if "visible" in batch.extra else None
-        feat = self.feature_term(self.head, taps_s, taps_t[self.final_role], self.final_role, visible)
+        role = final_role(config)
+        feat, _ = self.final.loss(self.pair(role), [self.head], taps_s, taps_t[role], visible)
         losses, sizes = {"feat": feat}, torch.zeros(2, device=feat.device)
-        if self.late_role:
-            late, sizes = self.late_term(taps_s, taps_t[self.late_role], visible)
+        if self.late is not None:
+            role = late_role(config)
+            late, sizes = self.late.loss(self.pair(role), [*self.late_heads], taps_s, taps_t[role], visible)
             losses["late"] = config.alpha * late
         if self.training:
             with torch.no_grad():
                 shown = self.counts[-1] / self.grid**2
-                each = [feat.new_ones(()), feat, *sizes.to(feat), feat.new_full((), shown)]
-                self.sums += torch.stack(each)
+                self.sums += torch.stack([feat.new_ones(()), feat, *sizes.to(feat), feat.new_full((), shown)])
         return losses
-
-    def feature_term(
-        self, head: nn.Module, taps_s: TokenTaps, taps_t: Taps, role: str, visible: Bool[Tensor, "B N"] | None
-    ) -> Float[Tensor, ""]:
-        """L_f: distance to a teacher's final features, at kept places or (tasks with hidden patches) at hidden ones."""
-        config, prefix = self.config, self.student.prefix
-        tokens = taps_s.tokens if config.student_norm else taps_s.raw
-        if isinstance(head, TokenDecoder):
-            predicted = head(tokens, None if config.task == "masked" else visible)
-        else:
-            predicted = head(tokens)
-        target = self.at(self.final_tokens(taps_t), self.compared(visible), self.teachers[role].info.prefix)
-        if config.task == "direct":
-            predicted = predicted[:, 0 if config.class_token else prefix :]
-        else:
-            predicted = self.at(predicted, self.compared(visible), prefix)
-        return distance(predicted, self.normalised(target), beta=config.beta)
-
-    def late_term(
-        self, taps_s: TokenTaps, taps_t: Taps, visible: Bool[Tensor, "B N"] | None
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, "2"]]:
-        """L_r, or what stands in its place, and for `diagnostics` its size: of relations raw and scaled, else twice."""
-        config, role = self.config, self.late_role
-        if config.late_target == "both_last":
-            loss = self.feature_term(self.late_heads[0], taps_s, taps_t, role, visible)
-            return loss, loss.detach().expand(2)
-        # Relations reach hundreds, of which 16 bits would keep the first digits.
-        with torch.autocast(taps_s.tokens.device.type, enabled=False):
-            if config.late_target == "relation":
-                each = [self.relation_term(taps_s, taps_t, block, visible) for block in self.blocks]
-                both = torch.stack(each).mean(dim=0)
-                return both[int(config.relation_scale == SCALED)], both.detach()
-            compare = self.output_term if config.late_target == "feature" else self.msa_term
-            pairs = zip(self.blocks, self.late_heads, strict=True)
-            loss = torch.stack([compare(taps_s, taps_t, block, head, visible) for block, head in pairs]).mean()
-        return loss, loss.detach().expand(2)
-
-    def relation_term(
-        self, taps_s: TokenTaps, taps_t: Taps, block: int, visible: Bool[Tensor, "B N"] | None
-    ) -> Float[Tensor, "2"]:
-        """Distances of one layer's relations, raw and scaled; gradients flow from the one that is learned."""
-        config, teacher = self.config, self.teachers[self.late_role]
-        start = 0 if config.class_token else self.student.prefix
-        q_s, k_s = (exact(x[:, :, start:]) for x in taps_s.qkv[block][:2])
-        with torch.no_grad():
-            tokens = exact(self.at(taps_t.attention[block], visible, teacher.info.prefix))
-            q_t, k_t, _ = projected(teacher.family.attention_modules(teacher.net)[block], tokens)
-        found = []
-        for scale in ("raw", SCALED):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and scale == config.relation_scale):
-                pair = (relations(q, k, groups=config.relation_heads, scale=scale) for q, k in ((q_s, k_s), (q_t, k_t)))
-                found.append(distance(*pair, beta=config.beta))
-        return torch.stack(found)
-
-    def msa_term(
-        self, taps_s: TokenTaps, taps_t: Taps, block: int, head: nn.Module, visible: Bool[Tensor, "B N"] | None
-    ) -> Float[Tensor, ""]:
-        """Distance of one layer's attended values: the teacher attends to all of its tokens, whatever is kept."""
-        teacher = self.teachers[self.late_role]
-        start = 0 if self.config.class_token else self.student.prefix
-        found = attended(*(exact(x) for x in taps_s.qkv[block]))[:, start:]
-        with torch.no_grad():
-            attention = teacher.family.attention_modules(teacher.net)[block]
-            target = attended(*projected(attention, exact(taps_t.attention[block])))
-        return distance(head(found), self.at(target, visible, teacher.info.prefix), beta=self.config.beta)
-
-    def output_term(
-        self, taps_s: TokenTaps, taps_t: Taps, block: int, head: nn.Module, visible: Bool[Tensor, "B N"] | None
-    ) -> Float[Tensor, ""]:
-        """Distance of one block's outputs."""
-        teacher = self.teachers[self.late_role]
-        start = 0 if self.config.class_token else self.student.prefix
-        if block + 1 == self.config.depth:
-            target = self.final_tokens(taps_t)
-        else:
-            # What layer norm took, the target norm takes too; its gain and bias must go.
-            net: Any = teacher.net
-            target = before_affine(net.blocks[block + 1].norm1, exact(taps_t.attention[block + 1]))
-        target = self.normalised(self.at(target, visible, teacher.info.prefix))
-        return distance(head(exact(taps_s.outputs[block][:, start:])), target, beta=self.config.beta)
-
-    def final_tokens(self, taps_t: Taps) -> Float[Tensor, "B M D"]:
-        """All tokens after a teacher's last block, before its final norm."""
-        patches = patch_tokens(taps_t.stages[4])
-        return torch.cat([taps_t.prefix[4], patches], dim=1) if 4 in taps_t.prefix else patches
-
-    def normalised(self, target: Float[Tensor, "B n D"]) -> Float[Tensor, "B n D"]:
-        """Features as the target norm has them."""
-        return normalise_tokens(exact(target)) if self.config.target_norm else target
-
-    def compared(self, visible: Bool[Tensor, "B N"] | None) -> Bool[Tensor, "B N"] | None:
-        """Patches at which features are compared; None for all."""
-        return ~visible if visible is not None and self.config.task != "direct" else visible
-
-    def at(
-        self, tokens: Float[Tensor, "B M D"], patches: Bool[Tensor, "B N"] | None, prefix: int
-    ) -> Float[Tensor, "B m D"]:
-        """Of all P + N tokens those of some patches, behind the prefix tokens where these are compared."""
-        start = 0 if self.config.class_token and self.config.task == "direct" else prefix
-        return tokens[:, start:] if patches is None else gather_tokens(tokens, with_prefix(patches, prefix)[:, start:])
 
     def diagnostics(self) -> dict[str, float]:
         """Means over the training batches since the last call: `feat_size` and `late_size`, both terms without weights;
@@ -501,8 +393,8 @@ class Hybrid(Method):
         if not batches:
             return {}
         sizes = {"feat_size": feat, "kept": kept}
-        if self.late_role:
-            relation = self.config.late_target == "relation"
+        if self.late is not None:
+            relation = isinstance(self.late, Relations)
             sizes |= {"late_raw": late, "late_scaled": scaled} if relation else {"late_size": late}
         return {name: total / batches for name, total in sizes.items()}
 
@@ -512,40 +404,17 @@ def linear(width: int, width_t: int) -> nn.Module:
     return nn.Identity() if width == width_t else nn.Linear(width, width_t).apply(xavier)
 
 
-def wrong_student(config: HybridConfig, card: ModelCard) -> str:
-    """Why a card of another family than its encoder's cannot be the student, as one sentence."""
-    family = ENCODERS[config.encoder]
-    if card.family in ENCODERS.values():
-        fitting = next(name for name in ENCODERS if ENCODERS[name] == card.family)
-        return (
-            f"encoder={config.encoder} is for students of the family '{family}', and {card.name} is of "
-            f"'{card.family}': set encoder to {fitting}, or take another student."
-        )
-    return (
-        f"hybrid runs its student on kept tokens and reads what is inside, so with encoder={config.encoder} that must "
-        f"be of the family '{family}', not '{card.family}'."
-    )
-
-
-def beit_shape(card: ModelCard) -> Shape:
-    """The shape of a student of the family `hybrid_beit`; built on torch's meta device, as `plain_shape` does it."""
-    with torch.device("meta"):
-        net: Any = load(FAMILIES[card.family])().build(card, 0)
-    height, width = net.patch_embed.grid_size
-    return Shape(len(net.blocks), net.embed_dim, net.blocks[0].attn.num_heads, (height, width), net.num_prefix_tokens)
-
-
 def _text(grid: tuple[int, int]) -> str:
     return f"{grid[0]}x{grid[1]}"
 
 
 def refuse_teacher(config: HybridConfig, role: str, card: ModelCard, shape_s: Shape) -> str | None:
     """Why a teacher cannot be compared with a student of this shape, as one sentence, or None."""
-    shape_t = plain_shape(card)
-    if shape_t is None:
+    shape_t = shape_of(card)
+    if shape_t is None or not shape_t.plain:
         return (
-            f"hybrid needs plain ViTs with timm's ordinary attention as teachers (families {', '.join(PLAIN)}), which "
-            f"{card.name} is not."
+            f"hybrid needs plain ViTs with timm's ordinary attention as teachers (of the family {accepting('qkv')}), "
+            f"which {card.name} is not."
         )
     if shape_t.grid != shape_s.grid:
         return (
@@ -561,7 +430,7 @@ def refuse_teacher(config: HybridConfig, role: str, card: ModelCard, shape_s: Sh
     late, masks = late_role(config) == role, role == "relations" and config.mask == "progressive"
     if shape_t.depth != config.depth and (late or masks):
         return (
-            f"hybrid was told of {config.depth} layers and {card.name} has {shape_t.depth}: take a teacher of the "
+            f"hybrid has a depth of {config.depth} and {card.name} {shape_t.depth} layers: take a teacher of the "
             f"student's depth, or leave its layers alone by targets=c or m with a mask that is none, random or direct."
         )
     if masks and config.mask_tokens == "block":

@@ -25,23 +25,16 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from hkd.data.batch import Batch
-from hkd.methods.base import Criterion, Method, Needs
-from hkd.methods.parts.patches import (
-    masked_student,
-    patch_tokens,
-    patchify,
-    random_visible,
-    split_patches,
-    square_patches,
-    unpatchify,
-)
+from hkd.methods.base import Criterion, Method, Needs, refuse_size, refuse_student
+from hkd.methods.parts.initialisers import SPREAD, xavier
+from hkd.methods.parts.logits import exact
+from hkd.methods.parts.masks import random_visible, visible_cells
+from hkd.methods.parts.patches import mae_loss, painted, patchify, square_patches
 from hkd.methods.parts.token_decoder import DecoderConfig
 from hkd.models.tap_model import Teacher
-from hkd.models.taps import TapInfo, Taps
+from hkd.models.taps import TapInfo, Taps, to_tokens
 from hkd.options import Few, ShareBetween, Size, Switch, options
 from hkd.spec import ModelCard, Recipe
-
-EPS = 1e-6  # added to the variance of a patch
 
 
 @options
@@ -52,39 +45,6 @@ class MAEConfig(DecoderConfig):
     image_size: Size = 224  # px a side: of the images as the student sees them, which its card must say too
     decoder_depth: Few = 8
     norm_pix: Switch = True  # predict pixels normalised by the mean and deviation of their patch
-
-
-def patch_statistics(patches: Float[Tensor, "B N V"]) -> tuple[Float[Tensor, "B N 1"], Float[Tensor, "B N 1"]]:
-    """Mean and deviation of each patch: the root of its variance (with V - 1 in the denominator, as the official code
-    has it) plus 1e-6."""
-    variance, mean = torch.var_mean(patches, dim=2, keepdim=True)
-    return mean, (variance + EPS).sqrt()
-
-
-def mae_loss(
-    predicted: Float[Tensor, "B N V"],
-    patches: Float[Tensor, "B N V"],
-    visible: Bool[Tensor, "B 1 g g"],
-    *,
-    norm_pix: bool,
-) -> Float[Tensor, ""]:
-    """Mean squared error of the hidden patches.
-
-    Args:
-        predicted: prediction for every patch; visible ones are not looked at.
-        patches: pixels in [0, 1].
-        visible: mask of the patches.
-        norm_pix: compare with pixels normalised per patch.
-
-    Returns:
-        Scalar, averaged over values and over the hidden patches of the batch.
-    """
-    if norm_pix:
-        mean, std = patch_statistics(patches)
-        patches = (patches - mean) / std
-    distance = (predicted - patches).square().mean(dim=2)
-    hidden = ~visible.flatten(1)
-    return (distance * hidden).sum() / hidden.sum()
 
 
 class MAE(Method):
@@ -103,8 +63,8 @@ class MAE(Method):
         """
         super().__init__(config, student, teachers, criterion)
         self.grid, self.patch = square_patches("mae", student, config.image_size)
-        count, width = self.grid**2, config.decoder_width
-        self.shown = split_patches("mae", self.grid, count - round(count * (1 - config.mask_ratio)))
+        self.shown = visible_cells("mae", self.grid, config.mask_ratio)
+        width = config.decoder_width
         self.embed = nn.Linear(student.final[0], width)
         self.mask_token = nn.Parameter(torch.empty(width))
         self.blocks = nn.Sequential(
@@ -116,8 +76,8 @@ class MAE(Method):
         self.norm = LayerNorm(width)  # timm's, with eps 1e-6 as MAE has it
         self.predict = nn.Linear(width, 3 * self.patch**2)
         self.register_buffer("positions", build_sincos2d_pos_embed([self.grid] * 2, width), persistent=False)
-        self.apply(_initialise)
-        nn.init.normal_(self.mask_token, std=0.02)
+        self.apply(xavier)
+        nn.init.normal_(self.mask_token, std=SPREAD)
 
     @classmethod
     def needs(cls, config: MAEConfig) -> Needs:
@@ -129,11 +89,10 @@ class MAE(Method):
         cls, config: MAEConfig, student: ModelCard, teachers: Mapping[str, ModelCard], recipe: Recipe
     ) -> str | None:
         """Students that take no mask, or see images of another size."""
-        return masked_student("mae", student, config.image_size)
-
-    def no_weight_decay(self) -> set[str]:
-        """Parameters exempt from weight decay."""
-        return {"mask_token"}
+        does = "hides patches from its student"
+        return refuse_student("mae", does, student, "visible", "mask_token") or refuse_size(
+            "mae", student, config.image_size
+        )
 
     def student_inputs(self, batch: Batch, taps_t: Mapping[str, Taps]) -> dict[str, Any]:
         """A new mask for every image."""
@@ -143,42 +102,28 @@ class MAE(Method):
     def decode(self, final: Float[Tensor, "B D g g"], visible: Bool[Tensor, "B 1 g g"]) -> Float[Tensor, "B N V"]:
         """Predicted (normalised) pixels of every patch, from the encoder's last map, which is read where visible."""
         # Embedding the zeros at hidden places too costs little, and spares gathering and scattering.
-        embedded = self.embed(patch_tokens(final))
+        embedded = self.embed(to_tokens(final))
         tokens = torch.where(visible.flatten(1)[:, :, None], embedded, self.mask_token.to(embedded.dtype))
         return self.predict(self.norm(self.blocks(tokens + self.positions)))
 
     def patches(self, batch: Batch) -> Float[Tensor, "B N V"]:
         """Pixels of the images in [0, 1], as the student has them."""
-        return patchify(batch.x, self.grid, self.patch).float()
+        return exact(patchify(batch.x, self.grid, self.patch))
 
     def forward(self, batch: Batch, taps_s: Taps, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:
         """One term."""
         visible = batch.extra["visible"]
-        predicted = self.decode(taps_s.final, visible).float()
+        predicted = exact(self.decode(taps_s.final, visible))
         return {"pixels": mae_loss(predicted, self.patches(batch), visible, norm_pix=self.config.norm_pix)}
 
     @torch.no_grad()
     def picture(self, batch: Batch, taps_s: Taps) -> Float[Tensor, "B 3 S S"]:
-        """The images with their hidden patches painted, in [0, 1], for looking at.
-
-        With `norm_pix` the prediction is brought back by the true mean and deviation of each patch, as MAE's own
-        demonstration does: brightness and contrast of a hidden patch are then not the model's merit.
+        """The images with their hidden patches painted (`painted`).
 
         Args:
             batch: images, and in `extra` the mask that `student_inputs` drew for them.
             taps_s: of the student under that mask.
         """
-        patches, visible = self.patches(batch), batch.extra["visible"]
-        predicted = self.decode(taps_s.final, visible).float()
-        if self.config.norm_pix:
-            mean, std = patch_statistics(patches)
-            predicted = predicted * std + mean
-        painted = torch.where(visible.flatten(1)[:, :, None], patches, predicted.clamp(0, 1))
-        return unpatchify(painted, self.grid, self.patch)
-
-
-def _initialise(module: nn.Module) -> None:
-    """Linear maps as the official code has them: Xavier uniform, biases zero."""
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        nn.init.zeros_(module.bias)
+        visible = batch.extra["visible"]
+        predicted = exact(self.decode(taps_s.final, visible))
+        return painted(predicted, self.patches(batch), visible, norm_pix=self.config.norm_pix)

@@ -20,21 +20,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hkd.data.batch import Batch
-from hkd.errors import Refused
-from hkd.methods.base import Criterion, Method, Needs
-from hkd.methods.mae import mae_loss, patch_statistics
+from hkd.methods.base import Criterion, Method, Needs, refuse_size, refuse_student
+from hkd.methods.parts.initialisers import as_spark
 from hkd.methods.parts.logits import exact
-from hkd.methods.parts.masks import (
-    MaskConfig,
-    mask_batch,
-    mask_grid,
-    refuse_student,
-    stage_maps,
-    stage_shapes,
-    visible_cells,
-)
-from hkd.methods.parts.patches import patchify, unpatchify
-from hkd.methods.parts.unet import UNetDecoder, initialise
+from hkd.methods.parts.masks import MaskConfig, mask_batch, mask_grid
+from hkd.methods.parts.patches import mae_loss, painted, patchify
+from hkd.methods.parts.unet import UNetDecoder, stage_maps, stage_shapes
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
 from hkd.options import ShareBetween, Size, options
@@ -66,14 +57,12 @@ class MaskedPixels(Method):
             Refused: stage maps, mask and image whose sides do not fit, or a mask that hides all cells or none.
         """
         super().__init__(config, student, teachers, criterion)
-        self.grid = mask_grid(student, config.grid, config.mask_ratio)
-        if visible_cells(self.grid, config.mask_ratio) == self.grid**2:
-            raise Refused(f"A mask of {self.grid}x{self.grid} cells with mask_ratio {config.mask_ratio} hides none.")
+        self.grid = mask_grid("masked_pixels", student, config.grid, config.mask_ratio)
         self.decoder = UNetDecoder(
             stage_shapes(student), config.width, config.image_size, masked=config.conv == "sparse"
         )
         self.head = nn.Conv2d(self.decoder.widths[-1], 3, 1)
-        self.head.apply(initialise)
+        self.head.apply(as_spark)
 
     @classmethod
     def needs(cls, config: MaskedPixelsConfig) -> Needs:
@@ -85,23 +74,14 @@ class MaskedPixels(Method):
         cls, config: MaskedPixelsConfig, student: ModelCard, teachers: Mapping[str, ModelCard], recipe: Recipe
     ) -> str | None:
         """A student that takes no mask, or images of another size than the option says."""
-        if reason := refuse_student("masked_pixels", student):
-            return reason
-        if student.image_size != config.image_size:
-            return (
-                f"masked_pixels would predict images of {config.image_size} px, and the student {student.name} sees "
-                f"{student.image_size} px: set image_size to that."
-            )
-        return None
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters that no weight decay may pull to zero: the mask tokens."""
-        return {name for name, _ in self.named_parameters() if name.endswith("mask_token")}
+        does = "shows its student part of an image"
+        return refuse_student("masked_pixels", does, student, "visible", "backend") or refuse_size(
+            "masked_pixels", student, config.image_size
+        )
 
     def student_inputs(self, batch: Batch, taps_t: Mapping[str, Taps]) -> dict[str, Any]:
         """Masks of the batch, drawn here, and how they are computed with."""
-        config = self.config
-        return mask_batch(batch, self.grid, config.mask_ratio, config.conv, config.backend, config.mask_per)
+        return mask_batch(batch, self.grid, self.config.mask_ratio, self.config)
 
     def forward(self, batch: Batch, taps_s: Taps, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:
         """The one term."""
@@ -120,17 +100,11 @@ class MaskedPixels(Method):
 
     @torch.no_grad()
     def picture(self, batch: Batch, taps_s: Taps) -> Float[Tensor, "B 3 S S"]:
-        """The images with their hidden cells painted, in [0, 1], for looking at.
-
-        A prediction has no brightness or contrast of its own: it gets those of the true cell, which are then not the
-        model's merit.
+        """The images with their hidden cells painted (`painted`).
 
         Args:
             batch: images, and in `extra` the mask that `student_inputs` drew for them.
             taps_s: of the student under that mask.
         """
-        cells, visible = self.cells(batch), batch.extra["visible"]
-        mean, std = patch_statistics(cells)
-        predicted = (exact(self.predict(taps_s, visible)) * std + mean).clamp(0, 1)
-        painted = torch.where(visible.flatten(1)[:, :, None], cells, predicted)
-        return unpatchify(painted, self.grid, self.config.image_size // self.grid)
+        visible = batch.extra["visible"]
+        return painted(exact(self.predict(taps_s, visible)), self.cells(batch), visible, norm_pix=True)

@@ -24,8 +24,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hkd.data.batch import Batch
-from hkd.methods.base import Criterion, Method, Needs, Samples
-from hkd.methods.parts.views import ViewConfig, everyone, head, refuse_student, two_views, unit
+from hkd.methods.base import Criterion, Method, Needs, Samples, refuse_student
+from hkd.methods.parts.views import ViewConfig, everyone, head, two_views, unit
 from hkd.models.families.view_vit import MovingAverage, ViewTaps
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps
@@ -88,7 +88,7 @@ class MoCo(Method):
         cls, config: MoCoConfig, student: ModelCard, teachers: Mapping[str, ModelCard], recipe: Recipe
     ) -> str | None:
         """Students that take no views."""
-        return refuse_student("moco", student)
+        return refuse_student("moco", "shows its student two views of every image", student, "views")
 
     def prepare(self, samples: Samples) -> None:
         """How many steps the momentum has for its rise."""

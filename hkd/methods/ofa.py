@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from hkd.data.batch import Batch
 from hkd.methods.base import Criterion, Method, Needs
+from hkd.methods.parts.initialisers import as_ofa
 from hkd.methods.parts.logits import class_index, same_classes
-from hkd.methods.parts.stage_projector import StageProjectors, initialise
+from hkd.methods.parts.stage_projector import StageProjectors
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
 from hkd.options import NotNegative, Positive, Stages, options, together
@@ -117,7 +118,7 @@ class OFA(Method):
             return
         self.projectors = StageProjectors(student, config.stages, teacher.pooled, config.projector)
         self.classifiers = nn.ModuleList(nn.Linear(self.projectors.width, student.classes) for _ in config.stages)
-        self.classifiers.apply(initialise)
+        self.classifiers.apply(as_ofa)
         eps = config.eps if len(config.eps) > 1 else (*config.eps,) * len(config.stages)
         self.register_buffer("eps", torch.tensor(eps), persistent=False)
 

@@ -31,12 +31,11 @@ from hkd.data.batch import Batch
 from hkd.errors import Refused
 from hkd.methods.base import Criterion, Method, Needs
 from hkd.methods.parts.cross_attention import ConvolutionProjector, CrossAttentionProjector
-from hkd.methods.parts.feature_mimicking import mimic_loss, to_tokens
-from hkd.models import FAMILIES
-from hkd.models.tap_model import Tail, Teacher
-from hkd.models.taps import TapInfo, Taps, Want
+from hkd.methods.parts.feature_mimicking import mimic_loss
+from hkd.models.families.base import Tail, accepts
+from hkd.models.tap_model import Teacher
+from hkd.models.taps import TapInfo, Taps, Want, to_tokens
 from hkd.options import Different, Few, NotNegative, Positive, Share, Switch, Whole, options, together
-from hkd.registry import load, lookup
 from hkd.spec import ModelCard, Recipe
 
 
@@ -267,7 +266,7 @@ class ScaleKD(Method):
         if teacher is None:
             return "scalekd needs a teacher."
         tails = config.s4_tail > 0 or tail_views(config)
-        if tails and not load(lookup("model family", teacher.family, FAMILIES)).has_tail:
+        if tails and not accepts(teacher.family, "tail"):
             return (
                 f"scalekd sends stage 3 through the teacher's last stage, and a {teacher.family} teacher has none that "
                 f"takes tokens."

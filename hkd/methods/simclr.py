@@ -19,8 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hkd.data.batch import Batch
-from hkd.methods.base import Criterion, Method, Needs
-from hkd.methods.parts.views import ViewConfig, everyone, head, refuse_student, two_views, unit
+from hkd.methods.base import Criterion, Method, Needs, refuse_student
+from hkd.methods.parts.views import ViewConfig, everyone, head, two_views, unit
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps
 from hkd.options import Positive, Size, options
@@ -75,7 +75,7 @@ class SimCLR(Method):
         cls, config: SimCLRConfig, student: ModelCard, teachers: Mapping[str, ModelCard], recipe: Recipe
     ) -> str | None:
         """Students that take no views."""
-        return refuse_student("simclr", student)
+        return refuse_student("simclr", "shows its student two views of every image", student, "views")
 
     def student_inputs(self, batch: Batch, taps_t: Mapping[str, Taps]) -> dict[str, Any]:
         """Two views of every image in the place of the batch."""

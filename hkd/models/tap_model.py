@@ -3,23 +3,31 @@
 Shapes: B batch, C classes, D width, H W grid, N tokens.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hkd import registry
 from hkd.errors import UserError
-from hkd.models import FAMILIES
-from hkd.models.families.base import Family, Tail
+from hkd.models.families.base import Family, Tail, family_of
+from hkd.models.hooks import evaluation_mode
+from hkd.models.normalise import Prepare, memory_format
 from hkd.models.taps import TapInfo, Taps, Want
 from hkd.spec import ModelCard
 
-__all__ = ["Tail", "TapModel", "Teacher"]
-
 NOTHING = Want()  # beside logits, pooled and final feature
+
+
+@dataclass(frozen=True)
+class Built:
+    """A network that is there already, and what is to be known of it: attributes of a `TapModel`."""
+
+    net: nn.Module
+    family: Family
+    prepare: nn.Module
+    info: TapInfo
 
 
 class TapModel(nn.Module):
@@ -28,62 +36,56 @@ class TapModel(nn.Module):
     Attributes:
         net: the plain timm model; its `state_dict` is what is exported.
         card, family: how it was built and how it is run.
+        prepare: from RGB in [0, 1] to the images that `net` takes.
         info: shapes of its taps.
     """
 
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(self, card: ModelCard, num_classes: int, drop_path: float | None = None) -> None:
+    def __init__(
+        self, card: ModelCard, num_classes: int, drop_path: float | None = None, *, built: Built | None = None
+    ) -> None:
         """Build with random weights from torch's global generator, drawing as timm alone would.
 
         Args:
             card: which model.
             num_classes: size of its classifier; 0 for none.
             drop_path: stochastic depth rate instead of the card's own.
+            built: a network to be taken as it is, instead of the card's.
 
         Raises:
             UserError: unknown family or architecture.
         """
         super().__init__()
         self.card = card
-        self.family: Family = registry.load(registry.lookup("model family", card.family, FAMILIES))()
+        if built is not None:
+            self.family, self.net, self.prepare, self.info = built.family, built.net, built.prepare, built.info
+            return
+        self.family = family_of(card.family)
         self.net = self.family.build(card, num_classes, drop_path)
-        self.memory_format = torch.channels_last if card.channels_last else torch.contiguous_format
-        self.net.to(memory_format=self.memory_format)
-        # (x - mean) / std as one fused multiply-add: shift + scale * x.
-        mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (card.mean, card.std))
-        self.register_buffer("scale", 1 / std, persistent=False)
-        self.register_buffer("shift", -mean / std, persistent=False)
+        self.net.to(memory_format=memory_format(card))
+        self.prepare = Prepare(card)
         self.info = self._measure(num_classes)
 
-    def forward(self, x: Float[Tensor, "B 3 Hi Wi"], want: Want = NOTHING, **kwargs: Any) -> Taps:
+    def forward(self, x: Float[Tensor, "B 3 Hi Wi"], want: Want = NOTHING, **options: Any) -> Taps:
         """Taps of RGB images in [0, 1] of any size, which are resized and normalised here.
 
         Args:
             x: images; bilinear resizing to `card.image_size` squared where they differ.
             want: taps beside logits, pooled and final feature.
-            kwargs: for the family's forward (a mask, kept tokens); most take none.
+            options: for the family's forward (a mask, views); what it takes is in `family.accepts`.
 
         Raises:
-            UserError: a stage or an attention block that the model does not have.
+            UserError: a stage or a block that the model does not have.
         """
         if unknown := [stage for stage in want.stages if stage not in (1, 2, 3, 4)]:
             raise UserError(f"Stage {unknown[0]} was asked of {self.card.name}; stages are 1, 2, 3 and 4.")
-        side = self.card.image_size
-        if x.shape[-2:] != (side, side):
-            x = F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)
-        x = torch.addcmul(self.shift, x, self.scale).contiguous(memory_format=self.memory_format)
-        return self.family.forward(self.net, self.card, x, want, **kwargs)
+        return self.family.forward(self.net, self.card, self.prepare(x), want, **options)
 
     @torch.no_grad()
     def _measure(self, num_classes: int) -> TapInfo:
         """Shapes of all taps, from one image in eval mode: no statistics, no randomness, no hooks left."""
-        training = self.net.training
-        self.net.eval()
         side, device = self.card.image_size, next(self.net.parameters()).device
-        taps = self(torch.zeros(1, 3, side, side, device=device), Want(stages=(1, 2, 3, 4)))
-        self.net.train(training)
+        with evaluation_mode(self.net):
+            taps = self(torch.zeros(1, 3, side, side, device=device), Want(stages=(1, 2, 3, 4)))
         return TapInfo(
             classes=num_classes,
             pooled=taps.pooled.shape[1],
@@ -100,8 +102,10 @@ class Teacher(TapModel):
     ran its teachers; batch-norm statistics then move, weights do not.
     """
 
-    def __init__(self, card: ModelCard, num_classes: int, train_mode: bool = False) -> None:
-        super().__init__(card, num_classes)
+    def __init__(
+        self, card: ModelCard, num_classes: int, train_mode: bool = False, *, built: Built | None = None
+    ) -> None:
+        super().__init__(card, num_classes, built=built)
         self.train_mode = train_mode
         self.requires_grad_(False)
         super().train(train_mode)
@@ -111,9 +115,9 @@ class Teacher(TapModel):
         return self
 
     @torch.no_grad()
-    def forward(self, x: Float[Tensor, "B 3 Hi Wi"], want: Want = NOTHING, **kwargs: Any) -> Taps:
+    def forward(self, x: Float[Tensor, "B 3 Hi Wi"], want: Want = NOTHING, **options: Any) -> Taps:
         """As `TapModel.forward`, detached."""
-        return super().forward(x, want, **kwargs)
+        return super().forward(x, want, **options)
 
     def tail(self, blocks: int | None = None) -> Tail:
         """This teacher's last stage as a differentiable function of tokens (see `Tail`).

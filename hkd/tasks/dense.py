@@ -18,6 +18,7 @@ from hkd.data.dense import DenseSet
 from hkd.data.loading.dense import DenseBatch, DenseLoader, ViewOptions
 from hkd.downstream.backbone import Backbone, load_pretrained
 from hkd.errors import UserError
+from hkd.models.hooks import evaluation_mode
 from hkd.models.weights import load_weights, read_weights
 from hkd.spec import RunSpec
 from hkd.training.cache import Teachers
@@ -175,16 +176,13 @@ def freeze_unused(backbone: Backbone) -> None:
     """Take from training what the four maps do not depend on (a final norm): several processes would wait for its
     gradients. Nothing random is drawn and no statistics move.
     """
-    modes = {module: module.training for module in backbone.modules()}
-    backbone.eval()
     side = backbone.multiple * 2
-    maps = backbone(torch.zeros(1, 3, side, side, device=next(backbone.parameters()).device))
+    with evaluation_mode(backbone):
+        maps = backbone(torch.zeros(1, 3, side, side, device=next(backbone.parameters()).device))
     parameters = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
     total = torch.stack([map_.sum() for map_ in maps]).sum()
     for parameter, grad in zip(parameters, torch.autograd.grad(total, parameters, allow_unused=True), strict=True):
         parameter.requires_grad_(grad is not None)
-    for module, training in modes.items():
-        module.training = training
 
 
 def restore_dense(

@@ -12,6 +12,7 @@ from hkd.data.base import DataSet, Split
 from hkd.data.loading.loader import Loader
 from hkd.errors import UserError
 from hkd.files import atomic_write
+from hkd.models.hooks import evaluation_mode
 from hkd.models.tap_model import TapModel
 from hkd.models.weights import save_weights
 from hkd.options import NoOptions
@@ -83,12 +84,10 @@ def write_predictions(
 @torch.no_grad()
 def predict(model: TapModel, loader: Loader, fabric: Fabric) -> torch.Tensor:
     """Most likely class of every image of the loader's split, int64 [N] on the CPU; -1 where there was no image."""
-    training = model.training
-    model.eval()
     predictions = torch.full((loader.count,), -1, dtype=torch.int64, device=fabric.device)
-    for batch in loader.epoch(0):
-        batch = batch.to(fabric.device)
-        with fabric.autocast():
-            predictions[batch.index] = model(batch.x).logits.argmax(1)
-    model.train(training)
+    with evaluation_mode(model):
+        for batch in loader.epoch(0):
+            batch = batch.to(fabric.device)
+            with fabric.autocast():
+                predictions[batch.index] = model(batch.x).logits.argmax(1)
     return reduce(fabric, predictions, "max").cpu()

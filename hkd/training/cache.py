@@ -149,11 +149,13 @@ def _fill(source: Source, loader: Loader, device: torch.device) -> dict[str, Ten
 def flatten(taps: Taps, count: int) -> dict[str, Tensor]:
     """Taps by name ("logits", "stages.3"), the first dimension of each the batch.
 
-    Windowed attention inputs come as [B * windows, ...] and are kept as [B, windows, ...].
+    Windowed attention inputs come as [B * windows, ...] and are kept as [B, windows, ...]; queries, keys and values as
+    one tensor [B, 3, ...]. `tokens` are left out: what methods read of them is in `final`.
     """
     tensors = {"logits": taps.logits, "pooled": taps.pooled, "final": taps.final}
-    for kind in ("stages", "prefix", "attention"):
+    for kind in ("stages", "prefix", "attention", "outputs"):
         tensors |= {f"{kind}.{key}": tensor for key, tensor in getattr(taps, kind).items()}
+    tensors |= {f"qkv.{key}": torch.stack(parts, dim=1) for key, parts in taps.qkv.items()}
     return {
         name: tensor if len(tensor) == count else tensor.unflatten(0, (count, len(tensor) // count))
         for name, tensor in tensors.items()
@@ -166,7 +168,8 @@ def unflatten(tensors: Mapping[str, Tensor]) -> Taps:
     for name, tensor in tensors.items():
         kind, _, key = name.partition(".")
         if key:
-            getattr(taps, kind)[int(key)] = tensor.flatten(0, 1) if tensor.ndim == 4 and kind == "attention" else tensor
+            whole = tensor.flatten(0, 1) if kind == "attention" and tensor.ndim == 4 else tensor
+            getattr(taps, kind)[int(key)] = whole.unbind(1) if kind == "qkv" else whole
     return taps
 
 

@@ -76,7 +76,7 @@ def test_values_are_those_of_the_maps_of_normalised_images():
     assert found["dct_spectrum"].unscaled[:, 0, 0] == pytest.approx(
         (final[:, 1:].mean(1).abs().mean(0) * 4 * 16).numpy(), rel=1e-4
     )
-    other = measure(net, IMAGES, ["attention_distance"], mean=(0, 0, 0), std=(1, 1, 1))
+    other = measure(net, IMAGES, ["attention_distance"], mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     assert not np.allclose(other["attention_distance"].mean, found["attention_distance"].mean)
 
 

@@ -33,7 +33,7 @@ MUTATIONS = {
     "a swapped norm": ("training/loop.py", "max_norm=run.recipe.clip_grad,", "max_norm=0.1 * run.recipe.clip_grad,"),
     "a stream of random numbers": ("tasks/train.py", 'seed_all(spec.seed, "adapters")', "seed_all(spec.seed)"),
     "a teacher left in training mode": ("models/tap_model.py", "super().train(train_mode)", "super().train(True)"),
-    "a student evaluated in training mode": ("tasks/evaluate.py", "    model.eval()\n", "    model.train()\n"),
+    "a student evaluated in training mode": ("tasks/evaluate.py", "with evaluation_mode(model):", "if model.train():"),
     "smoothing of soft targets": ("training/recipe.py", "if targets.ndim == 1 else 0.0", "if True else 0.0"),
     "means of curves": ("training/journal.py", "total / (self.read *", "total / (self.read * 2 *"),
     "an optimiser that forgets": (

@@ -181,3 +181,11 @@ def test_windows_of_one_image_stay_together():
     flat = flatten(taps, 3)
     assert flat["attention.1"].shape == (3, 4, 5, 4)
     assert torch.equal(unflatten(flat).attention[1], taps.attention[1])
+
+
+def test_taps_of_blocks_are_kept_too():
+    qkv = (torch.randn(3, 2, 5, 4), torch.randn(3, 2, 5, 4), torch.randn(3, 2, 5, 4))
+    nothing = torch.zeros(3, 2), torch.zeros(3, 4), torch.zeros(3, 4, 1, 1)
+    kept = unflatten(flatten(Taps(*nothing, qkv={2: qkv}, outputs={0: torch.ones(3, 5, 8)}), 3))
+    assert all(torch.equal(a, b) for a, b in zip(kept.qkv[2], qkv, strict=True))
+    assert torch.equal(kept.outputs[0], torch.ones(3, 5, 8))

@@ -392,13 +392,20 @@ def test_a_module_that_gives_no_logits_is_refused():
 
 
 def test_a_timm_class_whose_taps_are_not_known_asks_for_names():
-    beit = timm.create_model("beit_base_patch16_224", img_size=32, depth=2, embed_dim=24, num_heads=2)
-    with pytest.raises(UserError, match="a timm Beit, are not known: name them by module"):
-        make(beit)
+    other = timm.create_model("vit_relpos_base_patch16_cls_224", img_size=32, depth=2, embed_dim=24, num_heads=2)
+    with pytest.raises(UserError, match="a timm VisionTransformerRelPos, are not known: name them by module"):
+        make(other)
     named = Distiller(
-        beit, None, "supervised", image_size=32, taps={"stages": {3: "blocks.0", 4: "blocks.1"}, "prefix": 1}
+        other, None, "supervised", image_size=32, taps={"stages": {3: "blocks.0", 4: "blocks.1"}, "prefix": 1}
     )
     assert named.step.student.info.final == (24, 2, 2)
+
+
+def test_a_timm_beit_is_run_as_its_family_runs_it():
+    beit = timm.create_model("beit_base_patch16_224", img_size=32, depth=4, embed_dim=24, num_heads=2, num_classes=5)
+    student = make(beit, method="kd").step.student
+    assert student.card.family == "beit"
+    assert student.info.stages == {1: (24, 2, 2), 2: (24, 2, 2), 3: (24, 2, 2), 4: (24, 2, 2)}
 
 
 def test_images_of_another_size_than_was_told_are_refused():
@@ -407,8 +414,8 @@ def test_images_of_another_size_than_was_told_are_refused():
 
 
 def test_the_size_of_a_timm_model_is_its_own_unless_told():
-    assert Distiller(vit(), Net(), "kd").step.student.side == 32
-    assert Distiller(Net(), vit(), "kd").step.student.side == 32
+    assert Distiller(vit(), Net(), "kd").step.student.prepare.side == 32
+    assert Distiller(Net(), vit(), "kd").step.student.prepare.side == 32
 
 
 def test_other_classes_of_the_teacher_are_one_sentence_where_logits_are_compared():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import multiprocessing
 
 from hkd.methods.parts.embedding_queue import EmbeddingQueue
-from hkd.methods.parts.masks import active_mean, draw_visible, visible_cells
+from hkd.methods.parts.masks import active_mean, random_visible, visible_cells
 
 BASIS = torch.eye(6)  # row i stands for embedding i
 
@@ -128,18 +128,18 @@ def test_two_processes_have_the_queue_of_the_whole_batch(tmp_path):
     ("grid", "ratio", "shown"), [(7, 0.6, 20), (4, 0.6, 6), (7, 0.0, 49), (7, 0.9, 5), (1, 0.4, 1)]
 )
 def test_every_image_shows_exactly_the_rounded_number_of_cells(grid, ratio, shown):
-    assert visible_cells(grid, ratio) == shown
-    visible = draw_visible(50, grid, ratio, torch.device("cpu"))
+    assert visible_cells("hgkd", grid, ratio, whole=True) == shown
+    visible = random_visible(50, grid, shown, torch.device("cpu"))
     assert visible.shape == (50, 1, grid, grid)
     assert (visible.flatten(1).sum(1) == shown).all()
 
 
 def test_masks_are_drawn_for_each_image_or_for_the_batch_and_follow_the_seed():
     torch.manual_seed(0)
-    each = draw_visible(9, 7, 0.6, torch.device("cpu"))
-    shared = draw_visible(9, 7, 0.6, torch.device("cpu"), per="batch")
+    each = random_visible(9, 7, 20, torch.device("cpu"))
+    shared = random_visible(9, 7, 20, torch.device("cpu"), per="batch")
     torch.manual_seed(0)
-    assert torch.equal(draw_visible(9, 7, 0.6, torch.device("cpu")), each)
+    assert torch.equal(random_visible(9, 7, 20, torch.device("cpu")), each)
     assert len(each.flatten(1).unique(dim=0)) == 9
     assert len(shared.flatten(1).unique(dim=0)) == 1
     assert shared.shape == each.shape
@@ -147,13 +147,13 @@ def test_masks_are_drawn_for_each_image_or_for_the_batch_and_follow_the_seed():
 
 def test_every_cell_is_visible_equally_often():
     torch.manual_seed(0)
-    share = draw_visible(20_000, 4, 0.6, torch.device("cpu")).float().mean(0)
+    share = random_visible(20_000, 4, 6, torch.device("cpu")).float().mean(0)
     assert (share - 6 / 16).abs().max() < 5 * (0.375 * 0.625 / 20_000) ** 0.5
 
 
 def test_the_mean_is_over_active_positions():
     generator = torch.Generator().manual_seed(0)
-    visible = draw_visible(2, 7, 0.6, torch.device("cpu"))
+    visible = random_visible(2, 7, 20, torch.device("cpu"))
     map_ = (0.4 + 0.05 * torch.randn(2, 3, 7, 7, generator=generator)) * visible
     found = active_mean(map_, visible)
     expected = torch.stack([m[:, v[0]].mean(1) for m, v in zip(map_, visible, strict=True)])

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hkd.methods.parts.feature_mimicking import centre, directions, mimic_loss, to_grid, to_tokens
+from hkd.methods.parts.feature_mimicking import centre, directions, mimic_loss, to_grid
+from hkd.models.taps import to_tokens
 
 
 def random_tokens(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -53,9 +53,8 @@ def test_its_weights_are_a_timm_models():
     model = build(classes=5)
     plain = timm.models.vision_transformer.VisionTransformer(**SIZES, num_classes=5).eval()
     plain.load_state_dict(model.net.state_dict(), strict=True)
-    x = torch.addcmul(model.shift, images(), model.scale)
     with torch.no_grad():
-        torch.testing.assert_close(model(images()).logits, plain(x))
+        torch.testing.assert_close(model(images()).logits, plain(model.prepare(images())))
 
 
 @KINDS
@@ -75,8 +74,8 @@ def test_kept_tokens_are_a_run_on_the_gathered_embeddings_with_their_own_positio
     model, visible = build(kwargs), mask()
     net, prefix = model.net, model.net.num_prefix_tokens
     with torch.no_grad():
-        found = model(images(), visible=visible, qkv=(1,), outputs=(0, 2))
-        x = net._pos_embed(net.patch_embed(torch.addcmul(model.shift, images(), model.scale)))
+        found = model(images(), Want(qkv=(1,), outputs=(0, 2)), visible=visible)
+        x = net._pos_embed(net.patch_embed(model.prepare(images())))
         for image in range(3):
             places = [*range(prefix), *(prefix + visible[image].flatten().nonzero()[:, 0])]
             tokens = net.norm_pre(x[image : image + 1, [int(place) for place in places]])
@@ -88,7 +87,6 @@ def test_kept_tokens_are_a_run_on_the_gathered_embeddings_with_their_own_positio
                 for head in range(2):
                     torch.testing.assert_close(found.qkv[1][part][image, head], norm(qkv[0, :, part, head]))
             last = net.blocks[2](net.blocks[1](first))
-            torch.testing.assert_close(found.raw[image : image + 1], last)
             torch.testing.assert_close(found.outputs[2][image : image + 1], last)
             torch.testing.assert_close(found.tokens[image : image + 1], net.norm(last))
 
@@ -97,7 +95,7 @@ def test_dropped_pixels_do_not_matter():
     model, visible = build(), mask()
     other = torch.where(visible.repeat_interleave(8, 2).repeat_interleave(8, 3), images(), 0.5)
     with torch.no_grad():
-        first, second = (model(x, visible=visible, qkv=(0, 2)) for x in (images(), other))
+        first, second = (model(x, Want(qkv=(0, 2)), visible=visible) for x in (images(), other))
     assert torch.equal(first.tokens, second.tokens)
     assert all(torch.equal(a, b) for a, b in zip(first.qkv[2], second.qkv[2], strict=True))
 
@@ -105,14 +103,15 @@ def test_dropped_pixels_do_not_matter():
 def test_a_mask_of_everything_is_no_mask():
     model = build()
     with torch.no_grad():
-        whole, all_ = model(images(), qkv=(1,)), model(images(), visible=mask(shown=16), qkv=(1,))
+        want = Want(qkv=(1,))
+        whole, all_ = model(images(), want), model(images(), want, visible=mask(shown=16))
     torch.testing.assert_close(all_.tokens, whole.tokens)
     torch.testing.assert_close(all_.qkv[1], whole.qkv[1])
 
 
 def test_no_hook_stays_and_a_missing_block_is_refused_by_its_number():
     model = build()
-    model(images(), qkv=(0,), outputs=(1,))
+    model(images(), Want(qkv=(0,), outputs=(1,)))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     with pytest.raises(Refused, match=r"Block 3 was asked of small, which has blocks 0 to 2\."):
-        model(images(), qkv=(3,))
+        model(images(), Want(qkv=(3,)))

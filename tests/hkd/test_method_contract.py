@@ -177,7 +177,7 @@ def test_one_step_trains_every_tensor_and_leaves_a_plain_timm_model(name, studen
     exported = plain(student_family, classes)
     assert list(student.net.state_dict()) == list(exported.state_dict())
     exported.load_state_dict(student.net.state_dict(), strict=True)
-    x = torch.addcmul(student.shift, F.interpolate(images(), student.card.image_size, mode="bilinear"), student.scale)
+    x = student.prepare(images())
     with torch.no_grad():
         torch.testing.assert_close(student.eval()(images()).logits, exported.eval()(x))
 

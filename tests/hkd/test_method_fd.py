@@ -8,10 +8,10 @@ import torch.nn.functional as F
 
 from hkd.data.batch import Batch
 from hkd.methods.fd import FD, FDConfig
-from hkd.methods.parts.feature_mimicking import mimic_loss, to_tokens
+from hkd.methods.parts.feature_mimicking import mimic_loss
 from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import Teacher
-from hkd.models.taps import TapInfo, Taps
+from hkd.models.taps import TapInfo, Taps, to_tokens
 
 
 @pytest.fixture(scope="module")

@@ -532,9 +532,9 @@ def test_a_teacher_that_sees_visible_cells_only_is_not_told_the_others():
     [
         ({}, Side(grid=7), "decoder ends at 16x16 and the teacher's grid is 7x7"),
         ({"decoder": "short"}, Side(grid=16), "decoder ends at 8x8 and the teacher's grid is 16x16"),
-        ({"grid": 3}, Side(), "mask of 3x3 cells cannot be told on the student's last map of 4x4"),
+        ({"grid": 3}, Side(), "mask of 3x3 cells does not fit the student's last map of 4x4"),
         ({"grid": 8}, Side(), "mask of 8x8 cells"),
-        ({"mask_ratio": 0.99}, Side(), "hides all of them"),
+        ({"mask_ratio": 0.99}, Side(), "would hide all of the 4x4 cells"),
         ({"mask_ratio": 0.0, "positions": "masked"}, Side(), "leaves none"),
         ({"positions": "visible"}, Side(grid=2), "mask of 4x4 cells on the teacher's grid of 2x2"),
         ({"teacher_view": "mim"}, Side(), "decoder or regressor"),
@@ -561,8 +561,8 @@ def test_a_queue_larger_than_the_data_is_a_sentence():
         ({}, "sparse_resnet50", {"teacher": "mae_b16"}, None),
         ({}, "sparse_mobilenet_v2", {"teacher": "swin_s"}, None),
         (VISIBLE, "sparse_resnet50", {"teacher": "beit_b16"}, None),
-        ({}, "resnet50", {"teacher": "mae_b16"}, "a resnet student takes no mask"),
-        ({}, "mae_b16", {"teacher": "mae_b16"}, "a mim_vit student takes no mask"),
+        ({}, "resnet50", {"teacher": "mae_b16"}, "'sparse_mobilenet_v2', not 'resnet'"),
+        ({}, "mae_b16", {"teacher": "mae_b16"}, "'sparse_mobilenet_v2', not 'mim_vit'"),
         ({}, "sparse_resnet50", {}, "role 'teacher'"),
         (
             VISIBLE,

@@ -13,9 +13,10 @@ from hkd.data.base import Split
 from hkd.data.batch import Batch
 from hkd.data.digits import Digits
 from hkd.errors import Refused, UserError
-from hkd.methods.hybrid import Hybrid, HybridConfig, distance, kept_counts, late_blocks, mask_blocks, normalise_tokens
+from hkd.methods.hybrid import Hybrid, HybridConfig, kept_counts, late_blocks, mask_blocks
 from hkd.methods.parts.relations import projected, relations
 from hkd.methods.parts.token_mask import kept_after, redundant_mask
+from hkd.methods.parts.token_targets import distance, normalise_tokens
 from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel, Teacher
 from hkd.models.taps import Want
@@ -98,7 +99,7 @@ def smooth(a, b, beta=2.0):
 def all_tokens(model, x):
     """Of a teacher's last block, by its own modules: prefix first."""
     net = model.net
-    tokens = net.norm_pre(net._pos_embed(net.patch_embed(torch.addcmul(model.shift, x, model.scale))))
+    tokens = net.norm_pre(net._pos_embed(net.patch_embed(model.prepare(x))))
     inputs = []
     for block in net.blocks:
         inputs.append(tokens)
@@ -215,7 +216,7 @@ def test_both_terms_are_those_of_full_outputs_gathered_by_loops(options, scale):
         _, f_c = all_tokens(tc, batch.x)
         inputs, _ = all_tokens(tm, batch.x)
         kept = {} if options == {} or options.get("mask", "none") == "none" else {"visible": batch.extra["visible"]}
-        taps_s = step.student(batch.x, qkv=(1, 2), **kept)
+        taps_s = step.student(batch.x, Want(qkv=(1, 2)), **kept)
         for image in range(3):
             places = [0, *(1 + visible[image].nonzero()[:, 0]).tolist()][first:]
             targets = torch.stack([(f_c[image, p] - f_c[image, p].mean()) / f_c[image, p].std() for p in places])
@@ -250,7 +251,7 @@ def test_permuted_patches_leave_the_losses_as_they_are():
     step = build(**MASKED)
     batch = batch_of(images())
     taps_t = taps_of(step, batch)
-    taps_s = step.student(batch.x, **step.method.student_inputs(batch, taps_t))
+    taps_s = step.student(batch.x, step.want, **step.method.student_inputs(batch, taps_t))
     before = step.method(batch, taps_s, taps_t)
     order = torch.tensor([4, 0, 6, 2, 1, 5, 3])
     places = batch.extra["visible"].flatten(1).nonzero()[:, 1].view(3, 7)
@@ -310,7 +311,7 @@ def test_block_outputs_are_compared_with_the_normalised_ones_of_the_teacher(laye
     losses, batch = losses_of(step)
     with torch.no_grad():
         inputs, last = all_tokens(step.method.teachers["relations"], batch.x)
-        student = step.student(batch.x, outputs=tuple(layer - 1 for layer in layers))
+        student = step.student(batch.x, Want(outputs=tuple(layer - 1 for layer in layers)))
     outputs = [*inputs[1:], last]
     expected = [smooth(student.outputs[i - 1], normalise_tokens(outputs[i - 1])) for i in layers]
     assert losses["late"].item() == pytest.approx(sum(expected) / len(expected), rel=1e-3)
@@ -452,8 +453,8 @@ def test_pre_training_looks_teachers_up_where_views_are_fixed(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("models", "options", "sentence"),
     [
-        ({"student": card("mim_vit")}, {}, "family 'hybrid_vit', not 'mim_vit'"),
-        ({"student": ZOO["resnet18_mini"]}, {}, "family 'hybrid_vit'"),
+        ({"student": card("vit")}, {}, "'hybrid_vit' or 'hybrid_beit', not 'vit'"),
+        ({"student": ZOO["resnet18_mini"]}, {}, "not 'resnet'"),
         ({}, {"depth": 5}, "set depth to it"),
         ({"tm": ZOO["swin_t_mini"]}, {}, "plain ViTs"),
         ({"tc": replace(card(img_size=24), image_size=24)}, {}, "6x6 patches, the student 4x4: .* image_size"),

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from hkd.data.batch import Batch
 from hkd.errors import Refused
-from hkd.methods.mae import MAE, MAEConfig, mae_loss
-from hkd.methods.parts.patches import patchify, random_visible, unpatchify
+from hkd.methods.mae import MAE, MAEConfig
+from hkd.methods.parts.masks import random_visible
+from hkd.methods.parts.patches import mae_loss, patchify, unpatchify
 from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel
 from hkd.models.taps import TapInfo
@@ -64,7 +65,7 @@ def test_images_of_another_size_are_resized_as_the_student_sees_them():
     step.student.net.patch_embed.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     step.student(x)
     pixels = unpatchify(step.method.patches(batch_of(x)), 4, 4)
-    torch.testing.assert_close(torch.addcmul(step.student.shift, pixels, step.student.scale), seen[-1])
+    torch.testing.assert_close(step.student.prepare(pixels), seen[-1])
 
 
 @settings(deadline=None, max_examples=30)
@@ -283,7 +284,7 @@ def test_students_that_cannot_be_masked_are_refused_when_planned():
     [
         ((8, 2, 3), "square grid"),
         ((8, 3, 3), "16 px are no whole number of pixels for each of the student's 3x3 patches"),
-        ((8, 1, 1), "would hide 1 of 1x1"),
+        ((8, 1, 1), "would hide all of the 1x1 cells"),
     ],
 )
 def test_grids_that_cannot_be_masked_are_refused(final, sentence):

@@ -152,8 +152,8 @@ def test_the_papers_student_fits_with_the_defaults():
     [
         ({"image_size": 36}, "cannot end at 36x36"),
         ({"grid": 3}, "mask of 3x3 cells"),
-        ({"mask_ratio": 0.98}, "hides all"),
-        ({"mask_ratio": 0.02}, "hides none"),
+        ({"mask_ratio": 0.98}, "would hide all"),
+        ({"mask_ratio": 0.02}, "would hide none"),
         ({"width": 12}, "divisible by 8"),
     ],
 )
@@ -168,8 +168,8 @@ def test_sizes_that_do_not_fit_are_a_sentence(options, sentence):
     [
         ("sparse_resnet50", 224, None),
         ("sparse_resnet50_mini", 32, None),
-        ("sparse_resnet50_mini", 224, "predict images of 224 px, and the student sparse_resnet50_mini sees 32 px"),
-        ("resnet50", 224, "a resnet student takes no mask"),
+        ("sparse_resnet50_mini", 224, "image_size of 224 px, and the student sparse_resnet50_mini sees 32 px"),
+        ("resnet50", 224, "'sparse_mobilenet_v2', not 'resnet'"),
     ],
 )
 def test_students_are_refused_when_a_table_is_planned(student, image_size, sentence):

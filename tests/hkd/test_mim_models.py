@@ -75,7 +75,7 @@ def mask(hidden, cells=4, count=3, seed=1):
 
 
 def normalised(model, x):
-    return torch.addcmul(model.shift, x, model.scale)
+    return model.prepare(x)
 
 
 @ALL
@@ -317,8 +317,8 @@ def test_beits_norms_have_the_eps_of_the_official_code(models):
         ({"visible": torch.zeros(3, 1, 4, 4, dtype=torch.bool)}, "hides every patch of an image"),
         ({"visible": torch.arange(48).view(3, 1, 4, 4) > 15}, "hides every patch of an image"),
         ({"visible": torch.arange(48).view(3, 1, 4, 4) % 5 > 0}, "shows 12 patches of one image and 13 of another"),
-        ({"visible": torch.ones(3, 1, 3, 3, dtype=torch.bool)}, "3x3 cells, which does not divide the 4x4 tokens"),
-        ({"visible": torch.ones(3, 1, 8, 8, dtype=torch.bool)}, "8x8 cells, which does not divide the 4x4 tokens"),
+        ({"visible": torch.ones(3, 1, 3, 3, dtype=torch.bool)}, "3x3 cells does not fit a 4x4 map"),
+        ({"visible": torch.ones(3, 1, 8, 8, dtype=torch.bool)}, "8x8 cells does not fit a 4x4 map"),
         ({"mask_token": torch.zeros(24)}, "without `visible`"),
     ],
 )
@@ -327,10 +327,10 @@ def test_masks_that_cannot_be_are_refused_in_one_sentence(models, images, name, 
         models[name](images, **given)
 
 
-def test_attention_of_visible_tokens_alone_is_refused(models, images):
-    with pytest.raises(Refused, match="Attention taps need all tokens"):
-        models["vit"](images, Want(attention=(0,)), visible=mask(3))
-    with pytest.raises(UserError, match="block 3 was asked of a 'beit' model"):
+def test_attention_inputs_are_of_the_tokens_that_go_through(models, images):
+    taps = models["vit"](images, Want(attention=(0,)), visible=mask(3))
+    assert taps.attention[0].shape[1] == taps.tokens.shape[1] == models["vit"].info.prefix + 13
+    with pytest.raises(Refused, match=r"Block 3 was asked of .*, which has blocks 0 to 2"):
         models["cae"](images, Want(attention=(3,)))
 
 

@@ -12,11 +12,11 @@ from hkd.methods.parts.relations import (
     attended,
     before_affine,
     first_tokens,
-    plain_shape,
     projected,
     refuse_relations,
     regroup,
     relations,
+    shape_of,
 )
 from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import Teacher
@@ -124,10 +124,12 @@ def test_first_tokens_are_what_the_first_block_is_given(kwargs):
 
 
 def test_shapes_are_read_from_cards_without_numbers():
-    assert plain_shape(card()) == Shape(depth=3, width=24, heads=2, grid=(4, 4), prefix=1)
-    assert plain_shape(ZOO["mae_b16"]) == Shape(depth=12, width=768, heads=12, grid=(14, 14), prefix=1)
-    assert plain_shape(ZOO["swin_t_mini"]) is None
-    assert plain_shape(ZOO["beit_b16_mini"]) is None
+    assert shape_of(card()) == Shape(depth=3, width=24, heads=2, grid=(4, 4), prefix=1)
+    assert shape_of(ZOO["mae_b16"]) == Shape(depth=12, width=768, heads=12, grid=(14, 14), prefix=1)
+    assert shape_of(ZOO["swin_t_mini"]) is None
+    beit = shape_of(ZOO["beit_b16_mini"])
+    assert beit is not None
+    assert not beit.plain
 
 
 def test_what_cannot_be_compared_is_told_with_the_option_that_resolves_it():

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from hkd.data.batch import Batch
 from hkd.errors import Refused
-from hkd.methods.parts.feature_mimicking import mimic_loss, to_tokens
+from hkd.methods.parts.feature_mimicking import mimic_loss
 from hkd.methods.scalekd import (
     ScaleKD,
     ScaleKDConfig,
@@ -22,7 +22,7 @@ from hkd.methods.scalekd import (
 from hkd.methods.supervised import Supervised
 from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel, Teacher
-from hkd.models.taps import TapInfo, Taps, Want
+from hkd.models.taps import TapInfo, Taps, Want, to_tokens
 from hkd.options import NoOptions
 from hkd.spec import Recipe
 

@@ -178,7 +178,7 @@ def test_the_student_sees_two_views_and_its_pooled_features_make_the_loss(monkey
     step.student.net.patch_embed.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     losses = step(batch, {})
     assert set(losses) == {"contrast"}
-    once = torch.addcmul(step.student.shift, batch.x, step.student.scale)
+    once = step.student.prepare(batch.x)
     torch.testing.assert_close(seen[0], torch.cat([once, once]))
     pooled = step.student(batch.x).pooled
     torch.testing.assert_close(losses["contrast"], nt_xent(step.method.project(torch.cat([pooled, pooled])), tau=0.1))

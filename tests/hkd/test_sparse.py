@@ -13,9 +13,10 @@ from timm.layers import BatchNormAct2d, Conv2dSame, DropPath, LayerNorm2d
 from torch import nn
 
 from hkd.errors import UserError
+from hkd.models.masks import mask_at
 from hkd.models.sparse import rows as sparse_rows
-from hkd.models.sparse.maps import gather, scatter
-from hkd.models.sparse.modules import active_in, mask_at, sparse_batch_norm, sparsify
+from hkd.models.sparse.maps import Level, active_in, gather, scatter
+from hkd.models.sparse.modules import sparse_batch_norm, sparsify
 
 ROWS = ["rows", "spconv"]
 
@@ -148,7 +149,7 @@ def test_pairs_are_those_of_a_plain_loop(side, kernel, stride, dilation, padding
         return
     generator = torch.Generator().manual_seed(seed)
     masks = [torch.rand(2, 1, s, s, generator=generator) < 0.6 for s in (side, after_side)]
-    before, after = (sparse_rows.Level(mask) for mask in masks)
+    before, after = (Level(mask) for mask in masks)
     found = sparse_rows.kernel_pairs(before, after, *((n, n) for n in (kernel, stride, padding, dilation)))
     inputs, outputs = (mask[:, 0].nonzero().tolist() for mask in masks)
     for k in range(kernel * kernel):
@@ -185,7 +186,7 @@ def test_a_map_of_odd_size_takes_the_mask_at_its_kernel_centres(backend):
 def test_levels_that_rows_cannot_tell_apart_are_refused():
     refused = pytest.raises(UserError, match="4x4 and 2x4 both have 8 active positions")
     with active_in(torch.eye(2, dtype=torch.bool)[None, None], (4, 4), "rows") as active, refused:
-        active.add(sparse_rows.Level(torch.ones(1, 1, 2, 4, dtype=torch.bool)))
+        active.add(Level(torch.ones(1, 1, 2, 4, dtype=torch.bool)))
 
 
 def test_without_a_mask_a_converted_layer_is_the_dense_one():

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from hkd.errors import UserError
-from hkd.models.sparse.modules import active_in, mask_at
+from hkd.models.masks import mask_at
+from hkd.models.sparse.maps import active_in
 from hkd.models.tap_model import TapModel
 from hkd.models.taps import Want
 from hkd.spec import ModelCard

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hkd.methods.parts.token_mask import drop_redundant, dropped, kept_after, redundant_mask, share_kept, with_prefix
+from hkd.methods.parts.token_mask import drop_redundant, dropped, kept_after, redundant_mask, share_kept
+from hkd.models.masks import with_prefix
 
 TOY = torch.tensor([[[1.0, 0], [0, 1], [1, 1], [-1, 0]]])
 

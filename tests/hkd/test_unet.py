@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from hkd.errors import Refused
-from hkd.methods.parts.unet import Densify, UNetDecoder, initialise, scales
+from hkd.methods.parts.initialisers import as_spark
+from hkd.methods.parts.unet import Densify, UNetDecoder, scales
 
 RESNET50 = {1: (256, 56, 56), 2: (512, 28, 28), 3: (1024, 14, 14), 4: (2048, 7, 7)}
 TWIN = {1: (8, 16, 16), 2: (12, 8, 8), 3: (16, 4, 4), 4: (20, 4, 4)}  # stages 3 and 4 share a scale
@@ -150,7 +151,7 @@ def test_weights_start_as_they_should():
     assert up.weight.std().item() == pytest.approx(math.sqrt(2 / (64 * 16)), rel=0.02)
     assert conv.weight.std().item() == pytest.approx(0.02, rel=0.02)
     assert up.bias.abs().sum() == 0
-    head = nn.Conv2d(64, 32, 2, 2).apply(initialise)
+    head = nn.Conv2d(64, 32, 2, 2).apply(as_spark)
     assert head.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert head.bias.abs().sum() == 0
 

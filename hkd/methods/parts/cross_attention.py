@@ -18,7 +18,9 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from hkd.errors import Refused
-from hkd.methods.parts.feature_mimicking import to_grid, to_tokens
+from hkd.methods.parts.feature_mimicking import to_grid
+from hkd.methods.parts.initialisers import SPREAD
+from hkd.models.taps import to_tokens
 from hkd.registry import lookup
 
 NORMS = {"batch": nn.BatchNorm2d, "layer": LayerNorm2d}
@@ -73,7 +75,7 @@ class CrossAttentionProjector(nn.Module):
         )
         # Channels last, so that positions become tokens without a copy: 5-7 % of the projector's time on small maps.
         self.proj_student.to(memory_format=torch.channels_last)
-        position = nn.init.trunc_normal_(torch.empty(1, in_width, *in_grid), std=0.02) if positional else None
+        position = nn.init.trunc_normal_(torch.empty(1, in_width, *in_grid), std=SPREAD) if positional else None
         self.position = None if position is None else nn.Parameter(position)
         self.query = None if queries is None else nn.Parameter(torch.randn(1, queries, out_width))
         self.proj_query = nn.Sequential(nn.Linear(out_width, out_width), nn.ReLU())

@@ -6,19 +6,15 @@ the zero-frequency coefficient of a 2-D DCT, which is the same as subtracting ea
 Shapes: B batch, D width, H W grid, N = H * W positions.
 """
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from hkd.methods.parts.logits import exact
+
 # Smallest norm that counts as a direction. Removing the mean of a constant map leaves rounding noise of about 2e-7,
 # which a smaller value (PyTorch's 1e-12) would blow up to unit length.
 EPS = 1e-5
-
-
-def to_tokens(map_: Float[Tensor, "B D H W"]) -> Float[Tensor, "B H*W D"]:
-    """A map as tokens, row by row."""
-    return map_.flatten(2).transpose(1, 2)
 
 
 def to_grid(map_: Float[Tensor, "B D H W"], grid: tuple[int, int]) -> Float[Tensor, "B D h w"]:
@@ -42,8 +38,8 @@ def directions(tokens: Float[Tensor, "B N D"], *, centred: bool = False) -> Floa
         tokens: features [B, N, D].
         centred: remove the DC component first (the alternative view).
     """
-    exact = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
-    return F.normalize(centre(exact) if centred else exact, dim=2, eps=EPS)
+    tokens = exact(tokens)
+    return F.normalize(centre(tokens) if centred else tokens, dim=2, eps=EPS)
 
 
 def mimic_loss(

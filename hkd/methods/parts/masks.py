@@ -1,11 +1,9 @@
-"""Masks of methods that show the student part of an image: how they are drawn, and who can take them.
+"""Masks of methods that show the student part of an image: how many cells they show, and how they are drawn.
 
-Shared by H-GKD and its control, the reconstruction of masked pixels. A mask lies on a coarse grid of g x g square
-cells; it reaches any finer grid by repetition.
-Shapes: B batch, D width, H W grid, g side of the mask.
+A mask lies on a coarse grid of g x g square cells (the patches of a transformer); it reaches any finer grid by
+repetition (`hkd.models.masks`). Shapes: B batch, D width, H W grid, g side of the mask.
 """
 
-import inspect
 from typing import Any, Literal
 
 import torch
@@ -14,12 +12,8 @@ from torch import Tensor
 
 from hkd.data.batch import Batch
 from hkd.errors import Refused
-from hkd.methods.parts.patches import random_visible
-from hkd.models import FAMILIES
-from hkd.models.taps import TapInfo, Taps
+from hkd.models.taps import TapInfo
 from hkd.options import Few, Size, options
-from hkd.registry import load
-from hkd.spec import ModelCard
 
 Conv = Literal["sparse", "dense"]
 Backend = Literal["auto", "masked", "rows", "spconv"]
@@ -43,50 +37,65 @@ class MaskConfig:
     width: Size = 768
 
 
-def visible_cells(grid: int, ratio: float) -> int:
+def visible_cells(method: str, grid: int, ratio: float, *, whole: bool = False) -> int:
     """How many of grid x grid cells stay visible when the share `ratio` of them is hidden: round(g^2 (1 - r)).
 
+    Args:
+        method: its name, for the sentence.
+        grid: g.
+        ratio: share of hidden cells.
+        whole: none may be hidden.
+
     Raises:
-        Refused: none would.
+        Refused: as `some_visible`.
     """
-    count = round(grid * grid * (1 - ratio))
-    if count < 1:
-        raise Refused(
-            f"A mask of {grid}x{grid} cells with mask_ratio {ratio} hides all of them: lower mask_ratio, or take a "
-            f"student (or image size) whose last map is larger."
-        )
-    return count
+    return some_visible(method, grid, round(grid * grid * (1 - ratio)), whole=whole)
 
 
-def draw_visible(
-    count: int, grid: int, ratio: float, device: torch.device, per: Literal["image", "batch"] = "image"
+def some_visible(method: str, grid: int, count: int, *, whole: bool = False) -> int:
+    """`count` visible ones of grid x grid cells, if some are hidden (unless `whole`) and some are not.
+
+    Raises:
+        Refused: else.
+    """
+    if 0 < count < grid * grid or (whole and count == grid * grid):
+        return count
+    raise Refused(
+        f"Method '{method}' would hide {'none' if count else 'all'} of the {grid}x{grid} cells of its mask: "
+        f"{'raise' if count else 'lower'} mask_ratio, or take a student (or image size) whose last map is larger."
+    )
+
+
+def random_visible(
+    count: int, grid: int, shown: int, device: torch.device, per: Literal["image", "batch"] = "image"
 ) -> Bool[Tensor, "B 1 g g"]:
     """Random masks, True where an image is visible, from torch's global generator.
 
     Args:
         count: B.
         grid: g.
-        ratio: share of hidden cells in [0, 1).
+        shown: visible cells of each mask; all such sets are equally likely.
         device: of the masks.
         per: `image` draws one for each image; `batch` shows the same cells of all.
-
-    Returns:
-        Masks with exactly round(g^2 (1 - r)) visible cells each, all such sets being equally likely.
     """
-    visible = random_visible(count if per == "image" else 1, grid, visible_cells(grid, ratio), device)
+    masks = count if per == "image" else 1
+    places = torch.rand(masks, grid * grid, device=device).argsort(dim=1)[:, :shown]
+    visible = torch.zeros(masks, grid * grid, dtype=torch.bool, device=device)
+    visible = visible.scatter_(1, places, True).view(masks, 1, grid, grid)
     return visible if per == "image" else visible.repeat(count, 1, 1, 1)
 
 
-def mask_grid(student: TapInfo, grid: int | None, ratio: float) -> int:
-    """Side of the mask's grid: that of the student's last map, unless told.
+def mask_grid(method: str, student: TapInfo, grid: int | None, ratio: float, *, whole: bool = False) -> int:
+    """Side of the mask's grid: that of the student's last map, unless given.
 
     Args:
+        method: its name, for the sentence.
         student: shapes of its taps.
-        grid: told side, or None.
-        ratio: share of hidden cells.
+        grid: given side, or None.
+        ratio, whole: as `visible_cells`.
 
     Raises:
-        Refused: a last map that is not square or whose side is no multiple of the grid's, or a mask that hides all.
+        Refused: a last map that is not square or whose side is no multiple of the grid's; also as `visible_cells`.
     """
     _, height, width = student.stages[4]
     if height != width or height < 1:
@@ -94,55 +103,26 @@ def mask_grid(student: TapInfo, grid: int | None, ratio: float) -> int:
     side = height if grid is None else grid
     if height % side:
         raise Refused(
-            f"A mask of {side}x{side} cells cannot be told on the student's last map of {height}x{height} positions: "
-            f"set grid to a divisor of {height}, or take larger images."
+            f"A mask of {side}x{side} cells does not fit the student's last map of {height}x{height} positions: set "
+            f"grid to a divisor of {height}, or take larger images."
         )
-    visible_cells(side, ratio)
+    visible_cells(method, side, ratio, whole=whole)
     return side
 
 
-def mask_batch(
-    batch: Batch, grid: int, ratio: float, conv: Conv, backend: Backend, per: Literal["image", "batch"] = "image"
-) -> dict[str, Any]:
-    """Draw the masks of a batch into `batch.extra["visible"]`; arguments of the student's forward.
+def mask_batch(batch: Batch, grid: int, ratio: float, options: MaskConfig) -> dict[str, Any]:
+    """Draw the masks of a batch into `batch.extra["visible"]`; arguments of a sparse student's forward.
 
     Args:
         batch: whose images are masked.
-        grid, ratio, per: as `draw_visible`.
-        conv: `sparse` computes visible positions only; `dense` blackens hidden pixels and computes everything.
-        backend: of the sparse computation.
+        grid: g.
+        ratio: share of hidden cells.
+        options: of the method.
     """
-    visible = draw_visible(len(batch.x), grid, ratio, batch.x.device, per)
+    shown = round(grid * grid * (1 - ratio))
+    visible = random_visible(len(batch.x), grid, shown, batch.x.device, options.mask_per)
     batch.extra["visible"] = visible
-    return {"visible": visible, "backend": backend if conv == "sparse" else "dense"}
-
-
-def takes_mask(model: ModelCard) -> bool:
-    """Whether a model's forward can be told which cells are visible."""
-    path = FAMILIES.get(model.family)
-    return path is not None and "visible" in inspect.signature(load(path).forward).parameters
-
-
-def refuse_student(method: str, student: ModelCard) -> str | None:
-    """Why a student cannot learn from masked images, as one sentence, or None."""
-    path = FAMILIES.get(student.family)
-    if path is not None and {"visible", "backend"} <= set(inspect.signature(load(path).forward).parameters):
-        return None
-    sparse = ", ".join(name for name in FAMILIES if name.startswith("sparse_"))
-    return (
-        f"{method} shows its student part of an image, and a {student.family} student takes no mask: use a family that "
-        f"does ({sparse})."
-    )
-
-
-def stage_shapes(student: TapInfo) -> dict[int, tuple[int, int, int]]:
-    """(D, H, W) of the maps that a decoder takes (`stage_maps`)."""
-    return {**student.stages, 4: student.final}
-
-
-def stage_maps(taps: Taps) -> dict[int, Tensor]:
-    """Maps by stage, the last after the model's final norm where it has one: or that norm would not be trained."""
-    return {**taps.stages, 4: taps.final}
+    return {"visible": visible, "backend": options.backend if options.conv == "sparse" else "dense"}
 
 
 def active_mean(map_: Float[Tensor, "B D H W"], active: Bool[Tensor, "B 1 H W"] | None) -> Float[Tensor, "B D"]:

@@ -18,13 +18,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hkd.errors import UserError
+from hkd.methods.parts.gathering import several_processes
 
 ROWS = 8192  # patches whose distances to all codes are in memory at once
 EQUAL = (1 / 255) ** 2  # squared distance under which patches count as equal: one grey level of one value
-
-
-def several_processes() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 class PatchCodebook(nn.Module):

@@ -1,39 +1,17 @@
-"""Pictures as patches, and masks of patches: what methods of masked image modelling share.
+"""Pictures as patches, and the loss that paints hidden ones: what methods of masked image modelling share.
 
-Shapes: B batch, g patches a side, N = g * g, p patch side in px, S = g * p image side.
+Shapes: B batch, g patches a side, N = g * g, p patch side in px, S = g * p image side, V = 3 * p * p.
 """
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hkd.errors import Refused
+from hkd.models.normalise import resized
 from hkd.models.taps import TapInfo
-from hkd.spec import ModelCard
 
-MASKED = ("beit", "mim_vit")  # families whose forward takes a mask
-
-
-def masked_student(method: str, card: ModelCard, image_size: int) -> str | None:
-    """Why a method of masked image modelling cannot train this student, as one sentence, or None.
-
-    Args:
-        method: its name.
-        card: the student.
-        image_size: side in px that the method was told; taps do not tell it.
-    """
-    if card.family not in MASKED:
-        return (
-            f"Method '{method}' hides patches from its student, so that must be of the family 'mim_vit' or 'beit', not "
-            f"'{card.family}'."
-        )
-    if card.image_size != image_size:
-        return (
-            f"Method '{method}' was told of images of {image_size} px, and the student {card.name} sees "
-            f"{card.image_size} px: set image_size to that."
-        )
-    return None
+EPS = 1e-6  # added to the variance of a patch
 
 
 def square_patches(method: str, student: TapInfo, image_size: int) -> tuple[int, int]:
@@ -62,11 +40,9 @@ def patchify(x: Float[Tensor, "B 3 Hi Wi"], grid: int, size: int) -> Float[Tenso
         size: p.
 
     Returns:
-        V = 3 * p * p values per patch in the order (row, column, channel), as MAE's predictor has them.
+        V values per patch in the order (row, column, channel), as MAE's predictor has them.
     """
-    side = grid * size
-    if x.shape[-2:] != (side, side):
-        x = F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)
+    x = resized(x, grid * size)
     return x.unflatten(3, (grid, size)).unflatten(2, (grid, size)).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 
@@ -81,27 +57,54 @@ def unpatchify(patches: Float[Tensor, "B N V"], grid: int, size: int) -> Float[T
     )
 
 
-def random_visible(count: int, grid: int, shown: int, device: torch.device) -> Bool[Tensor, "B 1 g g"]:
-    """Uniform masks with exactly `shown` visible patches in each of `count` images."""
-    places = torch.rand(count, grid * grid, device=device).argsort(dim=1)[:, :shown]
-    visible = torch.zeros(count, grid * grid, dtype=torch.bool, device=device)
-    return visible.scatter_(1, places, True).view(count, 1, grid, grid)
+def patch_statistics(patches: Float[Tensor, "B N V"]) -> tuple[Float[Tensor, "B N 1"], Float[Tensor, "B N 1"]]:
+    """Mean and deviation of each patch: the root of its variance (with V - 1 in the denominator, as MAE's official code
+    has it) plus 1e-6."""
+    variance, mean = torch.var_mean(patches, dim=2, keepdim=True)
+    return mean, (variance + EPS).sqrt()
 
 
-def patch_tokens(final: Float[Tensor, "B D g g"]) -> Float[Tensor, "B N D"]:
-    """A map as tokens, row by row."""
-    return final.flatten(2).transpose(1, 2)
+def mae_loss(
+    predicted: Float[Tensor, "B N V"],
+    patches: Float[Tensor, "B N V"],
+    visible: Bool[Tensor, "B 1 g g"],
+    *,
+    norm_pix: bool,
+) -> Float[Tensor, ""]:
+    """Mean squared error of the hidden patches.
 
+    Args:
+        predicted: prediction for every patch; visible ones are not looked at.
+        patches: pixels in [0, 1].
+        visible: mask of the patches.
+        norm_pix: compare with pixels normalised per patch.
 
-def split_patches(method: str, grid: int, hidden: int) -> int:
-    """How many patches stay visible if `hidden` of g * g do not.
-
-    Raises:
-        Refused: none would be hidden, or none visible.
+    Returns:
+        Scalar, averaged over values and over the hidden patches of the batch.
     """
-    if not 0 < hidden < grid * grid:
-        raise Refused(
-            f"Method '{method}' would hide {hidden} of {grid}x{grid} patches: set mask_ratio so that some are hidden "
-            f"and some visible."
-        )
-    return grid * grid - hidden
+    if norm_pix:
+        mean, std = patch_statistics(patches)
+        patches = (patches - mean) / std
+    distance = (predicted - patches).square().mean(dim=2)
+    hidden = ~visible.flatten(1)
+    return (distance * hidden).sum() / hidden.sum()
+
+
+def painted(
+    predicted: Float[Tensor, "B N V"],
+    patches: Float[Tensor, "B N V"],
+    visible: Bool[Tensor, "B 1 g g"],
+    *,
+    norm_pix: bool,
+) -> Float[Tensor, "B 3 S S"]:
+    """Images in [0, 1] whose hidden patches are predicted; arguments as `mae_loss`.
+
+    A prediction of normalised pixels is brought back by the true mean and deviation of each patch, as MAE's own
+    demonstration does: brightness and contrast of a hidden patch are then not the model's merit.
+    """
+    if norm_pix:
+        mean, std = patch_statistics(patches)
+        predicted = predicted * std + mean
+    shown = torch.where(visible.flatten(1)[:, :, None], patches, predicted.clamp(0, 1))
+    grid = visible.shape[-1]
+    return unpatchify(shown, grid, round((patches.shape[2] // 3) ** 0.5))

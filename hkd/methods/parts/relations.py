@@ -18,41 +18,41 @@ from timm.layers import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from hkd.models import FAMILIES
-from hkd.models.families.hybrid_vit import split_heads
+from hkd.models.families.base import accepts, family_of, split_heads
 from hkd.models.tap_model import Teacher
-from hkd.registry import load
 from hkd.spec import ModelCard
 
-PLAIN = ("vit", "mim_vit", "view_vit", "hybrid_vit", "eva")  # families that build timm's VisionTransformer
 SCALED = "1/sqrt(d)"
 
 
 @dataclass(frozen=True)
 class Shape:
-    """depth: blocks. heads: of each attention. grid: (H, W) of patch tokens. prefix: tokens before them."""
+    """depth: blocks. heads: of each attention. grid: (H, W) of patch tokens. prefix: tokens before them.
+
+    plain: a VisionTransformer of timm with its ordinary attention in every block.
+    """
 
     depth: int
     width: int
     heads: int
     grid: tuple[int, int]
     prefix: int
+    plain: bool = True
 
 
-def plain_shape(card: ModelCard) -> Shape | None:
-    """The shape of a plain ViT with timm's ordinary attention, or None for any other model.
+def shape_of(card: ModelCard) -> Shape | None:
+    """The shape of a transformer of one grid, or None for any other model.
 
     Built on torch's meta device: nothing is computed or drawn.
     """
-    if card.family not in PLAIN:
+    if not accepts(card.family, "outputs"):
         return None
     with torch.device("meta"):
-        net: Any = load(FAMILIES[card.family])().build(card, 0)
-    attentions: list[Any] = [block.attn for block in net.blocks] if isinstance(net, VisionTransformer) else []
-    if not attentions or not all(isinstance(attention, Attention) for attention in attentions):
-        return None
+        net: Any = family_of(card.family).build(card, 0)
+    attentions: list[Any] = [block.attn for block in net.blocks]
+    plain = isinstance(net, VisionTransformer) and all(isinstance(attention, Attention) for attention in attentions)
     height, width = net.patch_embed.grid_size
-    return Shape(len(attentions), net.embed_dim, attentions[0].num_heads, (height, width), net.num_prefix_tokens)
+    return Shape(len(attentions), net.embed_dim, attentions[0].num_heads, (height, width), net.num_prefix_tokens, plain)
 
 
 def projected(attention: Any, tokens: Float[Tensor, "B n D"]) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,11 +106,7 @@ def first_tokens(teacher: Teacher, x: Float[Tensor, "B 3 Hi Wi"]) -> Float[Tenso
         x: RGB in [0, 1], resized and normalised as the teacher does.
     """
     net: Any = teacher.net
-    side = teacher.card.image_size
-    if x.shape[-2:] != (side, side):
-        x = F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)
-    x = torch.addcmul(teacher.shift, x, teacher.scale)
-    return net.norm_pre(net._pos_embed(net.patch_embed(x)))[:, net.num_prefix_tokens :]
+    return net.norm_pre(net._pos_embed(net.patch_embed(teacher.prepare(x))))[:, net.num_prefix_tokens :]
 
 
 def refuse_relations(teacher: str, shape_t: Shape, shape_s: Shape, groups: int | None, scale: str) -> str | None:

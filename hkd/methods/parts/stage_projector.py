@@ -18,8 +18,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from hkd.errors import Refused, UserError
-from hkd.methods.parts.feature_mimicking import to_tokens
-from hkd.models.taps import TapInfo, Taps
+from hkd.methods.parts.initialisers import as_ofa
+from hkd.models.taps import TapInfo, Taps, to_tokens
 from hkd.registry import lookup
 
 HEADS = 4  # of the transformer blocks
@@ -81,7 +81,7 @@ class StageProjectors(nn.Module):
             self.projectors[str(stage)] = (
                 TokenProjector(student, stage) if tokens else MapProjector(shape, stage, self.width)
             )
-        self.apply(initialise)
+        self.apply(as_ofa)
 
     def forward(self, taps: Taps) -> list[Float[Tensor, "B E"]]:
         """One vector per stage, in the order of `stages`."""
@@ -212,18 +212,3 @@ class TokenProjector(nn.Module):
         if prefix is None or prefix.shape[1] == 0:
             return self.blocks(patches).mean(dim=1)
         return self.blocks(torch.cat([prefix, patches], dim=1))[:, 0]
-
-
-def initialise(module: nn.Module) -> None:
-    """Initialise one module of an adapter: convolutions Kaiming-normal by fan-out, linear maps truncated normal of
-    standard deviation .02, norms one, biases zero. For `adapter.apply`, never for a student or a teacher."""
-    if isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    elif isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-    elif isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
-        nn.init.ones_(module.weight)
-    else:
-        return
-    if module.bias is not None:
-        nn.init.zeros_(module.bias)

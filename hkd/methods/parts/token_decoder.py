@@ -10,7 +10,8 @@ from timm.layers import LayerNorm, build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from hkd.methods.parts.token_mask import with_prefix
+from hkd.methods.parts.initialisers import SPREAD, xavier
+from hkd.models.masks import with_prefix
 from hkd.options import Few, Size, options, together
 
 
@@ -60,7 +61,7 @@ class TokenDecoder(nn.Module):
         self.apply(xavier)
         self.mask_token = nn.Parameter(torch.empty(width)) if fills else None
         if self.mask_token is not None:
-            nn.init.normal_(self.mask_token, std=0.02)
+            nn.init.normal_(self.mask_token, std=SPREAD)
 
     def forward(
         self, tokens: Float[Tensor, "B M D"], visible: Bool[Tensor, "B N"] | None = None
@@ -81,10 +82,3 @@ class TokenDecoder(nn.Module):
             full = self.mask_token.to(x.dtype).expand(len(x), len(self.positions), -1)
             x, positions = full.scatter(1, places[:, :, None].expand(-1, -1, x.shape[2]), x), self.positions
         return self.predict(self.norm(self.blocks(x + positions)))
-
-
-def xavier(module: nn.Module) -> None:
-    """Linear maps: Xavier uniform, biases zero."""
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        nn.init.zeros_(module.bias)

@@ -5,8 +5,7 @@ share K that is most like their mean,
 
 .. math:: s_n = \cos(x_n, \frac{1}{|M|} \sum_{m \in M} x_m), \quad n \in M
 
-The transformer itself always runs all of them. Shapes: B batch, N patch tokens, D width, n kept tokens, P prefix
-tokens, M = P + n.
+The transformer itself always runs all of them. Shapes: B batch, N patch tokens, D width, n kept tokens.
 """
 
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hkd.methods.parts.logits import exact
+from hkd.models.masks import gather_tokens
 
 
 def dropped(count: int, share: float) -> int:
@@ -55,17 +55,6 @@ def drop_redundant(tokens: Float[Tensor, "B n D"], count: int) -> Int[Tensor, "B
     return similarity.argsort(dim=1, descending=True, stable=True)[:, count:].sort(dim=1).values
 
 
-def gather_tokens(tokens: Float[Tensor, "B M D"], places: Int[Tensor, "B n"]) -> Float[Tensor, "B n D"]:
-    """The tokens at some places of each image."""
-    return tokens.gather(1, places[:, :, None].expand(-1, -1, tokens.shape[2]))
-
-
-def with_prefix(visible: Bool[Tensor, "B N"], prefix: int) -> Int[Tensor, "B M"]:
-    """Places, among all tokens, of the prefix tokens and of the visible patches, equally many in each image."""
-    patches = visible.nonzero()[:, 1].view(len(visible), -1) + prefix
-    return torch.cat([torch.arange(prefix, device=visible.device).expand(len(visible), -1), patches], dim=1)
-
-
 @torch.no_grad()
 def redundant_mask(steps: Sequence[Float[Tensor, "B N _"]], counts: Sequence[int]) -> Bool[Tensor, "B N"]:
     """Which tokens are kept after all steps.
@@ -80,7 +69,7 @@ def redundant_mask(steps: Sequence[Float[Tensor, "B N _"]], counts: Sequence[int
     batch, total = steps[0].shape[:2]
     kept = torch.arange(total, device=steps[0].device).expand(batch, -1)
     for tokens, count in zip(steps, counts, strict=True):
-        here = gather_tokens(tokens, kept)
-        kept = kept.gather(1, drop_redundant(here, here.shape[1] - count))
+        left = gather_tokens(tokens, kept)
+        kept = kept.gather(1, drop_redundant(left, left.shape[1] - count))
     mask = torch.zeros(batch, total, dtype=torch.bool, device=kept.device)
     return mask.scatter_(1, kept, True)

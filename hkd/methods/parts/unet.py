@@ -19,9 +19,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hkd.errors import Refused
-from hkd.models.sparse.modules import mask_at, sparse_batch_norm
-
-SPREAD = 0.02  # of initial weights; a mask token is cut at one of these and so has a standard deviation of .0108
+from hkd.methods.parts.initialisers import SPREAD, as_spark
+from hkd.models.masks import mask_at
+from hkd.models.sparse.modules import sparse_batch_norm
+from hkd.models.taps import TapInfo, Taps
 
 
 class Densify(nn.Module):
@@ -39,7 +40,7 @@ class Densify(nn.Module):
         self.norm = nn.BatchNorm2d(width_in)
         self.mask_token = None
         if masked:
-            token = torch.empty(1, width_in, 1, 1)
+            token = torch.empty(1, width_in, 1, 1)  # cut at one SPREAD, it has a standard deviation of .0108
             self.mask_token = nn.Parameter(nn.init.trunc_normal_(token, std=SPREAD, a=-SPREAD, b=SPREAD))
         plain = kernel == 1 and width_in == width_out
         # As torch initialises it, which SparK leaves as it is.
@@ -72,17 +73,14 @@ def block(width: int) -> nn.Sequential:
     )
 
 
-def initialise(module: nn.Module) -> None:
-    """Initialise one module of a decoder or a head: transposed convolutions Kaiming-normal by fan-out, convolutions and
-    linear maps truncated normal of standard deviation .02, biases zero. Norms start at one and zero by themselves."""
-    if isinstance(module, nn.ConvTranspose2d):
-        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    elif isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=SPREAD)
-    else:
-        return
-    if module.bias is not None:
-        nn.init.zeros_(module.bias)
+def stage_shapes(student: TapInfo) -> dict[int, tuple[int, int, int]]:
+    """(D, H, W) of the maps that a decoder takes (`stage_maps`)."""
+    return {**student.stages, 4: student.final}
+
+
+def stage_maps(taps: Taps) -> dict[int, Tensor]:
+    """Maps by stage, the last after the model's final norm where it has one: or that norm would not be trained."""
+    return {**taps.stages, 4: taps.final}
 
 
 def scales(shapes: Mapping[int, tuple[int, int, int]]) -> dict[int, tuple[int, int]]:
@@ -156,7 +154,7 @@ class UNetDecoder(nn.Module):
             scale = (side // deepest).bit_length() - 1
             self.densify[str(stage)] = Densify(shapes[stage][0], width // 2**scale, 3 if scale else 1, masked=masked)
         self.blocks = nn.ModuleList(block(width // 2**index) for index in range(count))
-        self.blocks.apply(initialise)
+        self.blocks.apply(as_spark)
 
     def forward(self, maps: Mapping[int, Tensor], visible: Bool[Tensor, "B 1 g g"] | None) -> list[Tensor]:
         """The maps x_1, x_2, ... [B, width, side, side] after each block; the last is the decoder's result.

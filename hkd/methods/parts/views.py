@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from hkd.methods.parts.gathering import SHORTEST, gathered
 from hkd.methods.parts.logits import exact
 from hkd.options import Rising, Share, ShareAbove0, Switch, options
-from hkd.spec import ModelCard
 
 ASPECT = math.log(4 / 3)  # largest logarithm of a crop's width over its height
 ERASED = (0.02, 0.25)  # share of the image that is erased
@@ -34,16 +33,6 @@ class ViewConfig:
     colour: Share = 0.2
     noise: Share = 0.0
     erasing: Share = 0.0
-
-
-def refuse_student(method: str, card: ModelCard) -> str | None:
-    """Why a contrastive method cannot train this student, as one sentence, or None."""
-    if card.family == "view_vit":
-        return None
-    return (
-        f"Method '{method}' shows its student two views of every image, so that must be of the family 'view_vit', not "
-        f"'{card.family}'."
-    )
 
 
 def two_views(x: Float[Tensor, "B 3 H W"], options: ViewConfig) -> Float[Tensor, "V 3 H W"]:

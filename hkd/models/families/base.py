@@ -2,23 +2,28 @@
 
 `net` is annotated Any throughout: its attributes are timm's and differ between its classes.
 A family is stateless; adding an architecture is one subclass in one file and its line in `hkd.models.FAMILIES`.
-Shapes: B batch, C classes, D width, H W grid, N = H * W patch tokens, P prefix tokens.
+Shapes: B batch, C classes, D width, H W grid, N = H * W patch tokens, P prefix tokens, M = P + visible patches,
+h heads, d = width of a head.
 """
 
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import timm
 from jaxtyping import Float
+from timm.layers import Attention
 from torch import Tensor, nn
 
 from hkd import registry
 from hkd.errors import Refused, UserError
+from hkd.models import FAMILIES
+from hkd.models.hooks import recorded_inputs, recorded_outputs
 from hkd.models.taps import Taps, Want
 from hkd.spec import ModelCard
+
+# Taps of a `Want` that are of transformer blocks, and what they are called.
+BLOCK_TAPS = {"attention": "attention inputs", "qkv": "queries, keys and values", "outputs": "outputs"}
 
 
 @dataclass(frozen=True)
@@ -43,34 +48,18 @@ class Tail:
         return self.function(tokens)
 
 
-def tokens_to_map(tokens: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B D H W"]:
-    """Row-major tokens as a map; a view."""
-    return tokens.transpose(1, 2).unflatten(2, grid)
+@dataclass(frozen=True)
+class Encoded:
+    """What the blocks of a model made of images.
 
-
-@contextmanager
-def recorded_inputs(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, Tensor]]:
-    """Record the first positional input of each module while the context is open.
-
-    Hooks are removed on leaving, also by an exception, and ignore calls from other threads, so that several forward
-    passes of one model may overlap.
+    features: as its head takes them (timm `forward_features`). final: the same as a map [B, D, H, W].
+    maps, prefix: raw maps [B, D, H, W] and prefix tokens [B, P, D] at the wanted indices.
     """
-    inputs: dict[int, Tensor] = {}
-    caller = threading.get_ident()
 
-    def recorder(key: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def record(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if threading.get_ident() == caller:
-                inputs[key] = args[0]
-
-        return record
-
-    handles = [module.register_forward_pre_hook(recorder(key)) for key, module in modules.items()]
-    try:
-        yield inputs
-    finally:
-        for handle in handles:
-            handle.remove()
+    features: Tensor
+    final: Tensor
+    maps: dict[int, Tensor] = field(default_factory=dict)
+    prefix: dict[int, Tensor] = field(default_factory=dict)
 
 
 def _tuples(value: Any) -> Any:
@@ -81,11 +70,17 @@ def _tuples(value: Any) -> Any:
 class Family:
     """Base of all families; its defaults serve a timm CNN whose feature maps are NCHW.
 
-    name: as in `hkd.models.FAMILIES`. has_tail: whether `tail` is implemented.
+    name: as in `hkd.models.FAMILIES`.
+    accepts: what else can be asked of its models. Arguments of `forward`: `visible`, a mask, and what it hides has no
+        influence; `mask_token`, with it, a vector in the place of hidden patches; `backend`, how a mask is computed
+        with; `views`, other images in the place of the batch, and a moving average. Taps of a `Want`: `attention`,
+        `qkv`, `outputs`. `tail`: the last stage as a function.
+    timm_files: files of timm whose classes it runs; of several families the first of `FAMILIES` has them.
     """
 
     name: ClassVar[str]
-    has_tail: ClassVar[bool] = False
+    accepts: ClassVar[frozenset[str]] = frozenset()
+    timm_files: ClassVar[tuple[str, ...]] = ()
 
     def build(self, card: ModelCard, num_classes: int, drop_path: float | None = None) -> nn.Module:
         """A plain, randomly initialised timm model.
@@ -113,26 +108,50 @@ class Family:
             )
         return timm.create_model(arch, pretrained=False, **kwargs)
 
-    def forward(self, net: Any, card: ModelCard, x: Float[Tensor, "B 3 Hi Wi"], want: Want) -> Taps:
-        """Run the model once on normalised images; the logits are those of `net(x)`, bit for bit.
+    def forward(self, net: Any, card: ModelCard, x: Float[Tensor, "B 3 Hi Wi"], want: Want, **options: Any) -> Taps:
+        """Run the model once on normalised images; without options the logits are those of `net(x)`, bit for bit.
 
         What is not wanted costs nothing: an empty `want` is timm's own `forward_features` and `forward_head`.
+
+        Args:
+            net: the timm model.
+            card: its card.
+            x: normalised images.
+            want: taps beside logits, pooled and final feature and tokens.
+            options: of `encode`, as `accepts` says.
+
+        Raises:
+            Refused: a block that the model does not have, or a tap that it does not give.
         """
+        attentions = self._check(net, card, want)
         wanted = {stage: card.stages[stage - 1] for stage in want.stages}
-        with recorded_inputs(self._wanted_attention(net, want)) as attention:
-            if wanted:
-                features, maps, prefix = self.intermediates(net, x, sorted({*wanted.values()}))
-            else:
-                features, maps, prefix = net.forward_features(x), {}, {}
-        pooled, logits = self.head(net, features)
+        inner: dict[Hashable, nn.Module] = {("output", index): net.blocks[index] for index in want.outputs}
+        inner |= {("qkv", index): attentions[index].qkv for index in want.qkv}
+        with (
+            recorded_inputs({index: attentions[index] for index in want.attention}) as attention,
+            recorded_outputs(inner) as inside,
+        ):
+            encoded = self.encode(net, x, sorted({*wanted.values()}), **options)
+        pooled, logits = self.head(net, encoded.features)
         return Taps(
             logits=logits,
             pooled=pooled,
-            final=self.final_map(net, features, x),
-            stages={stage: maps[index] for stage, index in wanted.items()},
-            prefix={stage: prefix[index] for stage, index in wanted.items() if index in prefix},
+            final=encoded.final,
+            stages={stage: encoded.maps[index] for stage, index in wanted.items()},
+            prefix={stage: encoded.prefix[index] for stage, index in wanted.items() if index in encoded.prefix},
+            tokens=encoded.features if encoded.features.ndim == 3 else None,
             attention=attention,
+            qkv={index: split_heads(attentions[index], inside["qkv", index]) for index in want.qkv},
+            outputs={index: inside["output", index] for index in want.outputs},
         )
+
+    def encode(self, net: Any, x: Tensor, indices: Sequence[int]) -> Encoded:
+        """The images through all blocks, with what lies at the given indices."""
+        if indices:
+            features, maps, prefix = self.intermediates(net, x, indices)
+            return Encoded(features, self.final_map(net, features, x), maps, prefix)
+        features = net.forward_features(x)
+        return Encoded(features, self.final_map(net, features, x))
 
     def intermediates(
         self, net: Any, x: Tensor, indices: Sequence[int]
@@ -140,10 +159,10 @@ class Family:
         """`forward_features(x)` with the raw maps [B, D, H, W] and prefix tokens [B, P, D] at the given indices."""
         # A model without prefix tokens gets no request for them: timm's EVA would fail on it.
         extra = {"return_prefix_tokens": True} if getattr(net, "num_prefix_tokens", 0) else {}
-        features, found = net.forward_intermediates(x, indices=list(indices), norm=False, output_fmt="NCHW", **extra)
+        features, inner = net.forward_intermediates(x, indices=list(indices), norm=False, output_fmt="NCHW", **extra)
         if not extra:
-            return features, dict(zip(indices, found, strict=True)), {}
-        maps, prefix = zip(*found, strict=True)
+            return features, dict(zip(indices, inner, strict=True)), {}
+        maps, prefix = zip(*inner, strict=True)
         return features, dict(zip(indices, maps, strict=True)), dict(zip(indices, prefix, strict=True))
 
     def head(self, net: Any, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,35 +186,52 @@ class Family:
         """
         raise Refused(f"The family '{self.name}' has no tail; a teacher whose last stage is used must be of another.")
 
-    def _wanted_attention(self, net: Any, want: Want) -> dict[int, nn.Module]:
-        if not want.attention:
-            return {}
-        modules = self.attention_modules(net)
-        if unknown := [index for index in want.attention if not 0 <= index < len(modules)]:
-            has = f"attention blocks 0 to {len(modules) - 1}" if modules else "no attention"
-            raise Refused(f"Attention of block {unknown[0]} was asked of a '{self.name}' model, which has {has}.")
-        return {index: modules[index] for index in want.attention}
+    def _check(self, net: Any, card: ModelCard, want: Want) -> list[Any]:
+        """The attention modules of a model of which all that is wanted can be had; else Refused, as `forward` says."""
+        attentions: list[Any] = self.attention_modules(net)
+        for name, shown in BLOCK_TAPS.items():
+            indices = getattr(want, name)
+            plain = name != "qkv" or all(isinstance(module, Attention) for module in attentions)
+            if indices and not (name in self.accepts and plain):
+                raise Refused(f"The {shown} of blocks were asked of {card.name}, a '{self.name}' model without these.")
+            if unknown := [index for index in indices if not 0 <= index < len(attentions)]:
+                raise Refused(
+                    f"Block {unknown[0]} was asked of {card.name}, which has blocks 0 to {len(attentions) - 1}."
+                )
+        return attentions
 
 
-def last_blocks(net: Any, blocks: int | None, default: int = 2) -> list[nn.Module]:
-    """The last `blocks` of an isotropic transformer.
+def family_of(name: str) -> Family:
+    """The family of this name.
 
     Raises:
-        Refused: not between 1 and the model's depth.
+        UserError: there is none.
     """
-    count = default if blocks is None else blocks
-    if not 1 <= count <= len(net.blocks):
-        raise Refused(f"A tail of {count} blocks was asked of a model with {len(net.blocks)}; take 1 to all of them.")
-    return list(net.blocks)[-count:]
+    return registry.load(registry.lookup("model family", name, FAMILIES))()
 
 
-def isotropic_tail(net: Any, blocks: int | None) -> Tail:
-    """Tail of a plain transformer: its last blocks on the patch tokens alone (no class token), then its final norm."""
-    chosen, grid = last_blocks(net, blocks), net.patch_embed.grid_size
+def accepts(family: str, *names: str) -> bool:
+    """Whether models of a family take or give all of this (`Family.accepts`); a family that is not ours: none."""
+    return family in FAMILIES and {*names} <= family_of(family).accepts
 
-    def run(tokens: Tensor) -> Tensor:
-        for block in chosen:
-            tokens = block(tokens)
-        return tokens_to_map(net.norm(tokens), grid)
 
-    return Tail(net.embed_dim, grid, net.embed_dim, grid, run)
+def accepting(*names: str) -> str:
+    """The families that take or give all of this, for a sentence."""
+    *first, last = (f"'{family}'" for family in FAMILIES if accepts(family, *names))
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def split_heads(attention: Any, projected: Float[Tensor, "B M E"]) -> tuple[Tensor, Tensor, Tensor]:
+    """What timm's Attention makes of the output of its `qkv`: queries and keys (normalised, where it does that) and
+    values.
+
+    Args:
+        attention: the module.
+        projected: E = 3 h d.
+
+    Returns:
+        Three tensors [B, h, M, d].
+    """
+    heads = projected.unflatten(2, (3, attention.num_heads, attention.head_dim)).permute(2, 0, 3, 1, 4)
+    q, k, v = heads.unbind(0)
+    return attention.q_norm(q), attention.k_norm(k), v

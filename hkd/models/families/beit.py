@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from hkd.models.families.base import Tail, last_blocks, tokens_to_map
+from hkd.models.families.isotropic import IsotropicFamily
 from hkd.models.families.masked_tokens import MaskedTokens
 
 
@@ -50,17 +50,12 @@ def run_block(block: Any, places: Tensor, shared: Tensor | None, tokens: Tensor)
     return without_own_bias(block)(tokens, shared_rel_pos_bias=own if shared is None else own + shared)
 
 
-class BeitFamily(MaskedTokens):
-    """The tail is the last two blocks (unless told otherwise) and the final norm, on patch tokens only."""
+class BeitFamily(MaskedTokens, IsotropicFamily):
+    """timm's class Beit."""
 
     name = "beit"
-    has_tail = True
-
-    def final_map(self, net: Any, features: Tensor, x: Tensor) -> Tensor:
-        return tokens_to_map(features[:, net.num_prefix_tokens :], net.patch_embed.dynamic_feat_size(x.shape[-2:]))
-
-    def attention_modules(self, net: Any) -> list[nn.Module]:
-        return [block.attn for block in net.blocks]
+    accepts = IsotropicFamily.accepts | MaskedTokens.accepts
+    timm_files = ("beit",)
 
     def position(self, net: Any, embedded: Tensor) -> Float[Tensor, "B M D"]:
         tokens = torch.cat([net.cls_token.expand(len(embedded), -1, -1), embedded], dim=1)
@@ -73,13 +68,6 @@ class BeitFamily(MaskedTokens):
         shared = None if net.rel_pos_bias is None else bias_between(net.rel_pos_bias, kept)
         return [partial(run_block, block, kept, shared) for block in net.blocks]
 
-    def tail(self, net: Any, blocks: int | None = None) -> Tail:
-        count, grid = len(last_blocks(net, blocks)), net.patch_embed.grid_size
-
-        def run(tokens: Tensor) -> Tensor:
-            places = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)[None]
-            for block in self.block_functions(net, places)[-count:]:
-                tokens = block(tokens)
-            return tokens_to_map(net.norm(tokens), grid)
-
-        return Tail(net.embed_dim, grid, net.embed_dim, grid, run)
+    def last_blocks(self, net: Any, count: int, tokens: Tensor) -> list[Any]:
+        places = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)[None]
+        return list(self.block_functions(net, places))[-count:]

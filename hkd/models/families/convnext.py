@@ -7,3 +7,4 @@ class ConvNeXtFamily(Family):
     """A CNN to the taps; `final` is normed where the card sets `head_norm_first`, else timm norms after pooling."""
 
     name = "convnext"
+    timm_files = ("convnext",)

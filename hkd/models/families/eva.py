@@ -6,25 +6,18 @@ timm norms after pooling, so `final` holds un-normed tokens, as ScaleKD's `F_T` 
 
 from typing import Any
 
-from torch import Tensor, nn
-
 from hkd.errors import Refused
-from hkd.models.families.base import Family, Tail, isotropic_tail, tokens_to_map
+from hkd.models.families.base import Tail
+from hkd.models.families.isotropic import IsotropicFamily
 
 
-class EvaFamily(Family):
-    """The tail is the last two blocks (unless told otherwise), on patch tokens only."""
+class EvaFamily(IsotropicFamily):
+    """Their tail ends in no norm."""
 
     name = "eva"
-    has_tail = True
-
-    def final_map(self, net: Any, features: Tensor, x: Tensor) -> Tensor:
-        return tokens_to_map(features[:, net.num_prefix_tokens :], net.patch_embed.dynamic_feat_size(x.shape[-2:]))
-
-    def attention_modules(self, net: Any) -> list[nn.Module]:
-        return [block.attn for block in net.blocks]
+    timm_files = ("eva",)
 
     def tail(self, net: Any, blocks: int | None = None) -> Tail:
         if getattr(net, "rope", None) is not None:
             raise Refused("An EVA-02 model has no tail (its rotary positions assume the class token); take an EVA one.")
-        return isotropic_tail(net, blocks)
+        return super().tail(net, blocks)

@@ -16,9 +16,10 @@ from hkd.models.families.vit import ViTFamily
 
 
 class MimViTFamily(MaskedTokens, ViTFamily):
-    """`ViTFamily`, whose `forward` also takes `visible` and `mask_token` (see `MaskedTokens`)."""
+    """`ViTFamily`, which also takes `visible` and `mask_token` (see `MaskedTokens`)."""
 
     name = "mim_vit"
+    accepts = ViTFamily.accepts | MaskedTokens.accepts
 
     def position(self, net: Any, embedded: Tensor) -> Float[Tensor, "B M D"]:
         return net.norm_pre(net._pos_embed(embedded))

@@ -16,6 +16,7 @@ class MobileNetFamily(Family):
     """
 
     name = "mobilenet"
+    timm_files = ("efficientnet",)
 
     def construct(self, arch: str, kwargs: dict[str, Any]) -> Any:
         stem_stride, blocks, width = kwargs.pop("stem_stride", 2), kwargs.pop("blocks", None), kwargs.pop("width", 1.0)

@@ -15,6 +15,7 @@ class ResNetFamily(Family):
     """
 
     name = "resnet"
+    timm_files = ("resnet",)
 
     def construct(self, arch: str, kwargs: dict[str, Any]) -> Any:
         maxpool, stem = kwargs.pop("maxpool", True), kwargs.pop("stem", None)

@@ -29,6 +29,7 @@ class SparseFamily(Family):
     has_kernels: whether spconv has kernels for the convolutions that take its time.
     """
 
+    accepts = frozenset({"visible", "backend"})
     has_kernels: ClassVar[bool] = False
 
     def construct(self, arch: str, kwargs: dict[str, Any]) -> Any:
@@ -44,6 +45,7 @@ class SparseFamily(Family):
         *,
         visible: Tensor | None = None,
         backend: Literal["auto", "masked", "rows", "spconv", "dense"] = "auto",
+        **options: Any,
     ) -> Taps:
         """Taps of masked images; without a mask exactly the dense family's.
 
@@ -57,6 +59,7 @@ class SparseFamily(Family):
             backend: how (`hkd.models.sparse.maps.active_in`); `auto` takes the one that was measured to be the fastest
                 (`fastest`); `dense` only hides the pixels and runs an ordinary network, which fills hidden positions
                 and pools over all of them.
+            options: of the dense family.
 
         Returns:
             Taps whose `pooled` is the mean over active positions of `final`.
@@ -66,7 +69,7 @@ class SparseFamily(Family):
         """
         if visible is None:
             with all_active():
-                return super().forward(net, card, x, want)
+                return super().forward(net, card, x, want, **options)
         if any(getattr(module, "grad_checkpointing", False) for module in net.modules()):
             raise UserError("Gradient checkpointing would run masked layers again without their mask; turn it off.")
         size = (x.shape[2], x.shape[3])
@@ -74,9 +77,9 @@ class SparseFamily(Family):
             raise UserError(f"{len(visible)} masks were given for {len(x)} images; each image needs its own.")
         if backend == "dense":
             with all_active():
-                return super().forward(net, card, Active(visible, size).enter(x), want)
+                return super().forward(net, card, Active(visible, size).enter(x), want, **options)
         with active_in(visible, size, self.fastest(visible) if backend == "auto" else backend) as active:
-            return super().forward(net, card, active.enter(x), want)
+            return super().forward(net, card, active.enter(x), want, **options)
 
     def fastest(self, visible: Bool[Tensor, "B 1 g g"]) -> str:
         """The backend for these masks by benchmarks/test_sparse_speed.py: one CPU thread, whole training steps.

@@ -16,7 +16,8 @@ class SwinFamily(Family):
     """
 
     name = "swin"
-    has_tail = True
+    accepts = frozenset({"attention", "tail"})
+    timm_files = ("swin_transformer",)
 
     def final_map(self, net: Any, features: Tensor, x: Tensor) -> Tensor:
         return features.permute(0, 3, 1, 2)

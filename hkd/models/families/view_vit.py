@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parameters_to_vector
 
 from hkd.models.families.vit import ViTFamily
+from hkd.models.normalise import Prepare
 from hkd.models.taps import Taps, Want
 from hkd.spec import ModelCard
 
@@ -84,6 +84,7 @@ class ViewViTFamily(ViTFamily):
     """`ViTFamily`, whose `forward` also takes `views`, `average` and `momentum`."""
 
     name = "view_vit"
+    accepts = ViTFamily.accepts | {"views"}
 
     def forward(
         self,
@@ -95,11 +96,12 @@ class ViewViTFamily(ViTFamily):
         views: Float[Tensor, "V 3 Hi Wi"] | None = None,
         average: MovingAverage | None = None,
         momentum: float | None = None,
+        **options: Any,
     ) -> Taps:
         """Run the model once on normalised images, or on other images in their place.
 
         Args:
-            net, card, x, want: as `Family.forward`; without the rest the taps are those, bit for bit.
+            net, card, x, want, options: as `Family.forward`; without the rest the taps are those, bit for bit.
             views: RGB in [0, 1], resized and normalised here as the tap model does; all taps are of these then, but
                 logits of the first B alone, which are the images' first views, so that they still fit the batch.
             average: a moving average of this model's weights, whose pooled features are wanted too.
@@ -110,10 +112,8 @@ class ViewViTFamily(ViTFamily):
         """
         count = len(x)
         if views is not None:
-            x = normalised(card, views).contiguous(
-                memory_format=torch.channels_last if card.channels_last else torch.contiguous_format
-            )
-        taps = super().forward(net, card, x, want)
+            x = Prepare(card).to(x.device)(views)
+        taps = super().forward(net, card, x, want, **options)
         if average is not None:
             encoder = Pooled(net)
             if momentum is not None:
@@ -121,12 +121,3 @@ class ViewViTFamily(ViTFamily):
             taps = ViewTaps(**vars(taps), keys=average(encoder, x))
         taps.logits = taps.logits[:count]
         return taps
-
-
-def normalised(card: ModelCard, x: Float[Tensor, "V 3 Hi Wi"]) -> Float[Tensor, "V 3 H W"]:
-    """RGB images in [0, 1] as the model of a card sees them."""
-    side = card.image_size
-    if x.shape[-2:] != (side, side):
-        x = F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)
-    mean, std = (torch.tensor(value, device=x.device).view(1, 3, 1, 1) for value in (card.mean, card.std))
-    return torch.addcmul(-mean / std, x, 1 / std)

@@ -18,22 +18,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hkd.errors import UserError
+from hkd.models.masks import mask_at
 
 Dense = Callable[[Tensor], Tensor]  # a layer's own dense forward
-
-
-def mask_at(visible: Bool[Tensor, "B 1 g g"], size: tuple[int, int]) -> Bool[Tensor, "B 1 H W"]:
-    """The mask of a map of this size, by repetition of its cells.
-
-    Raises:
-        UserError: H or W is not a multiple of g.
-    """
-    g = visible.shape[-1]
-    if size[0] % g or size[1] % g:
-        raise UserError(
-            f"A mask of {g}x{g} cells does not fit a {size[0]}x{size[1]} map; both sides must divide by it."
-        )
-    return visible.repeat_interleave(size[0] // g, 2).repeat_interleave(size[1] // g, 3)
 
 
 class _Gather(torch.autograd.Function):

@@ -20,9 +20,7 @@ from timm.models import convnext, efficientnet, regnet, resnet
 from torch import Tensor, nn
 
 from hkd.errors import UserError
-from hkd.models.sparse.maps import Level, active_in, current, mask_at
-
-__all__ = ["active_in", "mask_at", "sparse_batch_norm", "sparsify"]
+from hkd.models.sparse.maps import Level, current
 
 
 def sparse_batch_norm(

@@ -21,7 +21,7 @@ from experiments.drawings.hybrid_heads import (
     places,
 )
 from hkd.models.cards.zoo import ZOO
-from hkd.models.families.hybrid_vit import split_heads
+from hkd.models.families.base import split_heads
 from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
 from hkd.tasks.pretrain import pretrain
 from hkd.tasks.train import restore

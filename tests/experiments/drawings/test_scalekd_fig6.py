@@ -7,10 +7,10 @@ from torch.nn import functional
 
 from analysis.measures.feature_scatter import difference
 from experiments.drawings.scalekd_fig6 import STATISTICS, scatter_figure, scatter_of
-from hkd.methods.parts.feature_mimicking import to_tokens
 from hkd.methods.scalekd import ScaleKD, ScaleKDConfig
 from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel, Teacher
+from hkd.models.taps import to_tokens
 from hkd.training.step import TapStep
 
 
