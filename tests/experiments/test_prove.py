@@ -26,7 +26,11 @@ MUTATIONS = {
     "a loss coefficient": ("methods/kd.py", "config.w_kd * kd", "0.5 * config.w_kd * kd"),
     "an off-by-one in the schedule": ("training/loop.py", "step_update(here.updates)", "step_update(here.updates + 1)"),
     "the start of the moving average": ("training/loop.py", "if run.ema is not None:", "if run.ema and here.updates:"),
-    "the moving average is not kept": ("tasks/train.py", "if run.ema is not None:", "if run.ema is None and False:"),
+    "the moving average is not kept": (
+        "training/session.py",
+        "if run.ema is not None:",
+        "if run.ema is None and False:",
+    ),
     "an offset of crops": ("data/loading/augment.py", "- draws.shift[:, :1]).clamp", "- draws.shift[:, :1] - 1).clamp"),
     "an eps": ("methods/parts/feature_mimicking.py", "eps=EPS)", "eps=10.0)"),
     "a constant": ("data/loading/augment.py", "ATTEMPTS = 10", "ATTEMPTS = 9"),
@@ -74,8 +78,8 @@ REWRITINGS = {
         ("training/loop.py", "from hkd.data.batch import Batch\n", "from hkd.data.batch import Batch, parts\n"),
         (
             "data/batch.py",
-            "from dataclasses import dataclass, field\n",
-            "from collections.abc import Iterator\nfrom dataclasses import dataclass, field\n",
+            "from collections.abc import Callable\n",
+            "from collections.abc import Callable, Iterator\n",
         ),
     ],
     "pure statements in another order": [
