@@ -69,7 +69,7 @@ def meaning(module: str, name: str) -> Any:
     while waiting:
         if (each := waiting.pop()) in held and each not in used:
             used.add(each)
-            waiting += [node.id for node in ast.walk(held[each]) if isinstance(node, ast.Name)]
+            waiting += [node.id for node in ast.walk(held[each]) if isinstance(node, ast.Name) and is_read(node)]
     namespace: dict[str, Any] = {"__name__": module}
     for statement in dict.fromkeys(held.values()):  # in the order of the file
         if isinstance(statement, ast.ImportFrom):
@@ -86,6 +86,11 @@ def top_level(module: str) -> dict[str, ast.stmt]:
     tree = code.own_code().tree(module)
     assert tree is not None, module
     return {name: statement for statement in tree.body for name in bound(statement)}
+
+
+def is_read(name: ast.Name) -> bool:
+    """Whether a name is looked up, not given a meaning: a field may be called like a function of the file."""
+    return isinstance(name.ctx, ast.Load)
 
 
 def bound(statement: ast.stmt) -> set[str]:

@@ -65,9 +65,8 @@ from hkd.options import (
 from hkd.spec import ModelCard, Recipe
 
 Span = Literal["all", "front", "middle", "back", "last"]
-SPANS: dict[
-    Span, Callable[[int, int], tuple[int, int]]
-] = {  # (depth, a quarter of it) -> first layer, number of layers
+# (depth, a quarter of it) -> first layer, number of layers
+SPANS: dict[Span, Callable[[int, int], tuple[int, int]]] = {
     "all": lambda depth, quarter: (1, depth - 1),
     "front": lambda depth, quarter: (1, quarter),
     "middle": lambda depth, quarter: ((depth - quarter) // 2 + 1, quarter),

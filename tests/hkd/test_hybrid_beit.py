@@ -180,7 +180,7 @@ def test_queries_and_keys_are_refused_in_one_sentence_with_what_would_do(late_ta
         (card("hybrid_vit"), "asymmetric", "small is of 'hybrid_vit': set encoder to plain"),
         (card(), "plain", "small is of 'hybrid_beit': set encoder to asymmetric"),
         (card("beit"), "plain", "small is of 'beit': set encoder to asymmetric"),
-        (ZOO["resnet18_mini"], "asymmetric", "'hybrid_vit' or 'hybrid_beit', not 'resnet'"),
+        (ZOO["resnet18_mini"], "asymmetric", "'beit', 'hybrid_beit', 'hybrid_vit' or 'mim_vit', not 'resnet'"),
     ],
 )
 def test_another_encoder_than_the_cards_is_refused(student, encoder, sentence):

@@ -453,7 +453,7 @@ def test_pre_training_looks_teachers_up_where_views_are_fixed(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("models", "options", "sentence"),
     [
-        ({"student": card("vit")}, {}, "'hybrid_vit' or 'hybrid_beit', not 'vit'"),
+        ({"student": card("vit")}, {}, "'beit', 'hybrid_beit', 'hybrid_vit' or 'mim_vit', not 'vit'"),
         ({"student": ZOO["resnet18_mini"]}, {}, "not 'resnet'"),
         ({}, {"depth": 5}, "set depth to it"),
         ({"tm": ZOO["swin_t_mini"]}, {}, "plain ViTs"),
