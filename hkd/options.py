@@ -95,6 +95,7 @@ def options(cls: type[T]) -> type[T]:
     validated = made.__init__
 
     def __init__(self: Any, /, **values: Any) -> None:  # noqa: N807
+        wrong = None
         try:
             validated(self, **values)
         except ValidationError as error:
@@ -104,7 +105,11 @@ def options(cls: type[T]) -> type[T]:
                 sentence = f" has no option '{loc[0]}'.{nearest(str(loc[0]), known)} Known: {', '.join(known)}."
             else:
                 sentence = f": {' '.join(['.'.join(map(str, loc)), sentence]).strip()}"
-            raise OptionError(made.__name__, sentence, loc) from None
+            wrong = OptionError(made.__name__, sentence, loc)
+        if (
+            wrong is not None
+        ):  # raised here, as an error that has pydantic's for its context cannot travel between workers
+            raise wrong
 
     made.__init__ = __init__
     return made

@@ -53,6 +53,7 @@ def fake_table(monkeypatch):
         ]
         plan = replace(fake_plan(*runs), cells=tuple(cells))
         monkeypatch.setattr(tables, "planned", lambda table, profile=None, seeds=None, **rest: plan)
+        monkeypatch.setattr("experiments.drawings.base.drawing", lambda *arguments: None)  # it has no file
 
     return make
 
