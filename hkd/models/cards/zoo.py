@@ -1,8 +1,8 @@
-"""Every model by name: the papers' models, their miniature twins, and sizes for real 32-px images.
+"""Every model by name: the papers' models, their miniatures, and sizes for real 32-px images.
 
-Slugs: `<model>` as the papers have it (224 px), `<model>_mini` its twin of the same family for composed digits
-(32 px; 35 px and a 5x5 grid for patch-14 models), `<model>_64px` a twin for larger photographs, `<model>_32px` the
-form for CIFAR-like images. A twin is built by timm's own class with smaller numbers; twins of two sizes of a family
+Slugs: `<model>` as the papers have it (224 px), `<model>_mini` its miniature of the same family for composed digits
+(32 px; 35 px and a 5x5 grid for patch-14 models), `<model>_64px` a miniature for larger photographs, `<model>_32px` the
+form for CIFAR-like images. A miniature is built by timm's own class with smaller numbers; miniatures of two sizes of a family
 differ in width (B is 1.5 times S).
 
 `channels_last` is set where a training step on one CPU thread was faster with it (benchmarks/test_memory_format.py);
@@ -201,7 +201,7 @@ def _swin_mini(
 ) -> ModelCard:
     """Three stages with maps 8, 4, 2; stages 1 and 2 of the taps are the same map, stages 3 and 4 the last two.
 
-    The widest twin stays narrow because ScaleKD trains through its last stage.
+    The widest miniature stays narrow because ScaleKD trains through its last stage.
     """
     shape: dict[str, Any] = {
         "img_size": 32,
@@ -216,7 +216,7 @@ def _swin_mini(
 
 
 def _mini() -> list[ModelCard]:
-    """Miniature twins."""
+    """Miniatures."""
     return [
         _swin_mini("swin_t_mini", width=12, heads=(1, 2, 4), drop_path=0.05),
         _swin_mini("swin_s_mini", width=16, heads=(2, 4, 8)),
@@ -416,29 +416,29 @@ def _small_images() -> list[ModelCard]:
 
 
 def _larger_images() -> list[ModelCard]:
-    """Miniature twins for photographs at 64 px (CUB-200 on a CPU): all maps are twice as wide."""
-    twins = {card.name.removesuffix("_mini"): card for card in _mini()}
+    """Miniatures for photographs at 64 px (CUB-200 on a CPU): all maps are twice as wide."""
+    minis = {card.name.removesuffix("_mini"): card for card in _mini()}
     sized = {"swin_t_ofa": {"img_size": 64}, "resnet18": {}, "mobilenet_v2": {}}
     return [
-        replace(twins[name], name=f"{name}_64px", image_size=64, kwargs=twins[name].kwargs | kwargs)
+        replace(minis[name], name=f"{name}_64px", image_size=64, kwargs=minis[name].kwargs | kwargs)
         for name, kwargs in sized.items()
     ]
 
 
 def _masked() -> list[ModelCard]:
-    """H-GKD and Hybrid Distill: sparse and ViT students, masked-image-modelling teachers, and their miniature twins.
+    """H-GKD and Hybrid Distill: sparse and ViT students, masked-image-modelling teachers, and their miniatures.
 
-    Students' twins keep a stride of 8, so that 32 px are 4x4 cells of the mask as 224 px are 7x7, and their teachers'
+    Students' miniatures keep a stride of 8, so that 32 px are 4x4 cells of the mask as 224 px are 7x7, and their teachers'
     patches are half a cell a side, as they are at 224 px.
     """
     patches: dict[str, Any] = {"img_size": 32, "patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 6}
     quarters = MINI | {"stages": (0, 1, 2, 3)}
-    twins = {card.name: card for card in _mini()}
-    twin = {
-        **twins["resnet50_mini"].kwargs,
+    minis = {card.name: card for card in _mini()}
+    mini = {
+        **minis["resnet50_mini"].kwargs,
         "output_stride": 16,
     }  # timm counts the max-pooling in
-    mobilenet = twins["mobilenet_v2_mini"]
+    mobilenet = minis["mobilenet_v2_mini"]
     *blocks, last = mobilenet.kwargs["blocks"]
     return [
         ModelCard(name="sparse_resnet50", family="sparse_resnet", arch="resnet50"),
@@ -528,7 +528,7 @@ def _masked() -> list[ModelCard]:
             name="sparse_resnet50_mini",
             family="sparse_resnet",
             arch="resnet18",
-            kwargs=twin,
+            kwargs=mini,
             channels_last=True,
             **MINI,
         ),
@@ -536,7 +536,7 @@ def _masked() -> list[ModelCard]:
             name="sparse_resnet18_mini",
             family="sparse_resnet",
             arch="resnet18",
-            kwargs={**twin, "channels": (12, 24, 48, 96)},
+            kwargs={**mini, "channels": (12, 24, 48, 96)},
             channels_last=True,
             **MINI,
         ),
