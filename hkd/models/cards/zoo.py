@@ -2,8 +2,8 @@
 
 Slugs: `<model>` as the papers have it (224 px), `<model>_mini` its miniature of the same family for composed digits
 (32 px; 35 px and a 5x5 grid for patch-14 models), `<model>_64px` a miniature for larger photographs, `<model>_32px` the
-form for CIFAR-like images. A miniature is built by timm's own class with smaller numbers; miniatures of two sizes of a family
-differ in width (B is 1.5 times S).
+form for CIFAR-like images. A miniature is built by timm's own class with smaller numbers; those of two sizes of a
+family differ in width (B is 1.5 times S).
 
 `channels_last` is set where a training step on one CPU thread was faster with it (benchmarks/test_memory_format.py);
 paper-size cards keep torch's default, as they were not measured on the machines they are for.
@@ -428,8 +428,8 @@ def _larger_images() -> list[ModelCard]:
 def _masked() -> list[ModelCard]:
     """H-GKD and Hybrid Distill: sparse and ViT students, masked-image-modelling teachers, and their miniatures.
 
-    Students' miniatures keep a stride of 8, so that 32 px are 4x4 cells of the mask as 224 px are 7x7, and their teachers'
-    patches are half a cell a side, as they are at 224 px.
+    Students' miniatures keep a stride of 8, so that 32 px are 4x4 cells of the mask as 224 px are 7x7, and their
+    teachers' patches are half a cell a side, as they are at 224 px.
     """
     patches: dict[str, Any] = {"img_size": 32, "patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 6}
     quarters = MINI | {"stages": (0, 1, 2, 3)}
