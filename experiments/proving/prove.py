@@ -6,14 +6,13 @@ statement that changed has run in one of them. What differed first is said other
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,15 @@ from experiments import places
 from experiments.planning.code import Code
 from experiments.planning.lock import PATH, Entry, Lock, read_lock
 from experiments.proving.canaries import Canary, canaries
-from experiments.proving.changes import Change, Place, changed
+from experiments.proving.changes import Change, changed
 from experiments.proving.samples import write_samples
+from experiments.proving.trace import Say, Side, Trace, traced
 from experiments.records.environment import git
 from hkd.errors import UserError
 
-TRACER = Path(__file__).with_name("tracer.py")
 LOCK = Path("hkd") / PATH.name
 SEARCHED = 200  # commits back that are looked through for one whose digests are all listed
 MEMORY = Path("/dev/shm")  # canaries write a checkpoint at every step, which on a disk would take most of the time
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,32 +71,6 @@ def is_settled(verdict: Verdict, raised: tuple[str, ...]) -> bool:
     return verdict.status == "differs" and bool(raised) and not verdict.unreached
 
 
-@dataclass(frozen=True)
-class Side:
-    """One side of the comparison: a checkout, its code, and the entry module of each unit."""
-
-    root: Path
-    code: Code
-    units: Mapping[str, str]
-
-    def digest(self, unit: str) -> str | None:
-        """The digest of a unit's code; None if this side has no such unit."""
-        return self.code.digest([self.units[unit]]) if unit in self.units else None
-
-
-@dataclass
-class Trace:
-    """What the tracer of one side wrote: results of canaries by id, and which contexts ran each line of a module."""
-
-    results: dict[str, dict[str, Any]] = field(default_factory=dict)
-    lines: dict[str, dict[int, set[str]]] = field(default_factory=dict)
-
-    def reached(self, place: Place, contexts: set[str]) -> bool:
-        """Whether one of the canaries ran a line of a place."""
-        module = self.lines.get(place.module, {})
-        return any(module.get(line, set()) & contexts for line in range(place.first, place.last + 1))
-
-
 def prove(
     base: str | None = None,
     *,
@@ -107,7 +79,6 @@ def prove(
     unreached: str | None = None,
     tables: tuple[str, ...] = (),
     root: Path | None = None,
-    fail_fast: bool = False,
     say: Say = lambda sentence: None,
 ) -> Proof:
     """Compare the checkout's library with that of a commit; writes nothing.
@@ -119,7 +90,6 @@ def prove(
         unreached: why changed statements that no canary runs move no digit; kept in the lock.
         tables: take the canaries of these tables alone (a quick look: other units stay unproved).
         root: the checkout; None: this one.
-        fail_fast: stop at the first canary that differs.
         say: told what happens.
 
     Raises:
@@ -145,7 +115,7 @@ def prove(
         write_samples(samples)
         flock = needed(canaries(samples, device, tables), known)
         say(f"{len(flock)} canaries enter them.")
-        traces = traced(flock, new, old, Path(scratch), samples, say, fail_fast)
+        traces = traced(flock, (new, old), Path(scratch), samples, say)
         differences = compare(flock, *traces)
         verdicts = judge(moved, flock, new, old, traces, unreached)
         raised = raised_units(verdicts, flock, differences) if accept else ()
@@ -213,63 +183,6 @@ def needed(flock: Mapping[str, Canary], units: set[str]) -> dict[str, Canary]:
         if name in wanted:
             wanted |= set(flock[name].weights.values())
     return {name: canary for name, canary in flock.items() if name in wanted}
-
-
-def traced(
-    flock: Mapping[str, Canary], new: Side, old: Side, scratch: Path, samples: Path, say: Say, fail_fast: bool
-) -> tuple[Trace, Trace]:
-    """Both sides carry out the canaries, each in a process of its own, at once."""
-    began, folders, processes = time.monotonic(), [], []
-    for name, which in (("new", new), ("old", old)):
-        folder = scratch / name
-        folder.mkdir()
-        shutil.copytree(samples, folder / "data", copy_function=shutil.copy2)
-        order = {"root": str(which.root), "data": str(folder / "data"), "runs": [c.order() for c in flock.values()]}
-        (folder / "order.json").write_text(json.dumps(order))
-        single = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-        log = open(folder / "log", "wb")  # noqa: SIM115
-        command = [sys.executable, str(TRACER), str(folder / "order.json"), str(folder)]
-        processes.append(
-            (subprocess.Popen(command, env={**os.environ, **single}, stdout=log, stderr=log, cwd=folder), log)
-        )
-        folders.append(folder)
-    try:
-        told = 0.0
-        while any(process.poll() is None for process, _ in processes):
-            time.sleep(0.2)
-            done = [name for name in flock if all((folder / f"{name}.json").is_file() for folder in folders)]
-            if fail_fast and any(first_difference(*(read(folder, name) for folder in folders)) for name in done):
-                break
-            if time.monotonic() - told > 20:
-                told = time.monotonic()
-                say(f"{len(done)} of {len(flock)} canaries after {told - began:.0f} s")
-    finally:
-        for process, log in processes:
-            process.kill()
-            process.wait()
-            log.close()
-    for folder in folders:
-        if not (folder / "finished").is_file() and not fail_fast:
-            last = (folder / "log").read_text().strip().splitlines()[-1:] or ["no message"]
-            raise UserError(f"The {folder.name} library did not carry out the canaries: {last[0]}")
-    return read_trace(folders[0], flock), read_trace(folders[1], flock)
-
-
-def read_trace(folder: Path, flock: Iterable[str]) -> Trace:
-    """What the tracer left in a folder."""
-    trace = Trace({name: read(folder, name) for name in flock if (folder / f"{name}.json").is_file()})
-    if (folder / "lines.json").is_file():
-        lines = json.loads((folder / "lines.json").read_text())
-        trace.lines = {m: {int(n): set(c) for n, c in found.items()} for m, found in lines.items()}
-    return trace
-
-
-def read(folder: Path, name: str) -> dict[str, Any]:
-    """What the tracer wrote of one canary; nothing of one that it has not finished."""
-    try:
-        return json.loads((folder / f"{name}.json").read_text())
-    except ValueError:  # being written
-        return {}
 
 
 # -- comparing -----------------------------------------------------------------------------------------------------
@@ -349,7 +262,7 @@ def judge(
     flock: Mapping[str, Canary],
     new: Side,
     old: Side,
-    traces: tuple[Trace, Trace],
+    traces: Sequence[Trace],
     reason: str | None = None,
 ) -> dict[str, Verdict]:
     """Verdicts on units whose code changed, from the traces of new and old code."""
@@ -363,7 +276,7 @@ def judged(
     differences: Mapping[str, str],
     new: Side,
     old: Side,
-    traces: tuple[Trace, Trace],
+    traces: Sequence[Trace],
     reason: str | None,
 ) -> Verdict:
     """The verdict on one unit."""

@@ -12,8 +12,9 @@ import pytest
 import hkd
 from experiments.planning.code import Code
 from experiments.proving.canaries import canaries
-from experiments.proving.prove import TRACER, Side, judge, needed, raised_units, read_trace
+from experiments.proving.prove import judge, needed, raised_units
 from experiments.proving.samples import write_samples
+from experiments.proving.trace import TRACER, Side, Trace, joined, keep, kept, read_trace, shares
 from hkd.units import units
 
 SOURCES = Path(hkd.__file__).parent
@@ -259,3 +260,21 @@ def test_canaries_that_no_changed_unit_enters_are_not_run_unless_their_weights_a
     assert set(few) < set(flock)
     assert all("method/scalekd" in few[name].units or any(name in c.weights for c in few.values()) for name in few)
     assert list(few) == [name for name in flock if name in few]
+
+
+def test_parts_for_several_processes_keep_canaries_with_those_whose_weights_they_take(tmp_path):
+    write_samples(tmp_path)
+    flock = canaries(tmp_path, tables=("scalekd_table9",))
+    one, two = shares(flock, 2)
+    assert {**one, **two} == flock
+    assert not set(one) & set(two)
+    assert all(set(canary.weights.values()) <= set(part) for part in (one, two) for canary in part.values())
+    assert all(list(part) == [name for name in flock if name in part] for part in (one, two))
+    assert shares(flock, 1) == [flock]
+
+
+def test_a_kept_trace_is_what_was_traced(tmp_path):
+    parts = [Trace({"a": {"status": "done"}}, {"hkd.x": {3: {"a"}}}), Trace({"b": {}}, {"hkd.x": {3: {"b"}, 4: {""}}})]
+    keep(joined(parts), tmp_path / "proofs" / "x.json.gz")
+    whole = kept(tmp_path / "proofs" / "x.json.gz")
+    assert whole == Trace({"a": {"status": "done"}, "b": {}}, {"hkd.x": {3: {"a", "b"}, 4: {""}}})
