@@ -23,6 +23,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def printable(text: object) -> str:
+    """A text that any terminal and file can take: of a name that is not UTF-8, the odd bytes are written as escapes."""
+    return str(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file's content, as 64 hexadecimal digits."""
     with open(path, "rb") as file:

@@ -5,25 +5,23 @@ Shapes: B images of a batch, H W the size that a model sees, in px.
 
 import os
 import random
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
+from hkd.data.images import SUFFIXES, Unreadable, is_image_name, read
 from hkd.data.loading.augment import to_float
 from hkd.errors import UserError
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+from hkd.files import printable
 
 
 class ImageFolder:
-    """All JPEG, PNG and WebP images below a folder, or some of them drawn by a seed, in the order of their names.
+    """All images (as `hkd.data.images` says what is one) below a folder, or some of them drawn by a seed, in the order of their names.
 
     Attributes:
         folder: where they are.
@@ -53,7 +51,7 @@ class ImageFolder:
             (Path(place) / file).relative_to(self.folder).as_posix()
             for place, _, files in os.walk(self.folder)
             for file in files
-            if file.lower().endswith(SUFFIXES)
+            if is_image_name(file)
         )
         if not self.names:
             raise UserError(f"There are no images in {self.folder} or below it; known are {', '.join(SUFFIXES)}.")
@@ -77,9 +75,9 @@ class ImageFolder:
         found = 0
         for name in self.names:
             try:
-                image = read(self.folder / name)
-            except RuntimeError:
-                self.corrupt[name] = "not a readable image" if (self.folder / name).is_file() else "no such file"
+                image = torch.from_numpy(read(self.folder / name))
+            except Unreadable as error:
+                self.corrupt[printable(name)] = str(error)
                 continue
             batch.append(centre_crop(image, size, crop_pct))
             found += 1
@@ -91,15 +89,6 @@ class ImageFolder:
         if not found:
             name, reason = next(iter(self.corrupt.items()))
             raise UserError(f"None of the {len(self.names)} images in {self.folder} can be read ({name}: {reason}).")
-
-
-def read(path: Path) -> UInt8[Tensor, "3 H W"]:
-    """An image file in colour, 16-bit ones too. Raises RuntimeError for what is no readable image."""
-    with warnings.catch_warnings():
-        # torchvision announces that decoding moves to a package of its own; here it is the faster one at hand.
-        warnings.filterwarnings("ignore", "The image decoding", DeprecationWarning)
-        image = decode_image(str(path), ImageReadMode.RGB)
-    return tv.to_dtype(image, torch.uint8, scale=True)
 
 
 def centre_crop(image: UInt8[Tensor, "3 h w"], size: tuple[int, int], crop_pct: float) -> UInt8[Tensor, "3 H W"]:
