@@ -21,7 +21,9 @@ from hkd.files import printable
 
 
 class ImageFolder:
-    """All images (as `hkd.data.images` says what is one) below a folder, or some of them drawn by a seed, in the order of their names.
+    """All images below a folder, or some of them drawn by a seed, in the order of their names.
+
+    What an image is, `hkd.data.images` says.
 
     Attributes:
         folder: where they are.
@@ -38,7 +40,7 @@ class ImageFolder:
             seed: of the draw.
 
         Raises:
-            UserError: no such folder, no images in it, or a limit below 1.
+            UserError: no such folder, no images in it, a name that is not UTF-8, or a limit below 1.
         """
         self.folder = Path(folder)
         self.corrupt: dict[str, str] = {}
@@ -53,6 +55,11 @@ class ImageFolder:
             for file in files
             if is_image_name(file)
         )
+        try:
+            "".join(self.names).encode()
+        except UnicodeEncodeError:
+            odd = printable(next(name for name in self.names if printable(name) != name))
+            raise UserError(f"{self.folder} has a name that is not UTF-8 ('{odd}'): rename it.") from None
         if not self.names:
             raise UserError(f"There are no images in {self.folder} or below it; known are {', '.join(SUFFIXES)}.")
         if limit is not None and limit < len(self.names):
@@ -77,7 +84,7 @@ class ImageFolder:
             try:
                 image = torch.from_numpy(read(self.folder / name))
             except Unreadable as error:
-                self.corrupt[printable(name)] = str(error)
+                self.corrupt[name] = str(error)
                 continue
             batch.append(centre_crop(image, size, crop_pct))
             found += 1
