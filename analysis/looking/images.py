@@ -14,10 +14,10 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
+from hkd.data.folder import check_names
 from hkd.data.images import SUFFIXES, Unreadable, is_image_name, read
 from hkd.data.loading.augment import to_float
 from hkd.errors import UserError
-from hkd.files import printable
 
 
 class ImageFolder:
@@ -49,17 +49,13 @@ class ImageFolder:
         if not self.folder.is_dir():
             hint = "it is a file" if self.folder.exists() else "it is not there"
             raise UserError(f"{self.folder} is no folder of images: {hint}.")
-        self.names = sorted(
+        names = [
             (Path(place) / file).relative_to(self.folder).as_posix()
             for place, _, files in os.walk(self.folder)
             for file in files
             if is_image_name(file)
-        )
-        try:
-            "".join(self.names).encode()
-        except UnicodeEncodeError:
-            odd = printable(next(name for name in self.names if printable(name) != name))
-            raise UserError(f"{self.folder} has a name that is not UTF-8 ('{odd}'): rename it.") from None
+        ]
+        self.names = check_names(self.folder, names)
         if not self.names:
             raise UserError(f"There are no images in {self.folder} or below it; known are {', '.join(SUFFIXES)}.")
         if limit is not None and limit < len(self.names):

@@ -245,15 +245,22 @@ def source_of(data: DataSet, split: SplitName, select: bool) -> str:
 
 @contextmanager
 def scanned(folder: Path) -> "Iterator[Iterator[os.DirEntry[str]]]":
-    """What a folder holds. Raises UserError where it cannot be listed, and for a name that is not UTF-8."""
+    """What a folder holds. Raises UserError where it cannot be listed."""
     try:
         with os.scandir(folder) as found:
             yield found
     except OSError as error:
         raise UserError(f"Cannot list {printable(folder)} ({error.strerror}): mend the folder.") from error
-    except UnicodeEncodeError as error:
-        name = printable(error.object)
-        raise UserError(f"{printable(folder)} has a name that is not UTF-8 ('{name}'): rename it.") from error
+
+
+def check_names(folder: Path, names: list[str]) -> list[str]:
+    """The names, sorted. Raises UserError where one is not UTF-8."""
+    try:
+        "".join(names).encode()
+    except UnicodeEncodeError:
+        odd = next(printable(name) for name in names if printable(name) != name)
+        raise UserError(f"{printable(folder)} has a name that is not UTF-8 ('{odd}'): rename it.") from None
+    return sorted(names)
 
 
 def check_link(entry: "os.DirEntry[str]") -> None:
@@ -271,8 +278,7 @@ def folder_names(folder: Path) -> list[str]:
                 names.append(entry.name)
             elif not entry.is_file():
                 check_link(entry)
-        "".join(names).encode()
-    return sorted(names)
+    return check_names(folder, names)
 
 
 def file_names(folder: Path) -> list[str]:
@@ -295,8 +301,7 @@ def listed(folder: Path) -> tuple[list[str], Counter[str]]:
             else:
                 check_link(entry)
                 others["folders called as images are" if entry.is_dir() else "devices"] += 1
-        "".join(images).encode()
-    return sorted(images), others
+    return check_names(folder, images), others
 
 
 def told(others: Mapping[str, int]) -> str:
@@ -369,7 +374,7 @@ def arrays_of(path: Path, kinds: Mapping[str, type]) -> dict[str, np.ndarray] | 
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in kinds}
     except Exception as error:  # damage shows in every way, and all of it can be computed again
         log.warning("%s is damaged (%s): its content is computed again", path, type(error).__name__)

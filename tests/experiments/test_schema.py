@@ -192,9 +192,10 @@ def test_a_drawing_that_does_not_exist_is_one_sentence_with_its_place(files):
         schema.load_table("hybrid_fig2")
 
 
-def test_a_profile_that_extends_itself_is_refused(files):
+@pytest.mark.usefixtures("files")
+def test_a_profile_that_extends_itself_is_refused():
     for name, other in (("a", "b"), ("b", "a"), ("c", "c")):
-        (files / "profiles" / f"{name}.yaml").write_text(f"name: {name}\nextends: {other}\n")
+        (schema.HERE / "profiles" / f"{name}.yaml").write_text(f"name: {name}\nextends: {other}\n")
     for name, chain in (("a", "'a' extends 'b' extends 'a'"), ("c", "'c' extends 'c'")):
         with pytest.raises(UserError, match=rf"profiles/{name}\.yaml:2: extends: {chain}: one of them"):
-            read_profile(name)
+            schema.read_profile(name)

@@ -367,7 +367,7 @@ def test_paths_that_leave_the_folder_are_not_followed(root, name):
     content = json.loads(path.read_text())
     content["images"][0]["file_name"] = name
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="annotated in .* but not there") as caught:
+    with pytest.raises(UserError, match=r"annotated in .* but not there") as caught:
         take(root)
     str(caught.value).encode()
 
