@@ -590,8 +590,8 @@ def parsed(path: Path, shown: str) -> Any:
         line = text.count("\n", 0, error.position) + 1
         raise UserError(f"{shown}:{line}: not valid YAML: it has a character that no text has.") from None
     except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise UserError(f"{shown}:{line}: not valid YAML: {error.problem}.") from None
+        at = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise UserError(f"{shown}:{at}: not valid YAML: {error.problem}.") from None
     except RecursionError:
         raise UserError(f"{shown} is nested too deeply; {MOST_DEPTH} levels are the most.") from None
     except (YAMLError, ValueError, TypeError, AttributeError, NotImplementedError) as error:  # a date of month 13, say

@@ -220,8 +220,8 @@ def read_list(path: Path, form: str) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}, line {line}, is not UTF-8: unpack the archive again, or rename the file.") from error
+        place = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {place}, is not UTF-8: unpack the archive again, or rename the file.") from error
     for number, line in enumerate(text.split("\n"), 1):
         first, _, rest = line.strip().partition(" ")
         if not first:

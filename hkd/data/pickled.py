@@ -220,16 +220,13 @@ def give(value: Any, state: tuple[Any, ...]) -> None:
         raise Refused(f"it gives a state to a {type(value).__name__}")
 
 
+NUMPY: dict[str, Callable[..., Any]] = {
+    "multiarray._reconstruct": empty,
+    "multiarray.scalar": scalar,
+    "numeric._frombuffer": array,
+}
 CALLS: dict[str, Callable[..., Any]] = {
     "numpy.dtype": kind,
     "_codecs.encode": encoded,
-    **{
-        f"numpy.{core}.{name}": call
-        for core in ("core", "_core")
-        for name, call in {
-            "multiarray._reconstruct": empty,
-            "multiarray.scalar": scalar,
-            "numeric._frombuffer": array,
-        }.items()
-    },
+    **{f"numpy.{core}.{name}": call for core in ("core", "_core") for name, call in NUMPY.items()},
 }
