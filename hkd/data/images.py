@@ -197,7 +197,7 @@ def jpeg_head(data: bytes) -> tuple[int, int, int]:
         place = data.find(b"\xff", place)
         while place >= 0 and data[place : place + 1] == b"\xff":
             place += 1
-        if place < 0 or place + 8 > len(data):
+        if place < 0 or place + 9 > len(data):
             raise Unreadable(UNREADABLE)
         marker = data[place]
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
