@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def printable(text: object) -> str:
+    """A text that any terminal and file can take: of a name that is not UTF-8, the odd bytes are written as escapes."""
+    bytes_shown = re.sub("[\udc80-\udcff]", lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", str(text))
+    return bytes_shown.encode("utf-8", "backslashreplace").decode()
 
 
 def sha256(path: Path) -> str:

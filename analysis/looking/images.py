@@ -5,25 +5,25 @@ Shapes: B images of a batch, H W the size that a model sees, in px.
 
 import os
 import random
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
+from hkd.data.folder import check_names
+from hkd.data.images import SUFFIXES, Unreadable, is_image_name, read
 from hkd.data.loading.augment import to_float
 from hkd.errors import UserError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-
 
 class ImageFolder:
-    """All JPEG, PNG and WebP images below a folder, or some of them drawn by a seed, in the order of their names.
+    """All images below a folder, or some of them drawn by a seed, in the order of their names.
+
+    What an image is, `hkd.data.images` says.
 
     Attributes:
         folder: where they are.
@@ -40,7 +40,7 @@ class ImageFolder:
             seed: of the draw.
 
         Raises:
-            UserError: no such folder, no images in it, or a limit below 1.
+            UserError: no such folder, no images in it, a name that is not UTF-8, or a limit below 1.
         """
         self.folder = Path(folder)
         self.corrupt: dict[str, str] = {}
@@ -49,12 +49,13 @@ class ImageFolder:
         if not self.folder.is_dir():
             hint = "it is a file" if self.folder.exists() else "it is not there"
             raise UserError(f"{self.folder} is no folder of images: {hint}.")
-        self.names = sorted(
+        names = [
             (Path(place) / file).relative_to(self.folder).as_posix()
             for place, _, files in os.walk(self.folder)
             for file in files
-            if file.lower().endswith(SUFFIXES)
-        )
+            if is_image_name(file)
+        ]
+        self.names = check_names(self.folder, names)
         if not self.names:
             raise UserError(f"There are no images in {self.folder} or below it; known are {', '.join(SUFFIXES)}.")
         if limit is not None and limit < len(self.names):
@@ -77,9 +78,9 @@ class ImageFolder:
         found = 0
         for name in self.names:
             try:
-                image = read(self.folder / name)
-            except RuntimeError:
-                self.corrupt[name] = "not a readable image" if (self.folder / name).is_file() else "no such file"
+                image = torch.from_numpy(read(self.folder / name))
+            except Unreadable as error:
+                self.corrupt[name] = str(error)
                 continue
             batch.append(centre_crop(image, size, crop_pct))
             found += 1
@@ -91,15 +92,6 @@ class ImageFolder:
         if not found:
             name, reason = next(iter(self.corrupt.items()))
             raise UserError(f"None of the {len(self.names)} images in {self.folder} can be read ({name}: {reason}).")
-
-
-def read(path: Path) -> UInt8[Tensor, "3 H W"]:
-    """An image file in colour, 16-bit ones too. Raises RuntimeError for what is no readable image."""
-    with warnings.catch_warnings():
-        # torchvision announces that decoding moves to a package of its own; here it is the faster one at hand.
-        warnings.filterwarnings("ignore", "The image decoding", DeprecationWarning)
-        image = decode_image(str(path), ImageReadMode.RGB)
-    return tv.to_dtype(image, torch.uint8, scale=True)
 
 
 def centre_crop(image: UInt8[Tensor, "3 h w"], size: tuple[int, int], crop_pct: float) -> UInt8[Tensor, "3 H W"]:

@@ -1,13 +1,17 @@
 """Papers, tables and profiles as YAML, read strictly: a mistake is one sentence with its place and the nearest name."""
 
+import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.reader import ReaderError
 
 from experiments import places
 from experiments.documents import Document
@@ -259,6 +263,10 @@ class Published(BaseModel):
         return lookup("published table", name, {table.id: table for table in self.tables})
 
 
+MOST_DEPTH = 40  # of mappings and lists in a file
+MOST_VALUES = 200_000  # in a file
+MOST_TEXT = 2**20  # characters of a file
+MOST_BRACKETS = 200  # that are open at once
 T = TypeVar("T", bound=BaseModel)
 Loc = tuple[str | int, ...]  # keys and places from the top of a document
 
@@ -501,9 +509,20 @@ def read(kind: str, folder: str, name: str, model: type[T]) -> T:
         raise UserError(f"Unknown {kind} '{name}'.{nearest(name, names(folder))} Known: {known}.")
     content = plain(document(folder, name))
     if isinstance(content, dict) and isinstance(content.get("extends"), str):
+        check_extends(folder, name)
         base = read(kind, folder, content["extends"], model)
         content = {**base.model_dump(exclude_unset=True), **content}
     return validated(model, content, lambda loc, message: complaint(folder, name, loc, message))
+
+
+def check_extends(folder: str, name: str) -> None:
+    """Refuse a document that extends itself, through others or not."""
+    line = [name]
+    while isinstance(held := document(folder, line[-1]), dict) and held.get("extends") in names(folder):
+        line.append(held["extends"])
+        if line[-1] in line[:-1]:
+            chain = "' extends '".join(line[line.index(line[-1]) :])
+            raise complaint(folder, name, ("extends",), f"'{chain}': one of them must extend nothing.")
 
 
 def load_params(path: Path | None = None) -> Params:
@@ -546,12 +565,73 @@ def document(folder: str, name: str) -> Any:
 
 
 def parsed(path: Path, shown: str) -> Any:
-    """A YAML file with the positions of its keys. shown: what it is called in messages."""
+    """A YAML file with the positions of its keys: mappings, lists, texts, truth values and finite numbers.
+
+    Args:
+        path: of the file.
+        shown: what it is called in messages.
+
+    Raises:
+        UserError: cannot be opened, not UTF-8, no YAML, nested too deeply, too large once its aliases are followed, or
+            a value of another kind, such as a date.
+    """
     try:
-        return YAML(typ="rt").load(path.read_text())
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{shown} cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{shown}:{line}: not UTF-8: save it so.") from None
+    if len(text) > MOST_TEXT or depth(text) > MOST_BRACKETS:  # for which the parser would take minutes
+        raise UserError(f"{shown} is nested too deeply or longer than {MOST_TEXT:,} characters.")
+    try:
+        held = YAML(typ="rt").load(text)
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise UserError(f"{shown}:{line}: not valid YAML: it has a character that no text has.") from None
     except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise UserError(f"{shown}:{line}: not valid YAML: {error.problem}.") from None
+        at = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise UserError(f"{shown}:{at}: not valid YAML: {error.problem}.") from None
+    except RecursionError:
+        raise UserError(f"{shown} is nested too deeply; {MOST_DEPTH} levels are the most.") from None
+    except (YAMLError, ValueError, TypeError, AttributeError, NotImplementedError) as error:  # a date of month 13, say
+        raise UserError(f"{shown} is not valid YAML: {str(error).partition(chr(10))[0][:120]}.") from error
+    check_content(held, shown)
+    return held
+
+
+def depth(text: str) -> int:
+    """The most brackets that are open anywhere in a text; those in comments and quotes are counted too."""
+    steps = {"[": 1, "{": 1, "]": -1, "}": -1}
+    return max(accumulate((steps[found[0]] for found in re.finditer(r"[\[\]{}]", text)), initial=0))
+
+
+def check_content(held: Any, shown: str) -> None:
+    """Refuse what `plain` could not make ordinary in a moment: loops and bombs of aliases, and values of odd kinds."""
+    sizes: dict[int, int] = {}  # values in each mapping and list, aliases followed; 0 while it is being counted
+
+    def count(node: Any, loc: Loc) -> int:
+        if not isinstance(node, dict | list):
+            if not (node is None or isinstance(node, bool | int | float | str)) or (
+                isinstance(node, float) and not math.isfinite(node)
+            ):
+                raise refused(loc, f"{str(node)[:40]} is no text, truth value or finite number.")
+            return 1
+        if len(loc) >= MOST_DEPTH:
+            raise refused(loc[:1], f"nested too deeply; {MOST_DEPTH} levels are the most.")
+        if id(node) not in sizes:
+            sizes[id(node)] = 0
+            items = node.items() if isinstance(node, dict) else enumerate(node)
+            sizes[id(node)] = 1 + sum(count(item, (*loc, key)) for key, item in items)
+        if not 0 < sizes[id(node)] <= MOST_VALUES:
+            what = "holds itself" if not sizes[id(node)] else f"has more than {MOST_VALUES:,} values"
+            raise refused(loc, f"this {what} once its aliases are followed.")
+        return sizes[id(node)]
+
+    def refused(loc: Loc, message: str) -> UserError:
+        return UserError(f"{shown}:{line_of(held, loc)}: {'.'.join(map(str, loc)) or 'the whole'}: {message}")
+
+    count(held, ())
 
 
 def plain(value: Any) -> Any:

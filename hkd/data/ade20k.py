@@ -18,6 +18,7 @@ from pydantic import Field
 from hkd.data.base import PathList, SplitName, digest
 from hkd.data.dense import IGNORE, DenseFolder, DenseFolderConfig, DenseSplit, draw_subset, file_sizes, take_first
 from hkd.data.folder import HELD_OUT, file_names, source_of
+from hkd.data.images import Unreadable, content, opened, png_depth, size
 from hkd.errors import UserError
 from hkd.options import Count, FolderName, Size, options
 
@@ -60,7 +61,7 @@ class Ade20k(DenseFolder):
         if not path.is_file():
             return tuple(f"class {number}" for number in range(1, self.num_classes + 1))
         try:
-            with open(path, newline="", encoding="utf-8") as file:
+            with open(path, newline="", encoding="utf-8-sig") as file:
                 names = [line.get("Name") for line in csv.DictReader(file, delimiter="\t")]
         except (ValueError, csv.Error) as error:
             raise UserError(f"{path} is no table of text ({error}): unpack it again.") from error
@@ -165,14 +166,11 @@ class FileMaps(Sequence[Any]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             raise TypeError("maps are read one at a time")
-        from PIL import Image  # late, because planning imports this file
-
         path = self.paths[index]
         raw = read_map(path)
         try:
-            with Image.open(self.images[index]) as image:  # the head of the file only
-                width, height = image.size
-        except OSError as error:
+            height, width = size(self.images[index])
+        except Unreadable as error:
             raise UserError(f"Cannot read image {self.images[index]} ({error}): replace it.") from error
         if raw.shape != (height, width):
             what = f"{path} has {raw.shape[1]} x {raw.shape[0]} px, its image {width} x {height}"
@@ -189,21 +187,14 @@ def read_map(path: Path) -> UInt8[np.ndarray, "H W"]:
     Raises:
         UserError: not readable, or not of one byte per pixel.
     """
-    from PIL import Image
-
     try:
-        with Image.open(path) as file:
+        data = content(path)
+        with opened(data) as file:
             raw = np.asarray(file)
             # Grey values of two or four bits come scaled up to 255.
-            steps = 2 ** grey_bits(path) - 1 if file.format == "PNG" and file.mode == "L" else 255
-    except OSError as error:
+            bits = png_depth(data) if file.mode == "L" else None
+    except Unreadable as error:
         raise UserError(f"Cannot read map {path} ({error}): replace it.") from error
     if raw.ndim != 2 or raw.dtype != np.uint8:
         raise UserError(f"{path} is no map: it must have one channel of one byte, as the mode L of PNG.")
-    return raw // np.uint8(255 // steps)
-
-
-def grey_bits(path: Path) -> int:
-    """Bits of a value in a PNG file: the byte of its header after signature, chunk name, width and height."""
-    with open(path, "rb") as file:
-        return file.read(25)[24]
+    return raw // np.uint8(255 // (2 ** (bits or 8) - 1))

@@ -4,22 +4,32 @@ Class folders are decoded once and remembered beside the data, because every run
 """
 
 import hashlib
-import io
-import pickle
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Int, UInt8
-from PIL import Image, UnidentifiedImageError
 
+from hkd.data import pickled
 from hkd.data.base import OnCorrupt, Split, SplitName
-from hkd.data.folder import CACHE, ClassFolder, SubsetConfig, content_digest, row_numbers, source_of, writable
+from hkd.data.folder import (
+    CACHE,
+    DECODING,
+    ClassFolder,
+    SubsetConfig,
+    arrays_of,
+    content_digest,
+    keep_arrays,
+    row_numbers,
+    source_of,
+)
+from hkd.data.images import Unreadable, read
 from hkd.errors import UserError
-from hkd.files import atomic_write
 from hkd.options import FolderName, options
 
 SIDE = 32
+PIXELS = 3 * SIDE * SIDE
+BESIDE = "cifar-100-python"  # torchvision's folder
 OFFICIAL = {"train": 50_000, "test": 10_000}
 Decoded = tuple[UInt8[np.ndarray, "N 3 32 32"], Int[np.ndarray, " N"], Int[np.ndarray, " N"], dict[str, str]]
 
@@ -34,7 +44,8 @@ class Cifar100Config(SubsetConfig):
 class Cifar100(ClassFolder):
     """100 classes in alphabetical order, 500 training and 100 test images each; subsets of it are fine.
 
-    `cifar-100-python` beside or inside the option `folder`, where class folders are, comes first.
+    The option `folder` names class folders, or torchvision's folder or what that lies in. Without the option
+    `cifar-100-python` beside is read where there are no class folders.
     """
 
     name: ClassVar[str] = "cifar100"
@@ -52,9 +63,13 @@ class Cifar100(ClassFolder):
 
     @property
     def pickles(self) -> Path | None:
-        """torchvision's folder, if it is there."""
-        places = (self.root / "cifar-100-python", self.folder / "cifar-100-python")
-        return next((place for place in places if place.is_dir()), None)
+        """torchvision's folder, if that is what the images are in."""
+        if all(self.part(split).is_dir() for split in OFFICIAL):
+            return None
+        places = [self.folder / BESIDE, self.folder]
+        if self.options.folder == Cifar100Config.folder:
+            places.append(self.root / BESIDE)
+        return next((place for place in places if place.is_dir() and (place.name == BESIDE or holds(place))), None)
 
     def missing(self) -> str | None:
         if self.pickles:
@@ -82,22 +97,20 @@ class Cifar100(ClassFolder):
         return Split(images[chosen], None, labels[chosen], rows[chosen], corrupt=tuple(corrupt))
 
     def unpickled(self, place: Path, source: str) -> Decoded:
-        """Images of torchvision's file; the official checksum must hold where it has the official count."""
+        """Images of torchvision's file. One that is long enough for all images must have the official checksum."""
         path = place / source
-        data = path.read_bytes()
+        mend = "unpack cifar-100-python.tar.gz again"
+        length = OFFICIAL[source] * PIXELS
+        with open(path, "rb") as file:
+            data = file.read(2 * length)  # twice as long as any file may be
+        official = f"md5:{hashlib.md5(data, usedforsecurity=False).hexdigest()}" == self.checksum[source]
+        if not official and len(data) >= length:
+            raise UserError(f"{path} does not have {self.checksum[source]}: {mend}.")
         try:
-            entry = _Restricted(io.BytesIO(data), encoding="latin1").load()
-            images = np.asarray(entry["data"], dtype=np.uint8).reshape(-1, 3, SIDE, SIDE)
-            labels = np.array(entry["fine_labels"], dtype=np.int64)
-        except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{path} is not a file of CIFAR-100 ({error}): unpack cifar-100-python.tar.gz again."
-            ) from error
-        if (
-            len(images) == OFFICIAL[source]
-            and f"md5:{hashlib.md5(data, usedforsecurity=False).hexdigest()}" != self.checksum[source]
-        ):
-            raise UserError(f"{path} does not have {self.checksum[source]}: unpack cifar-100-python.tar.gz again.")
+            # An image has a name and a label or two; each is at most eight opcodes.
+            images, labels = contents(pickled.parsed(data, most=1000 + 32 * (len(data) // PIXELS)))
+        except pickled.Refused as error:
+            raise UserError(f"{path} is not a file of CIFAR-100 ({error}): {mend}.") from error
         keep = labels < self.num_classes
         if len(np.unique(labels[keep])) != self.num_classes:
             raise UserError(f"{path} has {len(np.unique(labels))} classes, {self.num_classes} are needed.")
@@ -106,18 +119,35 @@ class Cifar100(ClassFolder):
     def decoded(self, source: str) -> Decoded:
         """Images of class folders; all classes are decoded once and remembered under the digest of the content."""
         numbers = {name: label for label, name in enumerate(self.class_names)}
-        path = self.folder / CACHE / f"{source}-{self.content()[:32]}.npz"
-        if path.is_file():
-            with np.load(path, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
-        else:
+        path = self.folder / CACHE / f"{source}-{DECODING}-{self.content()[:32]}.npz"
+        arrays = arrays_of(path, {"images": np.uint8, "labels": np.int64, "rows": np.int64, "corrupt": np.str_})
+        if arrays is None or arrays["images"].shape[1:] != (3, SIDE, SIDE):
             part = self.part(source).name
             arrays = decode(self.folder, [name for name in self.image_files() if name.startswith(f"{part}/")], numbers)
-            if writable(path.parent):
-                with atomic_write(path) as temporary, open(temporary, "wb") as file:
-                    np.savez(file, allow_pickle=False, **arrays)
+            keep_arrays(path, arrays)
         keep = arrays["labels"] < self.num_classes
+        self.check_classes(source, arrays["labels"][keep])
         return arrays["images"][keep], arrays["labels"][keep], arrays["rows"][keep], dict(arrays["corrupt"].tolist())
+
+
+def holds(place: Path) -> bool:
+    """Whether a folder has torchvision's files."""
+    return all((place / split).is_file() for split in OFFICIAL)
+
+
+def contents(entry: Any) -> tuple[UInt8[np.ndarray, "N 3 32 32"], Int[np.ndarray, " N"]]:
+    """Images and labels of what a file of CIFAR-100 holds. Raises `pickled.Refused`."""
+    if type(entry) is not dict or not {"data", "fine_labels"} <= entry.keys():
+        raise pickled.Refused("it must hold 'data' and 'fine_labels'")
+    images, given = entry["data"], entry["fine_labels"]
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.size != len(images) * PIXELS:
+        raise pickled.Refused(f"its 'data' must be an array of bytes, {PIXELS} of each image")
+    labels = given.tolist() if isinstance(given, np.ndarray) else given
+    if type(labels) is not list or not all(type(label) is int and 0 <= label < 100 for label in labels):
+        raise pickled.Refused("its 'fine_labels' must be whole numbers from 0 to 99")
+    if len(labels) != len(images):
+        raise pickled.Refused(f"it has {len(images)} images, but {len(labels)} labels")
+    return images.reshape(-1, 3, SIDE, SIDE), np.array(labels, dtype=np.int64)
 
 
 def decode(folder: Path, names: list[str], numbers: dict[str, int]) -> dict[str, np.ndarray]:
@@ -125,36 +155,18 @@ def decode(folder: Path, names: list[str], numbers: dict[str, int]) -> dict[str,
     images, kept, corrupt = [], [], []
     for place, name in enumerate(names):
         try:
-            with Image.open(folder / name) as image:
-                if image.size != (SIDE, SIDE):
-                    raise ValueError(f"{image.size[0]}x{image.size[1]} px instead of {SIDE}x{SIDE}")
-                images.append(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
-                kept.append(place)
-        except UnidentifiedImageError:
-            corrupt.append((str(folder / name), "not an image"))
-        except (OSError, ValueError, SyntaxError) as error:  # what Pillow's decoders raise
+            image = read(folder / name)
+        except Unreadable as error:
             corrupt.append((str(folder / name), str(error)))
+            continue
+        if image.shape[1:] != (SIDE, SIDE):
+            corrupt.append((str(folder / name), f"{image.shape[2]}x{image.shape[1]} px instead of {SIDE}x{SIDE}"))
+            continue
+        images.append(image)
+        kept.append(place)
     return {
         "images": np.stack(images) if images else np.empty((0, 3, SIDE, SIDE), np.uint8),
         "labels": np.array([numbers[names[place].split("/")[1]] for place in kept], dtype=np.int64),
         "rows": row_numbers(names)[kept],
         "corrupt": np.array(corrupt, dtype=np.str_).reshape(-1, 2),
     }
-
-
-class _Restricted(pickle.Unpickler):
-    """Builds arrays, strings, numbers, lists and dicts, and refuses everything else a pickle could call."""
-
-    ALLOWED: ClassVar[dict[tuple[str, str], Any]] = {
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        **{
-            (m, "_reconstruct"): np.empty(0).__reduce__()[0]
-            for m in ("numpy.core.multiarray", "numpy._core.multiarray")
-        },
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return self.ALLOWED[module, name]

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import posixpath
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -21,8 +22,9 @@ from jaxtyping import Bool, Float32
 from hkd.data.base import PathList, SplitName, digest
 from hkd.data.dense import DenseFolder, DenseFolderConfig, DenseSplit, Objects, draw_subset, file_sizes, take_first
 from hkd.data.folder import HELD_OUT, source_of
+from hkd.data.images import MOST_PIXELS
 from hkd.errors import UserError
-from hkd.files import sha256
+from hkd.files import printable, sha256
 from hkd.options import FolderName, Size, Switch, options
 
 log = logging.getLogger(__name__)
@@ -138,14 +140,16 @@ class Coco(DenseFolder):
         self.present()
         path = self.annotation_file(part)
         found = read_annotations(path)
-        held = set(os.listdir(self.folder / PARTS[part]))
-        absent = [image["file_name"] for image in found.images if image["file_name"] not in held]
+        places = file_places(self.folder, PARTS[part], [image["file_name"] for image in found.images])
+        absent = [image["file_name"] for image, place in zip(found.images, places, strict=True) if place is None]
         if absent:
-            what = f"{self.folder / PARTS[part] / absent[0]} is annotated in {path.name} but not there"
+            gone = printable(self.folder / PARTS[part] / absent[0])
+            what = f"{gone[:300]} is annotated in {path.name} but not there"
             raise UserError(f"{what} ({len(absent)} of {len(found.images)} images are absent): unpack them again.")
         for what, count in found.repairs.items():
             log.warning("%s: %d %s", path, count, what)
-        return found
+        images = [{**image, "file_name": place} for image, place in zip(found.images, places, strict=True)]
+        return found._replace(images=images)
 
     def load_dense(self, split: SplitName, *, seed: int, select: bool) -> DenseSplit:
         part = source_of(self, split, select)
@@ -172,7 +176,7 @@ class Coco(DenseFolder):
         sizes = np.array([(image["height"], image["width"]) for image in images], dtype=np.int64).reshape(-1, 2)
         return DenseSplit(
             images=None,
-            paths=PathList(self.folder / PARTS[part], [image["file_name"] for image in images]),
+            paths=PathList(self.folder, [image["file_name"] for image in images]),
             rows=np.array([image["id"] for image in images], dtype=np.int64),
             sizes=sizes,
             objects=FileObjects(found, chosen, sizes, crowds=split != "train"),
@@ -225,8 +229,8 @@ def read_annotations(path: Path) -> Listing:
             an area is none, a mask cannot be decoded.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}): unpack it again.") from error
     parts = ("images", "annotations", "categories")
     absent = [part for part in parts if not (isinstance(content, dict) and isinstance(content.get(part), list))]
@@ -238,36 +242,43 @@ def read_annotations(path: Path) -> Listing:
     repairs: Counter[str] = Counter()
     for image in images.values():
         if not isinstance(image["file_name"], str):
-            raise UserError(f"{path}: image {image['id']} has the file name {image['file_name']!r}; it must be a text.")
+            raise UserError(
+                f"{path}: image {image['id']} has the file name {image['file_name']!r:.80}; it must be a text."
+            )
         if any(type(image[side]) is not int or image[side] < 1 for side in ("height", "width")):
-            what = f"{path}: image {image['id']} has height {image['height']!r} and width {image['width']!r}"
+            what = f"{path}: image {image['id']} has height {image['height']!r:.40} and width {image['width']!r:.40}"
             raise UserError(f"{what}; both must be whole numbers of px, at least 1.")
+        if image["height"] * image["width"] > MOST_PIXELS:
+            what = f"{path}: image {image['id']} has height {image['height']!r:.40} and width {image['width']!r:.40}"
+            raise UserError(f"{what}; an image may have {MOST_PIXELS:,} px.")
     entries: dict[int, list[dict[str, Any]]] = {identity: [] for identity in images}
     for number, entry in enumerate(content["annotations"], 1):
         if not isinstance(entry, dict):
-            raise UserError(f"{path}: annotation number {number} is {entry!r}; it must be an object of JSON.")
+            raise UserError(f"{path}: annotation number {number} is {entry!r:.80}; it must be an object of JSON.")
         where = f"{path}: annotation {entry.get('id', f'number {number}')}"
         if gone := [name for name in FIELDS if name not in entry]:
             raise UserError(f"{where} has no '{gone[0]}': complete it.")
         # An id of another type may be unhashable, or equal to a number only for a reader: "17".
         if type(entry["image_id"]) is not int or entry["image_id"] not in images:
-            raise UserError(f"{where} is of image {entry['image_id']!r}, which is not listed: add it or take this out.")
+            raise UserError(
+                f"{where} is of image {entry['image_id']!r:.80}, which is not listed: add it or take this out."
+            )
         if type(entry["category_id"]) is not int or entry["category_id"] not in categories:
             known = f"{len(categories)} categories, ids {min(categories, default=0)} to {max(categories, default=0)}"
-            raise UserError(f"{where} has category {entry['category_id']!r}, which is not among the {known}.")
+            raise UserError(f"{where} has category {entry['category_id']!r:.80}, which is not among the {known}.")
         if entry.get("iscrowd", 0) not in (0, 1):
-            raise UserError(f"{where} has 'iscrowd' {entry['iscrowd']!r}; it must be 0 or 1.")
+            raise UserError(f"{where} has 'iscrowd' {entry['iscrowd']!r:.80}; it must be 0 or 1.")
         image = images[entry["image_id"]]
         box = entry["bbox"]
         if not (isinstance(box, list) and len(box) == 4 and all(is_number(value) for value in box)):
-            raise UserError(f"{where} has the box {box!r}; it must be x, y, width, height in px.")
+            raise UserError(f"{where} has the box {box!r:.80}; it must be x, y, width, height in px.")
         x1, y1, x2, y2 = clip([box], image["height"], image["width"])[0].tolist()
         if x2 <= x1 or y2 <= y1:
             repairs[DROPPED] += 1
             continue
         if not (is_number(entry["area"]) and 0 <= entry["area"] <= MOST_AREA):
             raise UserError(
-                f"{where} has the area {entry['area']!r}; it must be a number of px, from 0 to {MOST_AREA:.0e}."
+                f"{where} has the area {entry['area']!r:.80}; it must be a number of px, from 0 to {MOST_AREA:.0e}."
             )
         if fault := decoding_fault(entry["segmentation"], image["height"], image["width"]):
             raise UserError(f"{where} of image {entry['image_id']} has no mask that can be decoded: {fault}.")
@@ -284,13 +295,46 @@ def by_id(items: list[dict[str, Any]], fields: tuple[str, ...], what: str, path:
     found: dict[int, dict[str, Any]] = {}
     for number, item in enumerate(items, 1):
         if not isinstance(item, dict):
-            raise UserError(f"{path}: {what} number {number} is {item!r}; it must be an object of JSON.")
+            raise UserError(f"{path}: {what} number {number} is {item!r:.80}; it must be an object of JSON.")
         if gone := [name for name in ("id", *fields) if name not in item]:
             raise UserError(f"{path}: {what} number {number} has no '{gone[0]}': complete it.")
-        if type(item["id"]) is not int or item["id"] in found:
-            raise UserError(f"{path}: {what} number {number} has the id {item['id']!r}; ids must be different numbers.")
+        if type(item["id"]) is not int or abs(item["id"]) >= 2**63 or item["id"] in found:
+            identity = f"{item['id']!r:.40}"
+            raise UserError(f"{path}: {what} number {number} has the id {identity}; ids must be different numbers.")
         found[item["id"]] = item
     return dict(sorted(found.items()))
+
+
+def file_places(folder: Path, part: str, names: Sequence[str]) -> list[str | None]:
+    """Where the images of a file of annotations are, below a folder: its own path for each name; None where it is not.
+
+    A name is a path below the part's folder, or below the folder that this is in (`train2017/1.jpg`).
+
+    Args:
+        folder: of the data set.
+        part: name of the part's folder.
+        names: as annotations give them.
+    """
+    flat = all("/" not in name for name in names)
+    held = set(os.listdir(folder / part)) if flat else below(folder / part)
+    other = part + "/"
+    places: list[str | None] = []
+    for name in names:
+        path = name if flat else posixpath.normpath(name)
+        if path in held:
+            places.append(other + path)
+        elif path.startswith(other) and path.removeprefix(other) in held:
+            places.append(path)
+        else:
+            places.append(None)
+    return places
+
+
+def below(folder: Path) -> set[str]:
+    """Paths of all files below a folder, relative to it and with forward slashes."""
+    return {
+        (Path(place) / name).relative_to(folder).as_posix() for place, _, names in os.walk(folder) for name in names
+    }
 
 
 def is_number(value: Any) -> bool:

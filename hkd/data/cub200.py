@@ -15,17 +15,19 @@ from jaxtyping import Float, Int, UInt8
 from hkd.data.base import OnCorrupt, PathList, Split, SplitName, digest
 from hkd.data.folder import (
     CACHE,
+    DECODING,
     ClassFolder,
     ClassFolderConfig,
     Entry,
+    arrays_of,
     content_digest,
     file_names,
     folder_names,
+    keep_arrays,
     source_of,
-    writable,
 )
+from hkd.data.images import Unreadable
 from hkd.errors import UserError
-from hkd.files import atomic_write
 from hkd.options import FolderName, Switch, options
 
 LISTS = {  # columns of each list; the first is always the id
@@ -35,6 +37,7 @@ LISTS = {  # columns of each list; the first is always the id
     "train_test_split.txt": "an image id and 1 (train) or 0 (test)",
 }
 BOXES = "bounding_boxes.txt"
+MOST_DIGITS = 9  # of an id
 
 
 class Listing(NamedTuple):
@@ -76,10 +79,6 @@ class Cub200(ClassFolder):
     expected: ClassVar[dict[str, int]] = {"classes": 200, "train": 5994, "test": 5794}
     checksum: ClassVar[dict[str, str]] = {"CUB_200_2011.tgz": "md5:97eceeb196236b17998738112f37df78"}
     Config = Cub200Config
-
-    @property
-    def num_classes(self) -> int:
-        return self.options.classes or (self.asked or {}).get("classes") or self.expected["classes"]
 
     @property
     def class_folders(self) -> bool:
@@ -147,6 +146,7 @@ class Cub200(ClassFolder):
         if len(found) != wanted:
             what = f"{self.folder} has {len(found)} {split} images, {wanted} are needed"
             raise UserError(f"{what}: complete it or set option 'expected'.")
+        self.check_classes(split, np.array([entry.label for entry in found], dtype=np.int64))
         return found
 
     def rows(self, split: str) -> Int[np.ndarray, " N"]:
@@ -181,18 +181,16 @@ class Cub200(ClassFolder):
         Remembered beside the data, for the content and the options that decide what is shown.
         """
         shown = {option: getattr(self.options, option) for option in ("image_size", "crop_pct", "boxes", "classes")}
-        path = self.folder / CACHE / f"{part}-{digest(self.content(), shown)[:32]}.npz"
-        if path.is_file():
-            with np.load(path, allow_pickle=False) as stored:
-                return stored["images"], stored["kept"], dict(stored["corrupt"].tolist())
+        path = self.folder / CACHE / f"{part}-{DECODING}-{digest(self.content(), shown)[:32]}.npz"
+        stored = arrays_of(path, {"images": np.uint8, "kept": np.int64, "corrupt": np.str_})
+        if stored is not None and stored["images"].shape[1:] == (3, self.image_size, self.image_size):
+            return stored["images"], stored["kept"], dict(stored["corrupt"].tolist())
         boxes = self.boxes()[self.rows(part)] if self.options.boxes else None
         images, kept, corrupt = decode(
             [self.folder / name for name in names], self.image_size, self.options.crop_pct, boxes
         )
-        if writable(path.parent):
-            pairs = np.array(list(corrupt.items()), dtype=np.str_).reshape(-1, 2)
-            with atomic_write(path) as temporary, open(temporary, "wb") as file:
-                np.savez(file, allow_pickle=False, images=images, kept=kept, corrupt=pairs)
+        pairs = np.array(list(corrupt.items()), dtype=np.str_).reshape(-1, 2)
+        keep_arrays(path, {"images": images, "kept": kept, "corrupt": pairs})
         return images, kept, corrupt
 
     def boxes(self) -> Float[np.ndarray, "N 4"]:
@@ -219,9 +217,16 @@ def read_list(path: Path, form: str) -> list[str]:
         form: what a line holds, for the message.
     """
     found: dict[int, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        place = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {place}, is not UTF-8: unpack the archive again, or rename the file.") from error
+    for number, line in enumerate(text.split("\n"), 1):
         first, _, rest = line.strip().partition(" ")
-        if not first.isdecimal() or not rest:
+        if not first:
+            continue
+        if not first.isdecimal() or len(first) > MOST_DIGITS or not rest:
             raise UserError(f"{path}, line {number}, is '{line[:40]}'; it must be {form}.")
         if int(first) in found:
             raise UserError(f"{path}, line {number}, has id {int(first)} twice: unpack the archive again.")
@@ -233,9 +238,11 @@ def read_list(path: Path, form: str) -> list[str]:
 
 def numbers(values: Sequence[str], low: int, high: int, path: Path) -> Int[np.ndarray, " N"]:
     """Whole numbers in [low, high]; UserError names the first other value."""
-    odd = [value for value in values if not (value.isdecimal() and low <= int(value) <= high)]
+    odd = [v for v in values if not (v.isdecimal() and len(v) <= MOST_DIGITS and low <= int(v) <= high)]
     if odd:
-        raise UserError(f"{path} has '{odd[0]}' where a number from {low} to {high} must be: unpack the archive again.")
+        raise UserError(
+            f"{path} has '{odd[0][:40]}' where a number from {low} to {high} must be: unpack the archive again."
+        )
     return np.array([int(value) for value in values], dtype=np.int64)
 
 
@@ -277,11 +284,16 @@ def decode(
     for place, path in enumerate(paths):
         try:
             image = sources.decode(path)
-        except RuntimeError:
-            corrupt[str(path)] = "not a readable image"
+        except Unreadable as error:
+            corrupt[str(path)] = str(error)
             continue
         if boxes is not None:
-            image = crop(image, *square(boxes[place].tolist(), *image.shape[1:]))
+            height, width = image.shape[1:]
+            left, top, wide, tall = boxes[place].tolist()
+            if left >= width or top >= height or left + wide <= 0 or top + tall <= 0:
+                what = f"{BOXES} has the box {left:g} {top:g} {wide:g} {tall:g} for {path}"
+                raise UserError(f"{what}, all of it outside its {width} x {height} px: unpack the archive again.")
+            image = crop(image, *square(boxes[place].tolist(), height, width))
         images[len(kept)] = evaluation.fit(image, None).numpy()
         kept.append(place)
     return images[: len(kept)], np.array(kept, dtype=np.int64), corrupt

@@ -5,7 +5,6 @@ Shapes: N images of a split, K objects of one image (K may be 0), H and W sides 
 """
 
 import json
-import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,8 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int, Int64, UInt8
 
 from hkd.data.base import DataSet, OnCorrupt, Split, SplitName
+from hkd.data.folder import check_link, scanned
+from hkd.data.images import Unreadable, read
 from hkd.errors import UserError
 from hkd.files import atomic_write
 from hkd.options import Count, FolderName, Size, options, together
@@ -95,15 +96,13 @@ class DenseSplit:
         if self.images is not None:
             return self.images[index]
         assert self.paths is not None
-        from hkd.data.loading.sources import (
-            decode,
-        )  # late, because planning imports this file and must not wait for torch
-
         path = self.paths[index]
         try:
-            image = decode(path).numpy()
-        except RuntimeError as error:
-            raise UserError(f"Cannot read image {path}: replace it.") from error
+            image = read(path)
+        except Unreadable as error:
+            raise UserError(
+                f"Cannot read image {path} ({error}): replace it, or ask to skip corrupt images."
+            ) from error
         if self.sizes is not None and image.shape[1:] != tuple(self.sizes[index].tolist()):
             height, width = self.sizes[index].tolist()
             found = f"{path} has {image.shape[2]} x {image.shape[1]} px"
@@ -209,9 +208,17 @@ class DenseFolder(DenseSet):
 
 
 def file_sizes(folder: Path) -> list[tuple[str, int]]:
-    """Names and sizes in bytes of all files in a folder, sorted."""
-    with os.scandir(folder) as found:
-        return sorted((entry.name, entry.stat().st_size) for entry in found if entry.is_file())
+    """Names and sizes in bytes of all files in a folder and below it, sorted."""
+    sizes = []
+    with scanned(folder) as found:
+        for entry in found:
+            if entry.is_file():
+                sizes.append((entry.name, entry.stat().st_size))
+            elif entry.is_dir(follow_symlinks=False):
+                sizes += [(f"{entry.name}/{name}", size) for name, size in file_sizes(Path(entry.path))]
+            else:
+                check_link(entry)
+    return sorted(sizes)
 
 
 def draw_subset(count: int, wanted: int | None, seed: int, name: str) -> Int[np.ndarray, " n"]:

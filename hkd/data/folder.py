@@ -6,9 +6,12 @@ Classes are numbered in the order of their sorted names.
 
 import hashlib
 import json
+import logging
 import os
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -19,13 +22,16 @@ from jaxtyping import Int
 from pydantic import Field, Strict
 
 from hkd.data.base import DataSet, OnCorrupt, PathList, Split, SplitName, balanced_subset, digest
+from hkd.data.images import is_image_name
 from hkd.errors import UserError
-from hkd.files import atomic_write, sha256
+from hkd.files import atomic_write, printable, sha256
 from hkd.options import Count, FolderName, Share, Size, options
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+log = logging.getLogger(__name__)
+
 HELD_OUT = 10  # one in so many training rows of each class is for validation
 CACHE = ".hkd-cache"  # folder for what can be computed again
+DECODING = 2  # raised where decoding changes: images that were remembered under another number are not used
 
 
 class Entry(NamedTuple):
@@ -87,7 +93,8 @@ class ClassFolder(DataSet):
 
     @property
     def num_classes(self) -> int:
-        return self.options.classes or self.expected.get("classes") or len(self.class_names)
+        asked = self.asked or {}
+        return self.options.classes or asked.get("classes") or self.expected.get("classes") or len(self.class_names)
 
     def part(self, split: str) -> Path:
         """The folder of the classes of "train" or "test"."""
@@ -143,19 +150,44 @@ class ClassFolder(DataSet):
         return found
 
     def entries(self, split: str) -> list[Entry]:
-        """Images of "train" or "test" with labels, sorted by class and name; only the classes asked for."""
+        """Images of "train" or "test" with labels, sorted by class and name; only the classes asked for.
+
+        Raises:
+            UserError: a class without images, or another number of them than is needed.
+        """
         part = self.part(split)
-        found = [
-            Entry(label, f"{part.name}/{name}/{file}")
-            for label, name in enumerate(self.class_names[: self.options.classes])
-            for file in file_names(part / name)
-        ]
+        found: list[Entry] = []
+        others = Counter({"images outside the class folders": len(file_names(part))})
+        for label, name in enumerate(self.class_names[: self.options.classes]):
+            files, left = listed(part / name)
+            found += [Entry(label, f"{part.name}/{name}/{file}") for file in files]
+            others += left
+        if +others:
+            log.warning("%s: left out %s", part, told(others))
         wanted = self.wanted_counts().get(split, len(found))
         if len(found) != wanted:
             raise UserError(
                 f"{part} has {len(found)} images, {wanted} are needed: complete it or set option 'expected'."
             )
+        self.check_classes(split, np.array([entry.label for entry in found], dtype=np.int64))
         return found
+
+    def check_classes(self, split: str, labels: Int[np.ndarray, " N"]) -> None:
+        """Say how many images the classes of "train" or "test" have, and raise UserError where one has none."""
+        counts = np.bincount(labels, minlength=self.num_classes)
+        empty = np.flatnonzero(counts == 0).tolist()
+        if empty:
+            name = self.class_names[empty[0]]
+            place = self.part(split) / name
+            more = f" ({len(empty)} of {len(counts)} classes have none)" if len(empty) > 1 else ""
+            left = listed(place)[1] if place.is_dir() else {}
+            held = f"; left out were {told(left)}" if left else ""
+            what = f"Class '{name}' has no {split} images that can be read, in {place}{more}{held}"
+            raise UserError(f"{what}: put images there, or take the class out.")
+        log.info(
+            "%s, %s: %d classes of %d to %d images, %d in all",
+            *(self.name, split, len(counts), counts.min(), counts.max(), counts.sum()),
+        )
 
     def load(self, split: SplitName, *, seed: int, select: bool, on_corrupt: OnCorrupt = "stop") -> Split:
         found = self.entries(source_of(self, split, select))
@@ -211,14 +243,71 @@ def source_of(data: DataSet, split: SplitName, select: bool) -> str:
     return "test" if split == "test" else "train"
 
 
+@contextmanager
+def scanned(folder: Path) -> "Iterator[Iterator[os.DirEntry[str]]]":
+    """What a folder holds. Raises UserError where it cannot be listed."""
+    try:
+        with os.scandir(folder) as found:
+            yield found
+    except OSError as error:
+        raise UserError(f"Cannot list {printable(folder)} ({error.strerror}): mend the folder.") from error
+
+
+def check_names(folder: Path, names: list[str]) -> list[str]:
+    """The names, sorted. Raises UserError where one is not UTF-8."""
+    try:
+        "".join(names).encode()
+    except UnicodeEncodeError:
+        odd = next(printable(name) for name in names if printable(name) != name)
+        raise UserError(f"{printable(folder)} has a name that is not UTF-8 ('{odd}'): rename it.") from None
+    return sorted(names)
+
+
+def check_link(entry: "os.DirEntry[str]") -> None:
+    """Raise UserError for a link that leads nowhere."""
+    if entry.is_symlink() and not os.path.exists(entry.path):
+        raise UserError(f"{printable(entry.path)} is a link that leads nowhere: mend it or take it out.")
+
+
 def folder_names(folder: Path) -> list[str]:
-    with os.scandir(folder) as found:
-        return sorted(entry.name for entry in found if entry.is_dir() and not entry.name.startswith("."))
+    """Names of the folders in a folder, sorted; without hidden ones."""
+    names = []
+    with scanned(folder) as found:
+        for entry in found:
+            if entry.is_dir() and not entry.name.startswith("."):
+                names.append(entry.name)
+            elif not entry.is_file():
+                check_link(entry)
+    return check_names(folder, names)
 
 
 def file_names(folder: Path) -> list[str]:
-    with os.scandir(folder) as found:
-        return sorted(entry.name for entry in found if entry.name.lower().endswith(SUFFIXES))
+    """Names of the images in a folder, sorted."""
+    return listed(folder)[0]
+
+
+def listed(folder: Path) -> tuple[list[str], Counter[str]]:
+    """Names of the images in a folder, sorted, and what else is there: its kind -> how many."""
+    images: list[str] = []
+    others: Counter[str] = Counter()
+    with scanned(folder) as found:
+        for entry in found:
+            if not is_image_name(entry.name):
+                suffix = Path(printable(entry.name)).suffix.lower()[:20]
+                kind = f"{suffix} files" if suffix else "files without a suffix"
+                others["folders" if entry.is_dir() else "hidden files" if entry.name.startswith(".") else kind] += 1
+            elif entry.is_file():
+                images.append(entry.name)
+            else:
+                check_link(entry)
+                others["folders called as images are" if entry.is_dir() else "devices"] += 1
+    return check_names(folder, images), others
+
+
+def told(others: Mapping[str, int]) -> str:
+    """Counts in words, the largest first: `.tif files (3), folders (1)`."""
+    ordered = sorted(others.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{kind} ({count})" for kind, count in ordered if count)
 
 
 def row_numbers(names: list[str]) -> Int[np.ndarray, " N"]:
@@ -232,8 +321,11 @@ def row_numbers(names: list[str]) -> Int[np.ndarray, " N"]:
 def content_digest(folder: Path, names: Iterable[str]) -> str:
     """SHA-256 over names and contents of files; remembered as long as no name, size or time of change differs."""
     names = list(names)
-    stats = [(name, stat.st_size, stat.st_mtime_ns) for name in names if (stat := os.stat(folder / name))]
-    return remembered(folder, digest(stats), lambda: digest([(name, sha256(folder / name)) for name in names]))
+    try:
+        stats = [(name, stat.st_size, stat.st_mtime_ns) for name in names if (stat := os.stat(folder / name))]
+        return remembered(folder, digest(stats), lambda: digest([(name, sha256(folder / name)) for name in names]))
+    except OSError as error:
+        raise UserError(f"Cannot read {printable(error.filename)} ({error.strerror}): mend or replace it.") from error
 
 
 def listing_digest(folder: Path, parts: Iterable[Path]) -> str:
@@ -254,15 +346,63 @@ def listing_digest(folder: Path, parts: Iterable[Path]) -> str:
 def remembered(folder: Path, state: str, compute: Any) -> str:
     """`compute()`, kept in the cache folder under the state it was computed for; not kept where that is read-only."""
     path = folder / CACHE / "content.json"
-    if path.is_file():
-        known = json.loads(path.read_text())
-        if known.get("state") == state:
-            return known["content"]
+    known = kept_content(path, state)
+    if known is not None:
+        return known
     content = compute()
-    if writable(path.parent):
-        with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps({"state": state, "content": content}))
+    keep(path, lambda temporary: temporary.write_text(json.dumps({"state": state, "content": content})))
     return content
+
+
+def kept_content(path: Path, state: str) -> str | None:
+    """What `remembered` kept for this state; None where there is nothing, or something damaged."""
+    try:
+        known = json.loads(path.read_text())
+        right = known["state"] == state and re.fullmatch("[0-9a-f]{64}", known["content"])
+        return known["content"] if right else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def arrays_of(path: Path, kinds: Mapping[str, type]) -> dict[str, np.ndarray] | None:
+    """Arrays that were kept, by name; None where they are not there, damaged, or not of these kinds.
+
+    Args:
+        path: in the cache folder.
+        kinds: NumPy's type of each; all are equally long but for `corrupt`, pairs of a path and a reason.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in kinds}
+    except Exception as error:  # damage shows in every way, and all of it can be computed again
+        log.warning("%s is damaged (%s): its content is computed again", path, type(error).__name__)
+        return None
+    lengths = {len(array) for name, array in arrays.items() if array.ndim and name != "corrupt"}
+    right = all(np.issubdtype(arrays[name].dtype, kind) for name, kind in kinds.items())
+    return arrays if right and len(lengths) == 1 and arrays["corrupt"].shape[1:] == (2,) else None
+
+
+def keep_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Keep arrays for `arrays_of`, where that can be written."""
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:
+            np.savez(file, allow_pickle=False, **dict(arrays))
+
+    keep(path, write)
+
+
+def keep(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file of the cache folder, which can be computed again: that it cannot be written is only said."""
+    if not writable(path.parent):
+        return
+    try:
+        with atomic_write(path) as temporary:
+            write(temporary)
+    except OSError as error:
+        log.warning("%s could not be written (%s): it will be computed again", path, error.strerror)
 
 
 def writable(folder: Path) -> bool:

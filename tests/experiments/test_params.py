@@ -43,3 +43,32 @@ def test_null_is_the_default(tmp_path):
 def test_a_mistake_is_one_sentence_with_its_line(tmp_path, text, sentence):
     with pytest.raises(UserError, match=sentence):
         load(tmp_path, text)
+
+
+BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 40))
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (BOMB.encode(), r"^params\.yaml:\d: a\d: this has more than 200,000 values"),
+        (b"recipe: " + b"[" * 100_000, r"^params\.yaml is nested too deeply"),
+        ("\n".join(" " * i + "a:" for i in range(800)).encode(), r"^params\.yaml is nested too deeply"),
+        (b"profile: a\0b", r"^params\.yaml:1: not valid YAML"),
+        (b"seeds: 1\nprofile: caf\xe9", r"^params\.yaml:2: not UTF-8"),
+        (b"recipe: {lr: 2020-01-01}", r"^params\.yaml:1: recipe\.lr: 2020-01-01 is no text"),
+        (b"recipe: {lr: 2020-13-41}", r"^params\.yaml is not valid YAML: month"),
+        (b"recipe: {lr: .nan}", r"^params\.yaml:1: recipe\.lr: nan is no text, truth value or finite number"),
+        (b"recipe: !!python/object:os.system x", r"is no text, truth value or finite number"),
+        (b"recipe: {lr: " + b"9" * 5000 + b"}", r"^params\.yaml is not valid YAML"),
+    ],
+)
+def test_what_is_no_plain_document_is_refused_quickly(tmp_path, content, sentence):
+    (tmp_path / "params.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=sentence):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path):
+    (tmp_path / "params.yaml").write_bytes(b"\xef\xbb\xbfseeds: 2\n")
+    assert load_params(tmp_path / "params.yaml").seeds == 2

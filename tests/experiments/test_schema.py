@@ -190,3 +190,12 @@ def test_a_drawing_that_does_not_exist_is_one_sentence_with_its_place(files):
     files("tables", "hybrid_fig2", "drawing: hybrid_heads\n", "")
     with pytest.raises(UserError, match=r"fig2.yaml:\d+: .*unknown drawing 'hybrid_fig2'"):
         schema.load_table("hybrid_fig2")
+
+
+@pytest.mark.usefixtures("files")
+def test_a_profile_that_extends_itself_is_refused():
+    for name, other in (("a", "b"), ("b", "a"), ("c", "c")):
+        (schema.HERE / "profiles" / f"{name}.yaml").write_text(f"name: {name}\nextends: {other}\n")
+    for name, chain in (("a", "'a' extends 'b' extends 'a'"), ("c", "'c' extends 'c'")):
+        with pytest.raises(UserError, match=rf"profiles/{name}\.yaml:2: extends: {chain}: one of them"):
+            schema.read_profile(name)

@@ -220,3 +220,36 @@ def test_the_real_subset_is_read_and_remembered(tmp_path):
     assert first.rows.max() < 50_000
     assert np.array_equal(take(data, "train").images, first.images)
     assert decoding < 30
+
+
+def test_labels_must_be_as_many_as_images_and_numbers_of_classes(tmp_path):
+    write_pickles(tmp_path / "short", fine_labels=[i % 100 for i in range(199)])
+    with pytest.raises(UserError, match="has 200 images, but 199 labels"):
+        take(Cifar100({}, tmp_path / "short"), "train")
+    write_pickles(tmp_path / "high", fine_labels=[100] * 200)
+    with pytest.raises(UserError, match="whole numbers from 0 to 99"):
+        take(Cifar100({}, tmp_path / "high"), "train")
+
+
+def test_the_folder_that_is_asked_for_comes_before_pickles_beside_it(tmp_path):
+    write_folders(write_pickles(tmp_path))
+    assert len(take(Cifar100({"classes": 3}, tmp_path), "train")) == 60
+    assert len(take(Cifar100({"folder": "cifar-100-python"}, tmp_path), "train")) == 200
+    assert "is not at" in Cifar100({"folder": "mine"}, tmp_path).missing()
+
+
+def test_images_of_sixteen_bits_in_class_folders_are_scaled(tmp_path):
+    write_folders(tmp_path)
+    path = sorted((tmp_path / "cifar100/train/apple").iterdir())[0]
+    path.unlink()
+    Image.fromarray(np.full((32, 32), 257 * 77, np.uint16)).save(path.with_suffix(".png"))
+    assert (take(Cifar100({"classes": 3}, tmp_path), "train").images[0] == 77).all()
+
+
+@pytest.mark.parametrize("keep", [0, 10, 500, -40])
+def test_a_damaged_memory_of_images_is_made_again(tmp_path, keep):
+    write_folders(tmp_path)
+    first = take(Cifar100({"classes": 3}, tmp_path), "train")
+    (path,) = (tmp_path / "cifar100" / CACHE).glob("train-*.npz")
+    path.write_bytes(path.read_bytes()[:keep])
+    assert np.array_equal(take(Cifar100({"classes": 3}, tmp_path), "train").images, first.images)

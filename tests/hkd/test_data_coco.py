@@ -343,3 +343,41 @@ def test_listing_keeps_annotations_with_their_images(root):
     groups = [listing.entries[index] for index in range(3)]
     assert [[entry["id"] for entry in group] for group in groups] == [[1, 2], [4, 5], []]
     assert listing.categories == {3: 0, 17: 1, 90: 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [("cam/001.png", "cam/001.png"), ("train2017/001.png", "001.png"), ("./001.png", "001.png")],
+)
+def test_images_are_found_by_paths_below_their_folder_or_the_data_set(root, name, place):
+    path = root / "coco/annotations/instances_train2017.json"
+    content = json.loads(path.read_text())
+    next(image for image in content["images"] if image["id"] == 1)["file_name"] = name
+    path.write_text(json.dumps(content))
+    folder = root / "coco/train2017"
+    (folder / place).parent.mkdir(exist_ok=True)
+    (folder / "001.png").rename(folder / place)
+    assert take(root).paths[0] == folder / place
+    assert take(root).image(0).max() == 10
+
+
+@pytest.mark.parametrize("name", ["../val2017/001.png", "/etc/hostname", "\ud800.png", "a\0.png"])
+def test_paths_that_leave_the_folder_are_not_followed(root, name):
+    path = root / "coco/annotations/instances_train2017.json"
+    content = json.loads(path.read_text())
+    content["images"][0]["file_name"] = name
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"annotated in .* but not there") as caught:
+        take(root)
+    str(caught.value).encode()
+
+
+@pytest.mark.parametrize(("height", "id_"), [(10**400, 1), (10**9, 1), (5, 10**30)])
+def test_numbers_that_no_image_has_are_refused(root, height, id_):
+    path = root / "coco/annotations/instances_train2017.json"
+    content = json.loads(path.read_text())
+    content["images"][0].update(height=height, id=id_)
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"an image may have|ids must be different numbers") as caught:
+        take(root)
+    assert len(str(caught.value)) < 400

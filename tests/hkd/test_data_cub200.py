@@ -324,3 +324,19 @@ def test_the_real_birds_are_read_in_both_layouts(tmp_path):
     assert birds.images.shape == (60, 3, 64, 64)
     assert birds.images.std() > 20
     assert sources.decode(take(listed, "train").paths[0]).shape[0] == 3
+
+
+def test_blank_lines_and_a_byte_order_mark_are_no_damage_but_latin_1_is_told(root):
+    path = root / "CUB_200_2011/images.txt"
+    content = path.read_bytes()
+    path.write_bytes(b"\xef\xbb\xbf" + content + b"\n\n")
+    assert len(take(cub(root), "train")) == 3 * TRAIN
+    path.write_bytes(content + b"40 001.Bird/caf\xe9.jpg\n")
+    with pytest.raises(UserError, match=r"images\.txt, line 40, is not UTF-8"):
+        take(cub(root), "train")
+
+
+def test_a_box_wholly_outside_its_photo_is_refused(root):
+    rewrite(root, "bounding_boxes.txt", lambda lines: ["1 5000 5 10 10", *lines[1:]])
+    with pytest.raises(UserError, match=r"box 5000 5 10 10 for .*, all of it outside its"):
+        [take(cub(root, boxes=True), part) for part in ("train", "test")]

@@ -208,3 +208,46 @@ def test_the_tiny_imagenet_sample_is_read(tmp_path):
     assert batch.x.shape == (100, 3, 56, 56)
     assert 0.2 < batch.x.mean().item() < 0.7
     assert np.bincount(take(data, "train").labels).tolist() == [60] * 5
+
+
+def test_a_part_that_is_named_by_its_counts_has_so_many_classes(tree):
+    data = imagenet(tree, classes=None, expected={"classes": 3})
+    assert data.num_classes == 3
+    assert len(take(imagenet(tree, classes=None, expected={"classes": 3}, n_train=2), "train")) == 6
+
+
+def test_what_is_no_image_is_left_out_and_said(tree, caplog):
+    place = tree / "imagenet/train/n01"
+    (place / "._n01_0.JPEG").write_bytes(b"Mac OS X")
+    (place / "notes.txt").write_text("x")
+    (place / "more").mkdir()
+    (place / "x.png").mkdir()
+    assert len(take(imagenet(tree), "train")) == 60
+    for what in ("hidden files (1)", ".txt files (1)", "folders (1)", "folders called as images are (1)"):
+        assert what in caplog.text
+
+
+def test_a_class_without_images_is_named_with_what_is_there_instead(tree):
+    for path in (tree / "imagenet/train/n02").iterdir():
+        path.rename(path.with_suffix(".tif"))
+    with pytest.raises(UserError, match=r"^Class 'n02' has no train images .*left out were \.tif files \(20\)"):
+        take(imagenet(tree), "train")
+    assert len(take(imagenet(tree), "test")) == 9
+
+
+def test_links_that_lead_nowhere_and_names_that_are_not_utf8_are_told(tree):
+    path = tree / "imagenet/train/n01/gone.jpg"
+    path.symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"gone\.jpg is a link that leads nowhere"):
+        imagenet(tree).fingerprint()
+    path.unlink()
+    os.close(os.open(os.fsencode(path.parent) + b"/caf\xe9.jpg", os.O_CREAT))
+    with pytest.raises(UserError, match=r"not UTF-8 \('.*caf\\xe9\.jpg'\): rename it"):
+        take(imagenet(tree), "train")
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"state": 1}', '{"state": 1, "content": 2}', "\0"])
+def test_a_damaged_memory_of_the_content_is_computed_again(tree, damage):
+    right = imagenet(tree).fingerprint()
+    (tree / "imagenet" / CACHE / "content.json").write_text(damage)
+    assert imagenet(tree).fingerprint() == right

@@ -111,13 +111,12 @@ class DenseLoader(BatchLoader[DenseBatch]):
         for place, position in enumerate(positions.tolist()):
             try:
                 image = torch.as_tensor(self.dense.image(position))
+                found.append(self.show(image, position, draws and Draws(*(part[place] for part in draws))))
             except UserError as error:
                 if self.on_corrupt == "stop":
                     raise
                 corrupt[self.dense.file_name(position)] = str(error)
                 found.append(None)
-            else:
-                found.append(self.show(image, position, draws and Draws(*(part[place] for part in draws))))
         shown = [place for place, example in enumerate(found) if example is not None]
         if not shown:
             return Loaded(None, corrupt)

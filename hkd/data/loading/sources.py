@@ -3,7 +3,6 @@
 Shapes: N images of a split, b images of one process's part of a batch, S their side in px.
 """
 
-import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,10 +11,10 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
+from hkd.data import images
 from hkd.data.loading.augment import Augment, Draws, to_float
 
 VIEW_BYTES = 2**29  # memory for precomputed views; beyond it a view is computed again when its epoch comes
@@ -85,13 +84,13 @@ class FileSource:
             if view not in self.drawn:
                 self.drawn = {view: self.augment.draw_view(len(self.paths), view)}
             draws = self.drawn[view][index]
-        images, corrupt = self.read(index, draws)
-        shown = [place for place in range(len(index)) if place in images]
+        found, corrupt = self.read(index, draws)
+        shown = [place for place in range(len(index)) if place in found]
         if not shown:
             return Shown(torch.empty(0, 3, self.size, self.size), index[:0], corrupt)
         if self.fill:  # the next readable one, cyclically, stands in
             shown = [next((p for p in shown if p >= place), shown[0]) for place in range(len(index))]
-        batch = torch.stack([images[place] for place in shown])
+        batch = torch.stack([found[place] for place in shown])
         if self.augment is None or draws is None:
             x = to_float(batch)
         else:
@@ -100,17 +99,17 @@ class FileSource:
 
     def read(self, index: Int[Tensor, " b"], draws: Draws | None) -> tuple[dict[int, Tensor], dict[str, str]]:
         """Decoded and cropped images by their place in the batch, and what could not be read."""
-        images: dict[int, Tensor] = {}
+        shown: dict[int, Tensor] = {}
         corrupt: dict[str, str] = {}
         for place, position in enumerate(index.tolist()):
             path = self.paths[position]
             try:
                 image = decode(path)
-            except RuntimeError:
-                corrupt[str(path)] = "not a readable image" if path.is_file() else "no such file"
+            except images.Unreadable as error:
+                corrupt[str(path)] = str(error)
             else:
-                images[place] = self.fit(image, None if draws is None else draws[place : place + 1])
-        return images, corrupt
+                shown[place] = self.fit(image, None if draws is None else draws[place : place + 1])
+        return shown, corrupt
 
     def fit(self, image: UInt8[Tensor, "3 H W"], draw: Draws | None) -> UInt8[Tensor, "3 S S"]:
         """RandomResizedCrop where the recipe has it, else the centre crop of the resized image; bicubic."""
@@ -125,8 +124,5 @@ class FileSource:
 
 
 def decode(path: Path) -> UInt8[Tensor, "3 H W"]:
-    """An image file in colour. Raises RuntimeError for what is no readable image."""
-    with warnings.catch_warnings():
-        # torchvision announces that decoding moves to a package of its own; here it is the faster one at hand.
-        warnings.filterwarnings("ignore", "The image decoding", DeprecationWarning)
-        return decode_image(str(path), ImageReadMode.RGB)
+    """An image file in colour. Raises `images.Unreadable`."""
+    return torch.from_numpy(images.read(path))
