@@ -74,13 +74,14 @@ def traced(
     Raises:
         UserError: a library that does not carry them out.
     """
-    places_of = {side: place_of(side, flock) for side in sides}
-    missing = [side for side in sides if not places_of[side].is_file()]
+    paths = [place_of(side, flock) for side in sides]
+    missing = {path: side for path, side in zip(paths, sides, strict=True) if not path.is_file()}
     parts = shares(flock, max(1, cores() // max(1, len(missing))))
-    folders = {
-        side: [scratch / f"{number}-{part}" for part in range(len(parts))] for number, side in enumerate(missing)
-    }
-    jobs = [(side, part, folder) for side in missing for part, folder in zip(parts, folders[side], strict=True)]
+    jobs = [
+        (side, part, scratch / f"{path.name}-{number}")
+        for path, side in missing.items()
+        for number, part in enumerate(parts)
+    ]
     began = told = time.monotonic()
     with running(jobs, samples) as processes:
         while any(process.poll() is None for process in processes):
@@ -93,12 +94,9 @@ def traced(
         if not (folder / "finished").is_file():
             last = (folder / "log").read_text().strip().splitlines()[-1:] or ["no message"]
             raise UserError(f"The library in {side.root} did not carry out the canaries: {last[0]}")
-    for side in missing:
-        keep(
-            joined([read_trace(folder, part) for part, folder in zip(parts, folders[side], strict=True)]),
-            places_of[side],
-        )
-    return [kept(places_of[side]) for side in sides]
+    for path, side in missing.items():
+        keep(joined(read_trace(folder, part) for of, part, folder in jobs if of is side), path)
+    return [kept(path) for path in paths]
 
 
 @contextmanager
