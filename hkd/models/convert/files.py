@@ -2,8 +2,8 @@
 
 One tolerance for our own files, timm's and the authors': tensors lie at the top or under "model" or "state_dict";
 `module.` and `_orig_mod.` before all names go; buffers that models derive are left out; counters of batch norms, which
-torch before 0.4.1 did not have, are zero. The command line, paths, and NumPy's numbers and arrays beside the weights are
-passed over unread. Everything else is refused in a sentence.
+torch before 0.4.1 did not have, are zero. The command line, paths, and NumPy's numbers and arrays beside the weights
+are passed over unread. Everything else is refused in a sentence.
 """
 
 import os
