@@ -86,9 +86,11 @@ def _adapted(net: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
     own = net.state_dict()
     state = fitted(state, net)
     given, wanted = state.get("pos_embed"), own.get("pos_embed")
-    if given is None or wanted is None or given.shape == wanted.shape or given.shape[::2] != wanted.shape[::2]:
+    grid = getattr(getattr(net, "patch_embed", None), "grid_size", None)
+    if given is None or wanted is None or grid is None or given.shape == wanted.shape or given.ndim != 3:
         return state
-    grid = net.patch_embed.grid_size
+    if given.shape[::2] != wanted.shape[::2]:
+        return state
     prefix = wanted.shape[1] - math.prod(grid)
     side = math.isqrt(max(given.shape[1] - prefix, 0))
     if side**2 + prefix == given.shape[1]:
