@@ -126,10 +126,7 @@ def as_timm(
             and taps.logits.allclose(plain)
             and taps.pooled.ndim == 2
             and all(x.ndim == 4 and x.shape[2] == x.shape[3] for x in (taps.final, *taps.stages.values()))
-            and (
-                not isinstance(family, TimmFamily)
-                or all(map(torch.equal, alone(net, images, card), taps.stages.values()))
-            )
+            and (not isinstance(family, TimmFamily) or unchanged(net, images, card, taps.stages))
         )
     except UserError:
         raise
