@@ -74,10 +74,15 @@ class Overwritten(UserError):
         self.keys = keys
 
 
-def is_channels_first(map_: Tensor) -> bool:
-    """Whether a map of square images is [B, D, H, W] by its shape: H = W, and D is another number (or all are 1)."""
-    _, depth, height, width = map_.shape
-    return height == width and (depth != height or depth == 1)
+def layout_of(maps: Collection[Tensor]) -> str | None:
+    """Whether the maps of a model are "NCHW" by their shapes; None where these do not tell.
+
+    Images are square, so that the last two axes of a map [B, D, H, W] are equal; where D is that number too, another map
+    of the same model must tell.
+    """
+    square = all(map_.shape[2] == map_.shape[3] for map_ in maps)
+    told = any(map_.shape[1] != map_.shape[2] or map_[0].numel() == 1 for map_ in maps)
+    return "NCHW" if square and told else None
 
 
 class NamedFamily(Family):
@@ -194,7 +199,7 @@ class NamedFamily(Family):
                 f"[B, N, D]."
             )
         if value.ndim == 4:
-            return self.channels_first(value, name), None
+            return self.channels_first(found, key), None
         side = math.isqrt(max(0, value.shape[1] - self.prefix))
         if side == 0 or side**2 != value.shape[1] - self.prefix:
             raise UserError(
@@ -204,15 +209,18 @@ class NamedFamily(Family):
         prefix = value[:, : self.prefix] if self.prefix else None
         return tokens_to_map(value[:, self.prefix :], (side, side)), prefix
 
-    def channels_first(self, value: Tensor, name: str) -> Tensor:
-        """A map as [B, D, H, W]. Images are square, so that the axis that differs from the others is the channels'."""
-        layout = self.layout or ("NCHW" if is_channels_first(value) else None)
+    def channels_first(self, found: Mapping[Any, Any], key: Any) -> Tensor:
+        """A recorded map as [B, D, H, W]."""
+        maps = {other: x for other, x in found.items() if other != "pooled" and isinstance(x, Tensor) and x.ndim == 4}
+        layout = self.layout or layout_of(maps.values())
         if layout is None:
+            unclear = next((other for other, x in maps.items() if x.shape[2] != x.shape[3]), key)
             raise UserError(
-                f"{self.where}: module '{name}' of the {self.who} gives {[*value.shape]}, which does not tell channels "
-                f'from height and width: say "layout": "NHWC" (channels last, as in Swin) or "NCHW".'
+                f"{self.where}: module '{self.places[unclear]}' of the {self.who} gives {[*maps[unclear].shape]}, which "
+                f'does not tell channels from height and width: say "layout": "NHWC" (channels last, as in Swin) or '
+                f'"NCHW".'
             )
-        return value if layout == "NCHW" else value.permute(0, 3, 1, 2)
+        return maps[key] if layout == "NCHW" else maps[key].permute(0, 3, 1, 2)
 
     def pooled_of(self, found: Mapping[Any, Any], final: Tensor | None, nothing: Tensor) -> Tensor:
         """The penultimate feature [B, D]."""

@@ -536,7 +536,9 @@ def test_maps_with_channels_last_are_asked_for_and_read():
     torch.testing.assert_close(net.head(student(images()).pooled), student(images()).logits)
 
 
-def test_a_map_as_wide_as_its_grid_needs_its_layout_told():
+def test_a_map_as_wide_as_its_grid_is_told_by_another_or_in_words():
+    student = tapped(Net(width=4), NAMES)
+    assert student.info.stages == {1: (4, 16, 16), 2: (8, 8, 8), 3: (16, 4, 4), 4: (16, 2, 2)}
     net = Last(8)
     with pytest.raises(UserError, match=r"gives \[1, 8, 8, 8\], which does not tell"):
         tapped(net, BODY)
