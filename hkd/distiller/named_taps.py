@@ -77,8 +77,8 @@ class Overwritten(UserError):
 def layout_of(maps: Collection[Tensor]) -> str | None:
     """Whether the maps of a model are "NCHW" by their shapes; None where these do not tell.
 
-    Images are square, so that the last two axes of a map [B, D, H, W] are equal; where D is that number too, another map
-    of the same model must tell.
+    Images are square, so that the last two axes of a map [B, D, H, W] are equal; where D is that number too, another
+    map of the same model must tell.
     """
     square = all(map_.shape[2] == map_.shape[3] for map_ in maps)
     told = any(map_.shape[1] != map_.shape[2] or map_[0].numel() == 1 for map_ in maps)
@@ -216,9 +216,9 @@ class NamedFamily(Family):
         if layout is None:
             unclear = next((other for other, x in maps.items() if x.shape[2] != x.shape[3]), key)
             raise UserError(
-                f"{self.where}: module '{self.places[unclear]}' of the {self.who} gives {[*maps[unclear].shape]}, which "
-                f'does not tell channels from height and width: say "layout": "NHWC" (channels last, as in Swin) or '
-                f'"NCHW".'
+                f"{self.where}: module '{self.places[unclear]}' of the {self.who} gives {[*maps[unclear].shape]}, "
+                f'which does not tell channels from height and width: say "layout": "NHWC" (channels last, as in Swin) '
+                f'or "NCHW".'
             )
         return maps[key] if layout == "NCHW" else maps[key].permute(0, 3, 1, 2)
 
