@@ -122,7 +122,7 @@ class Distiller(nn.Module):
         if kind.prepare is not Method.prepare:
             known = samples_of(method, samples, tapped.info.classes)
             adapters.prepare(known)
-            self.labels = class_index(known.labels).cpu()
+            self.labels = known.labels.cpu()
         self.step = GivenStep(tapped, adapters, needs)
         if self.step.dtype != torch.float32:
             adapters.to(self.step.dtype)
