@@ -23,9 +23,10 @@ from analysis.looking.attention import patch_grid
 from hkd import registry
 from hkd.errors import UserError
 from hkd.models.cards.zoo import ZOO
+from hkd.models.convert.files import classes_of, read_weights
 from hkd.models.families.base import family_of
 from hkd.models.tap_model import TapModel
-from hkd.models.weights import load_weights, read_weights
+from hkd.models.weights import load_weights
 from hkd.spec import ModelCard
 from hkd.training.rng import seed_all
 
@@ -212,7 +213,7 @@ def _from_file(name: Name, file: Path, size: tuple[int, int] | None) -> nn.Modul
     names = {path for path, module in net.named_modules() if any(module is head for head in heads)}
     state = read_weights(file)
     found = [state[f"{path}.weight"] for path in sorted(names) if f"{path}.weight" in state]
-    return _build(name, size, len(found[0]) if found else 0)
+    return _build(name, size, classes_of(found[0]) if found else 0)
 
 
 def _published(arch: str, size: tuple[int, int] | None) -> Any:

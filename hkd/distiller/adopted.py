@@ -1,14 +1,14 @@
 """Networks that somebody else built, behind the taps contract."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hkd.distiller.named_taps import STAGES, NamedFamily, PartialInfo, StageShapes, TapNames
-from hkd.distiller.timm_models import is_timm, timm_card, timm_family, timm_stages, unknown_taps
+from hkd.distiller.named_taps import STAGES, NamedFamily, Overwritten, PartialInfo, StageShapes, TapNames
+from hkd.distiller.timm_models import TimmFamily, is_timm, timm_card, timm_family, timm_stages, unknown_taps
 from hkd.errors import UserError
 from hkd.models.families.base import Family
 from hkd.models.hooks import evaluation_mode
@@ -68,41 +68,112 @@ def adopted(
         raise UserError(f"The {who} has no parameters.")
     # Not zeros: models that begin with a norm could not tell two wrong readings of them apart.
     images = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(first)
-    family: Family
     with torch.no_grad(), evaluation_mode(net):
+        plain = answer(net, who, images)
         if is_timm(net) and (taps is None or indexed):
-            family = timm_family(net)
-            card = replace(timm_card(net, family, side), stages=timm_stages(net, family, who, images, stages))
-        else:
-            family = NamedFamily(net, who, taps)
-            card = ModelCard(name=f"the {who}", family=family.name, arch=type(net).__name__, image_size=side)
-        info = measure(net, family, card, who, images)
-    return card, Built(net, family, GivenImages(card.name, side, stats, first), info)
+            try:
+                family, card, info = as_timm(net, who, images, stages, plain)
+                return card, Built(net, family, GivenImages(card.name, side, stats, first), info)
+            except UserError:
+                if indexed:
+                    raise
+        # Of a timm class that cannot be read the logits alone are known, as of any module.
+        named = NamedFamily(net, who, taps)
+        named.who = f"{who}, a timm {type(net).__name__}" if is_timm(net) and taps is None else who
+        card = ModelCard(name=f"the {who}", family=named.name, arch=type(net).__name__, image_size=side)
+        info = as_named(net, named, card, images)
+    return card, Built(net, named, GivenImages(card.name, side, stats, first), info)
 
 
-def measure(net: Any, family: Family, card: ModelCard, who: str, images: Tensor) -> TapInfo:
-    """Shapes of all taps that a module has, after a look at whether they are those of the module itself.
+def answer(net: nn.Module, who: str, images: Tensor) -> Any:
+    """What a module gives for images.
 
     Raises:
-        UserError: a timm class that is not read rightly.
+        UserError: it does not take them.
     """
-    if isinstance(family, NamedFamily):
+    try:
+        return net(images)
+    except UserError:
+        raise
+    except Exception as error:  # whatever somebody else's module raises
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"The {who} does not take images {[*images.shape]} of {images.dtype}: {first}") from error
+
+
+def as_timm(
+    net: Any, who: str, images: Tensor, stages: Mapping[int, int], plain: Any
+) -> tuple[Family, ModelCard, TapInfo]:
+    """How a timm model is run, and the shapes of its taps, after a look at whether they are those of the model itself.
+
+    Args:
+        net: the model.
+        who: "student", or a teacher's role.
+        images: square ones.
+        stages: their indices, if given.
+        plain: what the model gives for the images.
+
+    Raises:
+        UserError: its class is not read rightly.
+    """
+    family = timm_family(net)
+    try:
+        card = timm_card(net, family, images.shape[-1])
+        card = replace(card, stages=timm_stages(net, family, who, images, stages))
+        taps = family.forward(net, card, images, Want(stages=STAGES))
+        right = (
+            isinstance(plain, Tensor)
+            and taps.logits.shape == plain.shape
+            and taps.logits.allclose(plain)
+            and taps.pooled.ndim == 2
+            and all(x.ndim == 4 and x.shape[2] == x.shape[3] for x in (taps.final, *taps.stages.values()))
+            and (not isinstance(family, TimmFamily) or unchanged(net, images, card, taps.stages))
+        )
+    except UserError:
+        raise
+    except Exception as error:  # whatever a class that `Family` was not made for raises
+        raise UserError(unknown_taps(net, who)) from error
+    if not right:
+        raise UserError(unknown_taps(net, who))
+    return (
+        family,
+        card,
+        TapInfo(
+            classes=taps.logits.shape[1],
+            pooled=taps.pooled.shape[1],
+            final=map_shape(taps.final),
+            stages={stage: map_shape(x) for stage, x in taps.stages.items()},
+            prefix=next((x.shape[1] for x in taps.prefix.values()), 0),
+        ),
+    )
+
+
+def unchanged(net: Any, images: Tensor, card: ModelCard, maps: Mapping[int, Tensor]) -> bool:
+    """Whether the maps of a timm model's stages are those of passes that end there, so that nothing changed them."""
+    options = {"stop_early": True, "intermediates_only": True, "norm": False, "output_fmt": "NCHW"}
+    alone = (net.forward_intermediates(images, indices=[index], **options)[0] for index in card.stages)
+    return all(map(torch.equal, alone, maps.values()))
+
+
+def as_named(net: nn.Module, family: NamedFamily, card: ModelCard, images: Tensor) -> TapInfo:
+    """Shapes of the taps that were named; finds those that must be copied.
+
+    Raises:
+        UserError: outputs that are no logits, maps or tokens.
+    """
+    try:
         taps = family.forward(net, card, images, Want(stages=family.stages))
-        absent = family.absent
-    else:
-        taps, absent = family.forward(net, card, images, Want(stages=STAGES)), frozenset()
-        plain = net(images)
-        if not (taps.final.ndim == 4 and taps.logits.shape == plain.shape and taps.logits.allclose(plain)):
-            raise UserError(unknown_taps(net, who))
+    except Overwritten as error:
+        family.copied |= {*error.keys}
+        taps = family.forward(net, card, images, Want(stages=family.stages))
     info = PartialInfo(
         classes=taps.logits.shape[1],
-        pooled=0 if "pooled" in absent else taps.pooled.shape[1],
-        final=(0, 0, 0) if "final" in absent else map_shape(taps.final),
+        pooled=0 if "pooled" in family.absent else taps.pooled.shape[1],
+        final=(0, 0, 0) if "final" in family.absent else map_shape(taps.final),
         stages=StageShapes({stage: map_shape(x) for stage, x in taps.stages.items()}),
         prefix=next((x.shape[1] for x in taps.prefix.values()), 0),
     )
-    info.stages.who = who  # type: ignore[attr-defined]
-    return info.without(absent, who)
+    info.stages.who = family.who  # type: ignore[attr-defined]
+    return info.without(family.absent, family.who)
 
 
 def map_shape(x: Tensor) -> tuple[int, int, int]:

@@ -20,29 +20,34 @@ from torch import Tensor, nn
 from hkd import registry
 from hkd.data.batch import Batch
 from hkd.distiller.adopted import Statistics, adopted
+from hkd.distiller.border import GivenStep, given_teacher, is_half, refuse_shared
 from hkd.distiller.named_taps import TapNames
 from hkd.distiller.timm_models import own_size
 from hkd.errors import Refused, UserError
 from hkd.methods import METHODS
 from hkd.methods.base import Criterion, Method, Needs, Samples
+from hkd.methods.parts.logits import class_index
 from hkd.models import FAMILIES
 from hkd.models.cards.zoo import ZOO
-from hkd.models.tap_model import TapModel, Teacher
+from hkd.models.families.base import BLOCK_TAPS
+from hkd.models.tap_model import Built, TapModel, Teacher
 from hkd.options import configured
 from hkd.spec import Recipe
-from hkd.training.step import TapStep
 
 
 class Distiller(nn.Module):
     """A student, its frozen teachers and a method of `hkd.METHODS`, as one module to train.
 
     `parameters()` and `state_dict()` hold the student and the method's adapters, never a teacher; `student` is the
-    plain model. Teachers are set to evaluation mode, keep it whatever `train()` is called, and get no gradient; `to()`
-    moves them along. A wrapper such as `DistributedDataParallel` goes around the whole distiller.
+    plain model. Teachers are set to evaluation mode, are brought back to it whatever `train()` is called on them, and
+    get no gradient; `to()` moves them along. Models may have any precision: images are given to each in its own, and
+    taps to the method in at least single precision, which adapters keep. A wrapper such as `DistributedDataParallel`
+    goes around the whole distiller.
     """
 
     teachers: dict[str, Teacher]
-    step: TapStep
+    step: GivenStep
+    labels: Tensor | None
 
     def __init__(
         self,
@@ -72,6 +77,7 @@ class Distiller(nn.Module):
             taps: where the taps of the student are: {"stages": {1: "layer1", ..., 4: "layer4"}} by module name (as in
                 `named_modules()`; maps [B, D, H, W], or tokens [B, P + N, D] of a square grid behind "prefix": P other
                 ones, 0 unless given). "final", the last map, is stage 4 unless given, and "pooled" ([B, D]) its mean.
+                "layout": "NHWC" where maps have their channels last; needed where shapes alone do not tell.
                 A timm model needs none; its stages may be given as indices of `forward_intermediates` instead of names.
             teacher_taps: the same of the teacher; by role where there are several.
             normalize: False: timm models and other plain modules see the images as they are. True: images are RGB in
@@ -101,6 +107,8 @@ class Distiller(nn.Module):
                     f"such as timm.create_model(..., pretrained=True), or an hkd.Teacher after load_state_dict."
                 )
         named = {role: named[role] for role in needs.teachers}
+        if isinstance(student, nn.Module) and not isinstance(student, Teacher):
+            refuse_shared(student, named)
         side = image_size or next(filter(None, map(own_size, (student, *named.values()))), None)
         stats = statistics_of({"student": student, **named}, normalize)
         tapped = student_of(student, num_classes, side, taps, stats["student"])
@@ -110,10 +118,14 @@ class Distiller(nn.Module):
         }
         check(method, kind, config, needs, tapped, teachers, num_classes)
         adapters = kind(config, tapped.info, teachers, criterion)
+        self.method, self.needs, self.labels = method, needs, None
         if kind.prepare is not Method.prepare:
-            adapters.prepare(samples_of(method, samples, tapped.info.classes))
-        self.method, self.needs = method, needs
-        self.step = TapStep(tapped, adapters, needs)
+            known = samples_of(method, samples, tapped.info.classes)
+            adapters.prepare(known)
+            self.labels = known.labels.cpu()
+        self.step = GivenStep(tapped, adapters, needs)
+        if self.step.dtype != torch.float32:
+            adapters.to(self.step.dtype)
         # As in Method: kept out of parameters() and state_dict().
         object.__setattr__(self, "teachers", teachers)
         self.to(next(tapped.parameters()).device)
@@ -132,8 +144,11 @@ class Distiller(nn.Module):
             index: row of each sample in the training set [B], for methods that know samples again (CRD).
 
         Raises:
-            UserError: the method needs what is not given, or the images are not of the size that was told.
+            UserError: the method needs what is not given, the images are not of the size that was told or no numbers
+                with a point, or rows and labels disagree with `samples`.
         """
+        if not x.is_floating_point():
+            raise UserError(f"Images are numbers with a point (float32), got {x.dtype}: x / 255 of bytes is in [0, 1].")
         if self.needs.index and index is None:
             raise UserError(
                 f"Method '{self.method}' knows samples again by their row in the training set: call "
@@ -141,6 +156,10 @@ class Distiller(nn.Module):
             )
         if self.needs.hard_labels and y.ndim != 1:
             raise UserError(f"Method '{self.method}' needs class labels [B], got targets of shape {[*y.shape]}.")
+        if self.needs.index and index is not None:
+            self.check_rows(index, y)
+        if y.is_floating_point():
+            y = y.to(self.step.dtype)
         batch = Batch(x=x, y=y, index=torch.arange(len(y), device=y.device) if index is None else index)
         method = self.step.method
         taps_t = {
@@ -159,11 +178,33 @@ class Distiller(nn.Module):
                     ) from error
             raise
 
+    def check_rows(self, index: Tensor, y: Tensor) -> None:
+        """Raise a UserError for rows that cannot be, or whose labels are not those that `samples` told."""
+        if index.shape != y.shape[:1] or index.is_floating_point() or index.dtype == torch.bool:
+            raise UserError(
+                f"index must be the row of each of {len(y)} samples, got {index.dtype} of shape {[*index.shape]}."
+            )
+        if self.labels is None:
+            return
+        rows, count = index.cpu(), len(self.labels)
+        if wrong := [row for row in rows.tolist() if not 0 <= row < count]:
+            raise UserError(f"index has row {wrong[0]}, and samples told {count}: rows are 0 to {count - 1}.")
+        told, given = self.labels[rows], class_index(y).cpu()
+        if differ := (told != given).nonzero().flatten().tolist():
+            first = differ[0]
+            raise UserError(
+                f"Row {int(rows[first])} of the training set has label {int(told[first])} in samples, and "
+                f"{int(given[first])} in this batch: index must count samples in the order of their labels."
+            )
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Distiller":
-        """Whatever moves the student (`to`, `cuda`, `double`) moves the teachers."""
+        """Whatever moves the student (`to`, `cuda`, `double`) moves the teachers; adapters stay in single precision."""
         for teacher in self.teachers.values():
             teacher._apply(fn, recurse)
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        if is_half(self.step.student.net):
+            self.step.method.float()
+        return self
 
 
 def student_of(
@@ -190,14 +231,16 @@ def teacher_of(
 ) -> Teacher:
     """A frozen teacher behind the taps contract."""
     if isinstance(model, Teacher):
-        return model
+        built = Built(model.net, model.family, model.prepare, model.info)
+        return given_teacher(model.card, built, model.train_mode)
     if isinstance(model, TapModel):
         with torch.random.fork_rng():
             copy = Teacher(model.card, model.info.classes)
         copy.net.load_state_dict(model.net.state_dict())
-        return copy.to(next(model.parameters()).device)
+        copy.to(next(model.parameters()))
+        return given_teacher(copy.card, Built(copy.net, copy.family, copy.prepare, copy.info))
     card, built = adopted(model, role, side, taps, stats)
-    return Teacher(card, built.info.classes, built=built)
+    return given_teacher(card, built)
 
 
 def check(
@@ -213,8 +256,17 @@ def check(
 
     Raises:
         Refused: the method cannot serve these models; not asked of models that are of none of the suite's families.
-        UserError: another number of classes; stages that the method reads and nobody named.
+        UserError: another number of classes; stages that the method reads and nobody named; models of 16 bits for a
+            method that goes into their blocks or changes what they see.
     """
+    inside = kind.teacher_inputs is not Method.teacher_inputs or kind.student_inputs is not Method.student_inputs
+    inside |= any(getattr(want, name) for want in (needs.student, *needs.teachers.values()) for name in BLOCK_TAPS)
+    for who, model in (("student", student), *teachers.items()):
+        if inside and is_half(model.net):
+            raise UserError(
+                f"Method '{method}' works inside its models and needs them in single precision, and the {who} has 16 "
+                f"bits: give {who}.float(), and train under torch.autocast."
+            )
     if num_classes is not None and student.info.classes != num_classes:
         raise UserError(f"num_classes is {num_classes}, but the student has {student.info.classes} logits.")
     for who, model, want in (
@@ -248,6 +300,11 @@ def samples_of(method: str, samples: Any, classes: int) -> Samples:
     labels = torch.as_tensor(samples)
     if labels.ndim != 1 or labels.is_floating_point() or not len(labels):
         raise UserError(f"samples must be the N class indices of the training set, got shape {[*labels.shape]}.")
+    if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise UserError(
+            f"samples has labels {int(labels.min())} to {int(labels.max())}, and the student's classes are 0 to "
+            f"{classes - 1}."
+        )
     return Samples(labels=labels, classes=classes, epochs=1, steps=1)
 
 

@@ -5,22 +5,26 @@ Shapes: B batch, C classes, D width, H W grid, N patch tokens, P prefix tokens.
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from hkd import registry
 from hkd.errors import Refused, UserError
 from hkd.models.families.base import BLOCK_TAPS, Family
-from hkd.models.hooks import recorded_outputs
+from hkd.models.hooks import Recorded, recorded_outputs
 from hkd.models.taps import TapInfo, Taps, Want, tokens_to_map
 from hkd.spec import ModelCard
 
 TapNames = Mapping[str, Any]  # see Distiller
 
 STAGES = (1, 2, 3, 4)
-TAP_KEYS = ("stages", "final", "pooled", "prefix")
+TAP_KEYS = ("stages", "final", "pooled", "prefix", "layout")
+LAYOUTS = ("NCHW", "NHWC")
+OVERWRITTEN = "is overwritten by a later in-place operation, in training alone: take that out of place (inplace=False)"
 HOW_TO_NAME = 'name them by module, taps={"stages": {1: NAME, 2: NAME, 3: NAME, 4: NAME}} (teacher_taps for a teacher)'
 
 
@@ -59,11 +63,34 @@ class PartialTaps(Partial, Taps):
     """A module's taps as far as they were named."""
 
 
+class Overwritten(UserError):
+    """Outputs were recorded that are not what the modules gave.
+
+    keys: of the taps.
+    """
+
+    def __init__(self, keys: Collection[Any], sentence: str) -> None:
+        super().__init__(sentence)
+        self.keys = keys
+
+
+def layout_of(maps: Collection[Tensor]) -> str | None:
+    """Whether the maps of a model are "NCHW" by their shapes; None where these do not tell.
+
+    Images are square, so that the last two axes of a map [B, D, H, W] are equal; where D is that number too, another
+    map of the same model must tell.
+    """
+    square = all(map_.shape[2] == map_.shape[3] for map_ in maps)
+    told = any(map_.shape[1] != map_.shape[2] or map_[0].numel() == 1 for map_ in maps)
+    return "NCHW" if square and told else None
+
+
 class NamedFamily(Family):
     """How a module is run whose taps are outputs of modules inside.
 
     Attributes:
         stages: those that were named. absent: "final" and "pooled" where nothing tells them.
+        copied: taps that a later in-place operation would change, so that they are copied when they are recorded.
     """
 
     name: ClassVar[str] = "named"
@@ -72,7 +99,7 @@ class NamedFamily(Family):
         """Look the names up.
 
         Raises:
-            UserError: an unknown key, stage or module.
+            UserError: an unknown key, stage, module or layout.
         """
         told = dict(taps or {})
         where = "taps" if who == "student" else "teacher_taps"
@@ -93,6 +120,12 @@ class NamedFamily(Family):
                 what = f"stage {key}" if key in STAGES else f"'{key}'"
                 raise UserError(f"{what} of {where}: the {who} has no module '{name}'. {known}")
         self.who, self.where, self.places = who, where, places
+        self.layout: str | None = told.get("layout")
+        if self.layout is not None:
+            registry.lookup(f"layout of {where}", self.layout, dict.fromkeys(LAYOUTS))
+        # Drop-out in place does nothing in the pass in evaluation mode that finds the others.
+        dropped = any(isinstance(module, _DropoutNd) and module.inplace for module in net.modules())
+        self.copied: set[Any] = set(places) if dropped else set()
         self.prefix = int(told.get("prefix") or 0)
         self.stages = tuple(key for key in places if key in STAGES)
         self.absent: frozenset[str] = frozenset()
@@ -113,8 +146,13 @@ class NamedFamily(Family):
             raise Refused(
                 f"The method gives '{name}' to the {self.who}, which (taps by module name) takes images alone."
             )
-        with recorded_outputs({key: net.get_submodule(name) for key, name in self.places.items()}) as found:
+        modules = {key: net.get_submodule(name) for key, name in self.places.items()}
+        with recorded_outputs(modules, self.copied) as found:
             logits = net(x)
+        if changed := found.overwritten():
+            raise Overwritten(changed, self.sentence_of(changed[0], OVERWRITTEN))
+        if torch.is_grad_enabled() and self.where == "taps":
+            self.check_gradients(net, found)
         if not (isinstance(logits, Tensor) and logits.ndim == 2):
             shape = [*logits.shape] if isinstance(logits, Tensor) else type(logits).__name__
             raise UserError(f"The {self.who} must return logits [B, C], got {shape}.")
@@ -130,6 +168,27 @@ class NamedFamily(Family):
         )
         return taps.without(self.absent, self.who)
 
+    def sentence_of(self, key: Any, what: str) -> str:
+        """What is wrong with the output that stands for a tap."""
+        return f"{self.where}: the output of module '{self.places[key]}' of the {self.who} {what}."
+
+    def check_gradients(self, net: nn.Module, found: Recorded[Any]) -> None:
+        """Raise a UserError for a tap through which no gradient would reach the student.
+
+        One of modules that are frozen has none by right; one recorded while gradients were off (re-entrant
+        checkpointing), or of a student of which nothing is frozen, was cut off.
+        """
+        frozen = any(not parameter.requires_grad for parameter in net.parameters())
+        for key, value in found.items():
+            if isinstance(value, Tensor) and not value.requires_grad and not (frozen and found.graded[key]):
+                raise UserError(
+                    self.sentence_of(
+                        key,
+                        "has no gradient, so that nothing would be learned from it: checkpoint with "
+                        "use_reentrant=False, or name a module that is not inside",
+                    )
+                )
+
     def map_of(self, found: Mapping[Any, Any], key: Any) -> tuple[Tensor, Tensor | None]:
         """A recorded output as a map [B, D, H, W], and its prefix tokens [B, P, D] if it has any."""
         value, name = found.get(key), self.places[key]
@@ -140,7 +199,7 @@ class NamedFamily(Family):
                 f"[B, N, D]."
             )
         if value.ndim == 4:
-            return value, None
+            return self.channels_first(found, key), None
         side = math.isqrt(max(0, value.shape[1] - self.prefix))
         if side == 0 or side**2 != value.shape[1] - self.prefix:
             raise UserError(
@@ -149,6 +208,19 @@ class NamedFamily(Family):
             )
         prefix = value[:, : self.prefix] if self.prefix else None
         return tokens_to_map(value[:, self.prefix :], (side, side)), prefix
+
+    def channels_first(self, found: Mapping[Any, Any], key: Any) -> Tensor:
+        """A recorded map as [B, D, H, W]."""
+        maps = {other: x for other, x in found.items() if other != "pooled" and isinstance(x, Tensor) and x.ndim == 4}
+        layout = self.layout or layout_of(maps.values())
+        if layout is None:
+            unclear = next((other for other, x in maps.items() if x.shape[2] != x.shape[3]), key)
+            raise UserError(
+                f"{self.where}: module '{self.places[unclear]}' of the {self.who} gives {[*maps[unclear].shape]}, "
+                f'which does not tell channels from height and width: say "layout": "NHWC" (channels last, as in Swin) '
+                f'or "NCHW".'
+            )
+        return maps[key] if layout == "NCHW" else maps[key].permute(0, 3, 1, 2)
 
     def pooled_of(self, found: Mapping[Any, Any], final: Tensor | None, nothing: Tensor) -> Tensor:
         """The penultimate feature [B, D]."""

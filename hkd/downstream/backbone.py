@@ -23,6 +23,7 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
 from hkd.errors import Refused, UserError
+from hkd.models.convert.files import classes_of, read_weights
 from hkd.models.families.base import Family, family_of
 from hkd.models.families.beit import without_own_bias
 from hkd.models.families.eva import EvaFamily
@@ -33,7 +34,6 @@ from hkd.models.hooks import evaluation_mode
 from hkd.models.normalise import Normalise, memory_format
 from hkd.models.tap_model import TapModel
 from hkd.models.taps import tokens_to_map
-from hkd.models.weights import read_weights
 from hkd.spec import ModelCard, Weights
 from hkd.training.inputs import give_weights
 
@@ -140,7 +140,7 @@ def load_pretrained(backbone: Backbone, source: Weights, weights: Mapping[str, P
     classes = 0
     if source.kind != "random" and file is not None and file.is_file():
         held = read_weights(file)
-        classes = next((len(held[f"{name}weight"]) for name in classifier if f"{name}weight" in held), 0)
+        classes = next((classes_of(held[f"{name}weight"]) for name in classifier if f"{name}weight" in held), 0)
     donor = TapModel(backbone.card, classes)
     give_weights(donor, source, weights)
     state = donor.net.state_dict()

@@ -10,7 +10,9 @@ patches of a batch,
 Deviations: the decoder gets no class token, because taps hold none after the final norm (the encoder's still attends
 and is attended to); pixels are RGB in [0, 1] instead of standardised by the mean and deviation of a data set, which
 only matters without `norm_pix` and through eps; `round(N (1 - mask_ratio))` patches are visible instead of the whole
-part; the encoder is initialised, and learns its positions, as its card says. No teacher, no labels.
+part; the encoder is initialised, and learns its positions, as its card says; the channels of the fixed positions are in
+timm's order (sines of row and column, then cosines of row and column), where MAE has sines and cosines of the column,
+then of the row: the same numbers, permuted. No teacher, no labels.
 Shapes: B batch, D encoder width, E decoder width, g patches a side, N = g * g, p patch side in px, V = 3 * p * p,
 S = g * p.
 """

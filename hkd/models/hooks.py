@@ -1,19 +1,42 @@
 """Looking into a model while it runs: what its modules are given and give; and evaluation mode for a while."""
 
 import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 Key = TypeVar("Key", bound=Hashable)
 Note = Callable[[Any], None]
 
 
-def recorded_inputs(modules: Mapping[Key, nn.Module]) -> AbstractContextManager[dict[Key, Any]]:
+class Recorded(dict[Key, Any], Generic[Key]):
+    """Values by key, and what can become of a tensor after it was recorded.
+
+    graded: whether gradients were followed when each value was recorded.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.graded: dict[Key, bool] = {}
+        self.versions: dict[Key, int] = {}
+
+    def note(self, key: Key, value: Any) -> None:
+        """Record a value under its key."""
+        self[key], self.graded[key] = value, torch.is_grad_enabled()
+        if isinstance(value, Tensor) and not value.is_inference():  # which counts no versions
+            self.versions[key] = value._version
+
+    def overwritten(self) -> list[Key]:
+        """Keys of tensors that an in-place operation has changed since."""
+        return [key for key, version in self.versions.items() if self[key]._version != version]
+
+
+def recorded_inputs(modules: Mapping[Key, nn.Module]) -> AbstractContextManager[Recorded[Key]]:
     """The first positional input of each module, by key, of the last call while the context is open."""
 
     def listen(module: nn.Module, note: Note) -> RemovableHandle:
@@ -22,28 +45,37 @@ def recorded_inputs(modules: Mapping[Key, nn.Module]) -> AbstractContextManager[
     return _recorded(modules, listen)
 
 
-def recorded_outputs(modules: Mapping[Key, nn.Module]) -> AbstractContextManager[dict[Key, Any]]:
-    """The output of each module, by key, of the last call while the context is open."""
+def recorded_outputs(
+    modules: Mapping[Key, nn.Module], copied: Container[Key] = ()
+) -> AbstractContextManager[Recorded[Key]]:
+    """The output of each module, by key, of the last call while the context is open.
+
+    Args:
+        modules: by key.
+        copied: keys of tensors to be copied at once, because a later in-place operation changes what is recorded.
+    """
 
     def listen(module: nn.Module, note: Note) -> RemovableHandle:
         return module.register_forward_hook(lambda _module, _args, output: note(output))
 
-    return _recorded(modules, listen)
+    return _recorded(modules, listen, copied)
 
 
 @contextmanager
 def _recorded(
-    modules: Mapping[Key, nn.Module], listen: Callable[[nn.Module, Note], RemovableHandle]
-) -> Iterator[dict[Key, Any]]:
+    modules: Mapping[Key, nn.Module],
+    listen: Callable[[nn.Module, Note], RemovableHandle],
+    copied: Container[Key] = (),
+) -> Iterator[Recorded[Key]]:
     """Hooks are removed on leaving, also by an exception, and ignore calls from other threads, so that several forward
     passes of one model may overlap.
     """
-    values: dict[Key, Any] = {}
+    values: Recorded[Key] = Recorded()
     caller = threading.get_ident()
 
     def note(key: Key, value: Any) -> None:
         if threading.get_ident() == caller:
-            values[key] = value
+            values.note(key, value.clone() if key in copied and isinstance(value, Tensor) else value)
 
     handles = [listen(module, partial(note, key)) for key, module in modules.items()]
     try:

@@ -18,8 +18,9 @@ from hkd.data.dense import DenseSet
 from hkd.data.loading.dense import DenseBatch, DenseLoader, ViewOptions
 from hkd.downstream.backbone import Backbone, load_pretrained
 from hkd.errors import UserError
+from hkd.models.convert.files import read_weights
 from hkd.models.hooks import evaluation_mode
-from hkd.models.weights import load_weights, read_weights
+from hkd.models.weights import load_weights
 from hkd.spec import RunSpec
 from hkd.training.cache import Teachers
 from hkd.training.inputs import open_data

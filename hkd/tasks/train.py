@@ -14,8 +14,9 @@ from hkd.data.loading.loader import Loader
 from hkd.errors import Refused
 from hkd.methods import METHODS
 from hkd.methods.base import Method, Needs, Samples
+from hkd.models.convert.files import classes_of, read_weights
 from hkd.models.tap_model import TapModel, Teacher
-from hkd.models.weights import load_weights, read_weights
+from hkd.models.weights import load_weights
 from hkd.options import NoOptions, configured
 from hkd.spec import MethodSpec, Recipe, RunSpec
 from hkd.tasks.evaluate import measure
@@ -143,8 +144,7 @@ def start_from(student: TapModel, spec: RunSpec, weights: Mapping[str, Path]) ->
     file = weights.get(spec.init.id)
     if spec.init.kind == "random" or file is None or not file.is_file() or not head:
         return give_weights(student, spec.init, weights)
-    held = read_weights(file).get(head[0])
-    classes = 0 if held is None else len(held)
+    classes = classes_of(read_weights(file).get(head[0]))
     if classes == student.info.classes:
         return give_weights(student, spec.init, weights)
     donor = TapModel(student.card, classes)

@@ -15,7 +15,7 @@ from hkd.downstream.coco_ap import CocoAP
 from hkd.downstream.detector import Detector
 from hkd.errors import Diverged, Refused, UserError
 from hkd.models.cards.zoo import ZOO
-from hkd.models.weights import read_weights
+from hkd.models.convert.files import read_weights
 from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
 from hkd.tasks.detect import detect, read_detections, restore_detector
 from hkd.training.job import Job, Runtime

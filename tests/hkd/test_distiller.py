@@ -8,6 +8,7 @@ import timm
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import nn
 
 import hkd
@@ -372,6 +373,11 @@ def make(student=None, teacher=None, method="fd", **arguments):
         ({"taps": {"final": "body.3", "pooled": "body.3"}}, r"'body.3' gives \[1, 32, 2, 2\]; a pooled feature is"),
         ({}, "The method reads 'final' of the student, whose taps nobody told"),
         ({"taps": {"stages": {4: "body.3"}}}, "The method reads 'final' of the teacher, whose taps nobody told"),
+        ({"taps": {"layout": "NWHC"}}, "Unknown layout of taps 'NWHC'. Did you mean 'NHWC'"),
+        (
+            {"method": "kd", "image_size": 1, "student": vit()},
+            r"does not take images \[1, 3, 1, 1\] of torch.f",
+        ),
         ({"normalize": True}, "The student has no `pretrained_cfg` with mean and std"),
         ({"normalize": {"techer": ((0.0,) * 3, (1.0,) * 3)}}, "normalize names 'techer'"),
     ],
@@ -393,8 +399,11 @@ def test_a_module_that_gives_no_logits_is_refused():
 
 def test_a_timm_class_whose_taps_are_not_known_asks_for_names():
     other = timm.create_model("vit_relpos_base_patch16_cls_224", img_size=32, depth=2, embed_dim=24, num_heads=2)
-    with pytest.raises(UserError, match="a timm VisionTransformerRelPos, are not known: name them by module"):
+    with pytest.raises(UserError, match=r"'final' of the student, a timm VisionTransformerRelPos, .*: name them by"):
         make(other)
+    with pytest.raises(UserError, match="a timm VisionTransformerRelPos, are not known: name them by module"):
+        make(other, taps={"stages": {1: 0, 2: 0, 3: 1, 4: 1}})
+    assert Distiller(other, None, "supervised", image_size=32)(images(), LABELS)["task"].isfinite()
     named = Distiller(
         other, None, "supervised", image_size=32, taps={"stages": {3: "blocks.0", 4: "blocks.1"}, "prefix": 1}
     )
@@ -440,3 +449,287 @@ def test_a_method_refuses_pairs_by_its_own_sentence():
         make(method="scalekd", taps=NAMES, teacher_taps=NAMES)
     with pytest.raises(Refused, match="needs a teacher with the role 'teacher'"):
         Distiller(Net(), None, "kd", image_size=32)
+
+
+# --- taps are what modules gave
+
+
+class Block(nn.Module):
+    """A norm, whose output a later operation in place changes."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.conv, self.norm, self.after = nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), after
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.after(self.norm(self.conv(x))).mean((2, 3)))
+
+
+class Doubled(nn.Module):
+    def forward(self, x):
+        return x.mul_(2)
+
+
+class DoubledInTraining(nn.Module):
+    def forward(self, x):
+        return x.mul_(2) if self.training else x
+
+
+NORM = {"stages": dict.fromkeys((1, 2, 3, 4), "norm")}
+
+
+def tapped(net, taps=NORM, **options):
+    return Distiller(net, None, "supervised", image_size=32, taps=taps, **options).step.student
+
+
+@pytest.mark.parametrize("after", [nn.ReLU(inplace=True), Doubled(), nn.Dropout(0.5, inplace=True)])
+def test_what_a_later_operation_in_place_makes_of_a_tap_is_not_seen(after):
+    net = Block(after)
+    student = tapped(net)
+    expected = net.norm(net.conv(images()))
+    taps = student(images(), Want(stages=(1,)))
+    assert torch.equal(taps.stages[1], expected)
+    assert expected.min() < -1
+    taps.stages[1].sum().backward()
+    assert net.norm.bias.grad.eq(4 * 16 * 16).all()
+
+
+def test_only_taps_that_are_overwritten_are_copied():
+    net = Block(nn.ReLU(inplace=True))
+    both = {"stages": {1: "conv", 2: "norm"}}
+    assert tapped(net, both).family.copied == {2}
+    assert tapped(Block(nn.ReLU()), both).family.copied == set()
+    assert tapped(Block(nn.Dropout(0.5, inplace=True)), both).family.copied == {1, 2}
+
+
+def test_a_tap_that_is_overwritten_in_training_alone_is_told():
+    student = tapped(Block(DoubledInTraining()))
+    with pytest.raises(UserError, match="output of module 'norm' of the student is overwritten by a later in-place"):
+        student(images())
+    assert student.eval()(images()).logits.shape == (4, CLASSES)
+
+
+class Last(nn.Module):
+    """Channels last inside, as in Swin."""
+
+    def __init__(self, width=12):
+        super().__init__()
+        self.embed, self.head = nn.Conv2d(3, width, 4, 4), nn.Linear(width, CLASSES)
+        self.body = nn.Linear(width, width)
+
+    def forward(self, x):
+        return self.head(self.body(self.embed(x).permute(0, 2, 3, 1)).mean((1, 2)))
+
+
+BODY = {"stages": {4: "body"}}
+
+
+def test_maps_with_channels_last_are_asked_for_and_read():
+    net = Last()
+    with pytest.raises(UserError, match=r"'body' of the student gives \[1, 8, 8, 12\], which does not tell channels"):
+        tapped(net, BODY)
+    student = tapped(net, BODY | {"layout": "NHWC"})
+    expected = net.body(net.embed(images()).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    assert student.info.final == (12, 8, 8)
+    assert torch.equal(student(images()).final, expected)
+    torch.testing.assert_close(net.head(student(images()).pooled), student(images()).logits)
+
+
+def test_a_map_as_wide_as_its_grid_is_told_by_another_or_in_words():
+    student = tapped(Net(width=4), NAMES)
+    assert student.info.stages == {1: (4, 16, 16), 2: (8, 8, 8), 3: (16, 4, 4), 4: (16, 2, 2)}
+    net = Last(8)
+    with pytest.raises(UserError, match=r"gives \[1, 8, 8, 8\], which does not tell"):
+        tapped(net, BODY)
+    expected = net.body(net.embed(images()).permute(0, 2, 3, 1))
+    assert torch.equal(tapped(net, BODY | {"layout": "NCHW"})(images()).final, expected)
+    assert torch.equal(tapped(net, BODY | {"layout": "NHWC"})(images()).final, expected.permute(0, 3, 1, 2))
+
+
+class Checkpointed(Net):
+    """Gradients end at the body, if checkpointing is re-entrant: images have none."""
+
+    def __init__(self, reentrant):
+        super().__init__()
+        self.reentrant = reentrant
+
+    def forward(self, x):
+        body = torch.utils.checkpoint.checkpoint(self.body, x, use_reentrant=self.reentrant)
+        return self.head(self.pool(body).flatten(1))
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("name", ["body.3", "body"])
+def test_a_students_tap_without_gradient_is_refused(name):
+    taps = {"stages": {4: name}}
+    distiller = make(Checkpointed(True), method="supervised", taps=taps)
+    with pytest.raises(UserError, match=f"module '{name}' of the student has no gradient, .* use_reentrant=False"):
+        distiller(images(), LABELS)
+    with torch.no_grad():
+        assert distiller(images(), LABELS)["task"].isfinite()
+    served = make(Checkpointed(False), method="fd", taps=taps, teacher_taps=NAMES)
+    total(served(images(), LABELS)).backward()
+    assert all(parameter.grad is not None for parameter in served.parameters())
+
+
+def test_frozen_parts_of_a_student_need_no_gradient():
+    student = Net()
+    student.body[:2].requires_grad_(False)
+    distiller = make(student, method="fitnet", taps=NAMES, teacher_taps=NAMES)
+    total(distiller(images(), LABELS)).backward()
+    assert student.body[3][0].weight.grad is not None
+
+
+# --- a teacher stays a teacher
+
+
+def sharing(how):
+    student = TapModel(ZOO["resnet18_mini"], CLASSES) if how == "zoo" else resnet()
+    if how == "part":
+        teacher = resnet()
+        teacher.bn1 = student.bn1
+        return student, teacher
+    return student, nn.Sequential(student) if how == "inside" else student
+
+
+@pytest.mark.parametrize(
+    ("how", "what"),
+    [("same", "conv1.weight"), ("inside", "conv1.weight"), ("part", "bn1.weight"), ("zoo", "net.conv1.0.weight")],
+)
+def test_a_teacher_that_shares_weights_with_the_student_is_refused_and_nothing_is_frozen(how, what):
+    student, teacher = sharing(how)
+    with pytest.raises(UserError, match=f"The student and the teacher share {what}: .* copy.deepcopy"):
+        Distiller(student, teacher, "kd", image_size=32)
+    assert all(parameter.requires_grad for parameter in student.parameters())
+    assert Distiller(student, copy.deepcopy(student), "supervised", image_size=32)
+
+
+@pytest.mark.parametrize("zoo", [False, True])
+def test_train_on_the_callers_own_teacher_moves_nothing(zoo):
+    teacher = Teacher(ZOO["resnet18_mini"], CLASSES) if zoo else resnet()
+    net = teacher.net if zoo else teacher
+    distiller = Distiller(
+        TapModel(ZOO["resnet18_mini"], CLASSES) if zoo else Net(), teacher, "kd", image_size=32
+    ).eval()
+    before, first = copy.deepcopy(net.state_dict()), distiller(images(), LABELS)["kd"]
+    net.train()
+    assert torch.equal(distiller(images(), LABELS)["kd"], first)
+    distiller.train()
+    distiller(images(), LABELS)
+    assert not any(module.training for module in net.modules())
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+S3 = {"stages": ("s3",), "heads_s3": 2}  # the last maps of these models have one position
+
+
+def test_scalekds_teacher_in_training_mode_keeps_that():
+    distiller = Distiller(resnet(), vit(), "scalekd", image_size=32, teacher_mode="train", **S3)
+    distiller(images(), LABELS)
+    assert all(module.training for module in distiller.teachers["teacher"].net.modules())
+
+
+# --- precision
+
+HALVES = ("kd", "dkd", "dist", "fitnet", "fd", "cc", "rkd", "crd", "ofa", "hcd", "scalekd")
+
+
+@pytest.mark.parametrize("method", HALVES)
+@pytest.mark.parametrize("how", ["student", "teacher", "both", "after"])
+def test_models_of_16_bits_are_served_with_losses_in_single_precision(method, how):
+    student, teacher = resnet(), vit()
+    exact = Distiller(resnet(), vit(), method, image_size=32, samples=LABELS, **options_of(method)).eval()
+    if how in ("student", "both"):
+        student.bfloat16()
+    if how in ("teacher", "both"):
+        teacher.bfloat16()
+    distiller = Distiller(student, teacher, method, image_size=32, samples=LABELS, **options_of(method))
+    if how == "after":
+        distiller.bfloat16()
+    distiller.eval().step.method.load_state_dict(exact.step.method.state_dict())
+    torch.manual_seed(5)
+    losses = distiller(images(), LABELS, index=LABELS)
+    torch.manual_seed(5)
+    expected = exact(images(), LABELS, index=LABELS)
+    for name, loss in losses.items():
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, expected[name], rtol=0.1, atol=0.1)
+    total(losses).backward()
+    assert all(parameter.grad is not None for parameter in student.parameters())
+    assert next(teacher.parameters()).dtype == (torch.float32 if how == "student" else torch.bfloat16)
+
+
+def options_of(method):
+    return {"crd": {"negatives": 2}, "scalekd": S3}.get(method, {})
+
+
+def test_images_of_another_precision_are_given_to_each_model_in_its_own():
+    distiller = make(resnet(), vit().double(), "kd")
+    expected = make(resnet(), vit(), "kd")(images(), LABELS)["kd"]
+    for x in (images(), images().double()):
+        torch.testing.assert_close(distiller(x, LABELS)["kd"], expected)
+    with pytest.raises(UserError, match=r"Images are numbers with a point \(float32\), got torch.uint8"):
+        distiller((255 * images()).byte(), LABELS)
+
+
+def test_methods_that_work_inside_models_say_that_16_bits_are_not_enough():
+    with pytest.raises(UserError, match="'mae' works inside its models and needs them in single precision"):
+        Distiller(TapModel(ZOO["vit_s16_mini"], CLASSES).bfloat16(), None, "mae")
+
+
+def test_autocast_is_left_to_look_after_precision():
+    distiller = make(resnet(), vit(), "fd")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert distiller.teachers["teacher"](images()).logits.dtype == torch.bfloat16
+        losses = distiller(images(), LABELS)
+    total(losses).backward()
+
+
+# --- rows
+
+
+def test_rows_and_labels_that_disagree_are_refused():
+    distiller = Distiller(resnet(), vit(), "crd", image_size=32, samples=[0, 1, 2, 3, 4], negatives=2)
+    assert distiller(images(), LABELS, index=LABELS)["crd_s"].isfinite()
+    with pytest.raises(UserError, match="Row 2 of the training set has label 2 in samples, and 0 in this batch"):
+        distiller(images(), torch.tensor([0, 1, 0, 3]), index=LABELS)
+    for row in (-1, 5):
+        with pytest.raises(UserError, match=f"index has row {row}, and samples told 5: rows are 0 to 4"):
+            distiller(images(), LABELS, index=torch.tensor([0, 1, 2, row]))
+    for index in (LABELS[:3], LABELS.float(), LABELS[:, None]):
+        with pytest.raises(UserError, match="index must be the row of each of 4 samples"):
+            distiller(images(), LABELS, index=index)
+    with pytest.raises(UserError, match="samples has labels -1 to 4, and the student's classes are 0 to 4"):
+        Distiller(resnet(), vit(), "crd", image_size=32, samples=[0, -1, 4])
+
+
+# --- timm classes that are not read
+
+
+def test_any_timm_classifier_teaches_by_its_logits():
+    for name in ("levit_128s", "dla34"):
+        net = timm.create_model(name, num_classes=CLASSES)
+        distiller = make(teacher=net, method="kd", image_size=224 if name == "levit_128s" else 64)
+        x = images(2, distiller.teachers["teacher"].prepare.side)
+        assert torch.equal(distiller.teachers["teacher"](x).logits, net(x))
+
+
+def test_classifiers_that_are_convolutions_are_read():
+    net = timm.create_model(
+        "resnetv2_50", num_classes=CLASSES, layers=(1, 1, 1, 1), channels=(8, 8, 16, 16), stem_chs=8
+    )
+    taps = tapped(net.eval(), None)(images(), Want(stages=(4,)))
+    assert torch.equal(taps.logits, net(images()))
+    assert taps.pooled.shape == (4, 16)
+
+
+def test_the_last_stage_of_a_teacher_that_was_built_for_other_images_is_refused():
+    teacher = load_vit(dynamic_img_size=True)
+    with pytest.raises(Refused, match="built for maps of 4x4, and at this image size they are 6x6: build the teacher"):
+        Distiller(resnet(), teacher, "scalekd", image_size=48)
+    assert Distiller(resnet(), teacher, "fd", image_size=48)(images(side=48), LABELS)["feat_s4"].isfinite()
+
+
+def load_vit(**options):
+    return timm.models.VisionTransformer(**VIT | options)

@@ -5,6 +5,7 @@ import math
 import pytest
 import timm
 import torch
+from timm.layers import build_sincos2d_pos_embed
 
 from hkd.errors import Refused
 from hkd.models.tap_model import TapModel
@@ -115,3 +116,14 @@ def test_no_hook_stays_and_a_missing_block_is_refused_by_its_number():
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     with pytest.raises(Refused, match=r"Block 3 was asked of small, which has blocks 0 to 2\."):
         model(images(), Want(qkv=(3,)))
+
+
+def test_positions_are_those_of_mae_with_their_channels_in_another_order():
+    width, side = 16, 3
+    found = build_sincos2d_pos_embed([side, side], width)
+    row, column = torch.arange(side * side) // side, torch.arange(side * side) % side
+    angles = [place[:, None] / 10000 ** (torch.arange(width // 4) / (width // 4)) for place in (row, column)]
+    torch.testing.assert_close(found, torch.cat([*(x.sin() for x in angles), *(x.cos() for x in angles)], 1))
+    of_mae = torch.cat([part for x in reversed(angles) for part in (x.sin(), x.cos())], 1)
+    sine_row, sine_column, cosine_row, cosine_column = found.chunk(4, 1)
+    torch.testing.assert_close(of_mae, torch.cat([sine_column, cosine_column, sine_row, cosine_row], 1))

@@ -68,9 +68,10 @@ def test_todays_layout_of_every_family_is_left_alone(name):
     assert equal(modernise(net.state_dict(), build(name)), net.state_dict())
 
 
-def test_names_of_a_distributed_model_lose_their_prefix():
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_names_of_a_wrapped_model_lose_their_prefix(prefix):
     net = build()
-    wrapped = {f"module.{name}": value for name, value in old_swin(net).items()}
+    wrapped = {f"{prefix}{name}": value for name, value in old_swin(net).items()}
     assert equal(modernise(wrapped, build()), net.state_dict())
 
 
@@ -114,6 +115,12 @@ def test_other_classes_or_widths_are_refused_naming_both_shapes():
         modernise(old_swin(build(classes=7)), build())
     with pytest.raises(UserError, match="weights of another"):
         modernise(old_swin(build("swin_b_mini")), build())
+
+
+def test_batch_norms_without_counters_count_from_zero():
+    net = build("resnet18_mini")
+    old = {name: value for name, value in net.state_dict().items() if not name.endswith("num_batches_tracked")}
+    assert equal(modernise(old, build("resnet18_mini")), net.state_dict())
 
 
 def test_nothing_is_resized_silently():

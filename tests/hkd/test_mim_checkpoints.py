@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 
+import numpy as np
 import pytest
 import safetensors
 import torch
@@ -235,6 +236,15 @@ def test_files_that_cannot_be_are_refused(tmp_path):
         load_encoder(build("cae"), path, "cae")
     with pytest.raises(UserError, match=r"must end in \.safetensors"):
         convert_file(path, card(), 0, tmp_path / "out.pt")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_prefixes_and_records_are_taken_as_by_the_other_loaders(tmp_path, prefix):
+    state = {f"{prefix}{name}": value for name, value in encoder("mae").items()}
+    torch.save({"model": state, "args": argparse.Namespace(lr=0.1), "loss": np.float32(0.4)}, tmp_path / "mae.pth")
+    net = build("mae")
+    load_encoder(net, tmp_path / "mae.pth", "mae")
+    assert all(torch.equal(value, encoder("mae")[name]) for name, value in net.state_dict().items())
 
 
 def test_a_refused_file_leaves_the_model_as_it_was(tmp_path):

@@ -1,8 +1,16 @@
 """Loading and saving weights: round trips, and each way a file can be wrong."""
 
+import argparse
+import contextlib
 import hashlib
+import os
 import pickle
+import random
+import zipfile
+from datetime import timedelta
+from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -10,6 +18,7 @@ from torch import nn
 
 from hkd.errors import UserError
 from hkd.models.cards.zoo import ZOO
+from hkd.models.convert.files import bare, classes_of, read_weights
 from hkd.models.tap_model import TapModel
 from hkd.models.weights import load_weights, save_weights
 
@@ -207,3 +216,114 @@ def test_failed_save_keeps_the_old_file_and_leaves_nothing_beside_it(saved, monk
         save_weights({name: value + 1 for name, value in net.state_dict().items()}, path)
     assert path.read_bytes() == old
     assert list(path.parent.iterdir()) == [path]
+
+
+# --- what others wrote
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_what_wrappers_put_before_all_names_goes(tmp_path, prefix):
+    net, other = build(), build()
+    torch.save({f"{prefix}{name}": value for name, value in net.state_dict().items()}, tmp_path / "net.pth")
+    load_weights(other, tmp_path / "net.pth")
+    assert equal(net.state_dict(), other.state_dict())
+
+
+def test_names_of_which_only_some_have_a_prefix_are_not_touched():
+    state = {"module.a": torch.zeros(1), "b": torch.zeros(1)}
+    assert list(bare(state)) == ["module.a", "b"]
+    assert bare({}) == {}
+
+
+def test_counters_that_old_batch_norms_did_not_have_are_zero(tmp_path):
+    net, other = build(), build()
+    other.bn1.num_batches_tracked.fill_(7)
+    old = {name: value for name, value in net.state_dict().items() if not name.endswith("num_batches_tracked")}
+    torch.save(old, tmp_path / "net.pth")
+    load_weights(other, tmp_path / "net.pth")
+    assert other.bn1.num_batches_tracked == 0
+    assert torch.equal(other.bn1.running_var, net.bn1.running_var)
+    del old["bn1.running_mean"]
+    torch.save(old, tmp_path / "net.pth")
+    with pytest.raises(UserError, match=r"missing: bn1\.running_mean, bn1\.num_batches_tracked"):
+        load_weights(other, tmp_path / "net.pth")
+
+
+def test_records_beside_the_weights_are_passed_over_unread(tmp_path):
+    net, other = build(), build()
+    beside = {
+        "args": argparse.Namespace(lr=0.1),
+        "folder": Path("out"),
+        "metric": np.float64(71.0),
+        "history": np.arange(3.0),
+    }
+    torch.save({"state_dict": net.state_dict(), **beside}, tmp_path / "net.pth")
+    load_weights(other, tmp_path / "net.pth")
+    assert equal(net.state_dict(), other.state_dict())
+
+
+def test_code_that_a_file_asks_for_is_named(tmp_path):
+    torch.save({"state_dict": build().state_dict(), "when": timedelta(1)}, tmp_path / "net.pth")
+    with pytest.raises(UserError, match=r"never run; convert it to tensors\. It asks for datetime\.timedelta"):
+        load_weights(build(), tmp_path / "net.pth")
+
+
+def refusal(path, content):
+    torch.save(content, path)
+    with pytest.raises(UserError) as error:
+        read_weights(path)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_what_is_no_plain_tensor_under_a_string_is_named(tmp_path):
+    path, plain = tmp_path / "net.pt", torch.zeros(2, 2)
+    assert "names a tensor 3, which is no string" in refusal(path, {3: plain})
+    assert "a is sparse (torch.sparse_coo)" in refusal(path, {"a": plain.to_sparse()})
+    assert "a is of the type torch.complex64" in refusal(path, {"a": plain.to(torch.complex64)})
+    assert "a is without values" in refusal(path, {"a": plain.to("meta")})
+    assert "a is one value shown many times, (1000000000000,)" in refusal(path, {"a": torch.zeros(1).expand(10**12)})
+
+
+def test_a_file_that_unpacks_to_more_than_it_has_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    torch.save({"a": torch.zeros(100_000)}, tmp_path / "plain.pt")
+    with zipfile.ZipFile(tmp_path / "plain.pt") as source, zipfile.ZipFile(tmp_path / "bomb.pt", "w", 8) as bomb:
+        for name in source.namelist():
+            bomb.writestr(name, source.read(name))
+    monkeypatch.setattr("torch.load", None)
+    with pytest.raises(UserError, match=r"bomb\.pt has \d+ bytes and would unpack to \d{6}"):
+        read_weights(tmp_path / "bomb.pt")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_file_larger_than_memory_is_refused_before_it_is_hashed(tmp_path, suffix, monkeypatch):
+    path = tmp_path / f"net{suffix}"
+    path.touch()
+    os.truncate(path, 2**43)  # holds nothing, and takes no room
+    monkeypatch.setattr("hkd.models.weights.sha256", None)
+    with pytest.raises(UserError, match=r"has 8192\.0 GiB, and this machine"):
+        load_weights(build(), path)
+
+
+def test_whole_numbers_are_no_weights(tmp_path):
+    state = {name: value.int() for name, value in build().state_dict().items()}
+    torch.save(state, tmp_path / "net.pt")
+    with pytest.raises(UserError, match=r"of another type: conv1\.0\.weight torch\.int32 instead of torch\.float32"):
+        load_weights(build(), tmp_path / "net.pt")
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_damaged_bytes_are_a_sentence(tmp_path, seed):
+    path = tmp_path / "net.pt"
+    torch.save({"a": torch.arange(6.0), "b": {"c": 1}}, path, _use_new_zipfile_serialization=seed % 2 == 0)
+    content, draw = bytearray(path.read_bytes()), random.Random(seed)
+    for _ in range(3):
+        content[draw.randrange(len(content))] = draw.randrange(256)
+    path.write_bytes(content)
+    with contextlib.suppress(UserError):
+        read_weights(path)
+
+
+def test_classes_are_told_by_a_classifiers_rows():
+    assert [classes_of(torch.zeros(shape)) for shape in ((7, 3), (7, 3, 1, 1), (10**12, 0), ())] == [7, 7, 0, 0]
+    assert classes_of(None) == 0

@@ -1,7 +1,8 @@
 """A narrow transformer on a student's tokens, between them and what they are to predict; dropped after training.
 
 As MAE's decoder: a linear map to its width, fixed sine-cosine positions, blocks, a norm, a linear map to the target's
-width. Shapes: B batch, P prefix tokens, N = H * W patches, n visible ones, D width in, E width, T width out.
+width. The channels of the positions are MAE's in another order, timm's: see hkd/methods/mae.py.
+Shapes: B batch, P prefix tokens, N = H * W patches, n visible ones, D width in, E width, T width out.
 """
 
 import torch

@@ -5,23 +5,18 @@ timm 0.6.5 has Swin's down-sampling at the end of a stage, keeps buffers that ar
 timm's own filter of a model's module renames; nothing here resizes, and what does not fit exactly is refused.
 """
 
-import argparse
 import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors.torch
-import torch
 from torch import Tensor, nn
 
 from hkd.errors import UserError
-from hkd.files import atomic_write, sha256
+from hkd.files import sha256
+from hkd.models.convert.files import check_target, fitted, other_kind, read_weights, write_converted
 from hkd.models.tap_model import TapModel
-from hkd.models.weights import DERIVED, read_weights
 from hkd.spec import ModelCard
-
-WRAPPER = "module."  # what DistributedDataParallel puts before every name
 
 
 def modernise(state: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
@@ -38,11 +33,9 @@ def modernise(state: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
         UserError: something is missing, left over, of another shape, or would have to be resized or made up.
     """
     own = net.state_dict()
-    if state and all(name.startswith(WRAPPER) for name in state):
-        state = {name.removeprefix(WRAPPER): value for name, value in state.items()}
-    found = {name: value for name, value in state.items() if name in own or not name.endswith(DERIVED)}
+    found = fitted(state, net)
     if found.keys() != own.keys():
-        found = _renamed(found, net)
+        found = fitted(_renamed(found, net), net)
     for what, names in (
         ("it lacks", [name for name in own if name not in found]),
         ("it also has", [name for name in found if name not in own]),
@@ -58,6 +51,8 @@ def modernise(state: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
             raise UserError(
                 f"These are weights of another {type(net).__name__}, or for other classes: {name} is {shapes}."
             )
+        if other_kind(value, own[name]):
+            raise UserError(f"These are no weights of {type(net).__name__}: {name} is of the type {value.dtype}.")
     return {name: found[name] for name in own}
 
 
@@ -70,7 +65,7 @@ def _renamed(state: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of resizing, which is refused below
             renamed = rename(dict(state), net)
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):  # so do filters meet names they do not know
+    except Exception:  # so do filters of timm meet names that they do not know
         return state
     given = {value.untyped_storage().data_ptr() for value in state.values()}
     if new := [name for name, value in renamed.items() if value.untyped_storage().data_ptr() not in given]:
@@ -95,28 +90,11 @@ def convert(source: Path, card: ModelCard, num_classes: int, target: Path) -> st
     Raises:
         UserError: the source is missing, damaged or of another model, or the target exists or cannot be written.
     """
-    if target.suffix != ".safetensors":
-        raise UserError(f"{target} must end in .safetensors.")
-    if target.exists():
-        raise UserError(f"{target} is there already; delete it to write it again.")
-    if not source.is_file():
-        raise UserError(f"There is no weights file {source}.")
-    # timm's script keeps its command line beside the weights: a plain record, which holds no code.
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        state = read_weights(source)
+    check_target(target)
+    state = read_weights(source)
     net = TapModel(card, num_classes).net
     try:
         state = modernise(state, net)
     except UserError as error:
         raise UserError(f"{source} is not for {card.name} with {num_classes} classes. {error}") from error
-    net.load_state_dict(state, strict=True)
-    tensors = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
-    # One entry only: safetensors writes several in no fixed order, and a file is known by the hash of its bytes.
-    content = safetensors.torch.save(tensors, metadata={"source_sha256": sha256(source)})
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(target) as temporary:
-            temporary.write_bytes(content)
-    except OSError as error:
-        raise UserError(f"{target} could not be written: {error.strerror}.") from error
-    return sha256(target)
+    return write_converted(state, sha256(source), target)

@@ -17,21 +17,18 @@ BEiT's own fine-tuning. A plain encoder without a head has the same names whoeve
 (or of DINO) counts as MAE's; its hash tells.
 """  # noqa: E501 (a table)
 
-import argparse
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-import safetensors.torch
-import torch
 from torch import Tensor, nn
 
 from hkd.errors import UserError
-from hkd.files import atomic_write, sha256
-from hkd.models.convert.legacy import WRAPPER, modernise
+from hkd.files import sha256
+from hkd.models.convert.files import DERIVED, bare, check_size, check_target, read_weights, write_converted
+from hkd.models.convert.legacy import modernise
 from hkd.models.tap_model import TapModel
-from hkd.models.weights import DERIVED, read_weights
 from hkd.spec import ModelCard
 
 Origin = Literal["mae", "beit", "cae", "timm", "beit2", "simmim", "spark", "unknown"]
@@ -62,7 +59,7 @@ def recognise(state: Mapping[str, Tensor]) -> Origin:
     Returns:
         `timm`: a transformer with a classifier under the names of timm. `unknown`: none of the others.
     """
-    names = [name.removeprefix(WRAPPER) for name in state]
+    names = list(bare(state))
 
     def has(pattern: str) -> bool:
         return any(re.match(pattern, name) for name in names)
@@ -115,7 +112,7 @@ def convert(state: Mapping[str, Tensor], net: nn.Module, expected: Encoder) -> d
             f"By its names this is a checkpoint of {SHOWN[found]}, and one of {SHOWN[expected]} was asked for: give "
             f"that, or take a model of the other kind."
         )
-    state = {name.removeprefix(WRAPPER): value for name, value in state.items()}
+    state = bare(state)
     own = net.state_dict()
     kept = {
         name.removeprefix("encoder.") if expected == "cae" else name: value
@@ -124,7 +121,7 @@ def convert(state: Mapping[str, Tensor], net: nn.Module, expected: Encoder) -> d
     }
     if SHARED in kept and SHARED not in own:
         table = kept.pop(SHARED)
-        kept |= {name: table.clone() for name in own if name.endswith(OWN)}
+        kept |= {name: table for name in own if name.endswith(OWN)}
     if "norm.weight" in kept and "fc_norm.weight" in own and "norm.weight" not in own:
         raise UserError(
             "This encoder norms its tokens before pooling, and the model after it: build the model with use_fc_norm "
@@ -150,10 +147,11 @@ def load_encoder(net: nn.Module, path: Path, expected: Encoder, expected_sha256:
     Raises:
         UserError: the file is missing, damaged, of another hash, of somebody else, or does not fit.
     """
-    state = _read(path)
+    check_size(path)
     found = sha256(path)
     if expected_sha256 is not None and found != expected_sha256.lower():
         raise UserError(f"{path} has SHA-256 {found}, but {expected_sha256} was asked for; get that file again.")
+    state = read_weights(path)
     try:
         net.load_state_dict(convert(state, net, expected))
     except UserError as error:
@@ -177,26 +175,7 @@ def convert_file(source: Path, card: ModelCard, num_classes: int, target: Path) 
         UserError: the source is missing, damaged, of somebody else or does not fit, or the target exists or cannot be
             written.
     """
-    if target.suffix != ".safetensors":
-        raise UserError(f"{target} must end in .safetensors.")
-    if target.exists():
-        raise UserError(f"{target} is there already; delete it to write it again.")
+    check_target(target)
     net = TapModel(card, num_classes).net
     digest = load_encoder(net, source, trained_as(net))
-    tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in net.state_dict().items()}
-    content = safetensors.torch.save(tensors, metadata={"source_sha256": digest})
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(target) as temporary:
-            temporary.write_bytes(content)
-    except OSError as error:
-        raise UserError(f"{target} could not be written: {error.strerror}.") from error
-    return sha256(target)
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """As `read_weights`; the command line that authors keep beside their weights is a plain record without code."""
-    if not path.is_file():
-        raise UserError(f"There is no weights file {path}.")
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return read_weights(path)
+    return write_converted(net.state_dict(), digest, target)

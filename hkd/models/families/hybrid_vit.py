@@ -2,7 +2,9 @@
 
 The network is timm's and its taps are those of `mim_vit`. Fresh ones are drawn as in the code base that the paper
 builds on: Xavier-uniform linear maps (the patch embedding is one too) with zero biases, fixed sine-cosine positions,
-class token of deviation .02. Positions are a buffer of the name that timm's parameter has, so weights load either way;
+class token of deviation .02. The channels of fresh positions are in timm's order (sines of row and column, then cosines
+of row and column), where MAE has sines and cosines of the column, then of the row: the same numbers, permuted; weights
+of MAE bring their own. Positions are a buffer of the name that timm's parameter has, so weights load either way;
 in this family they are never trained.
 """
 
