@@ -108,10 +108,16 @@ def draw(finished: Finished, folder: Path) -> None:
             "the student trained alone; mean over rows of all tables, 95 % t-intervals over seeds.",
         )  # fmt: skip
     fields = ("method", "term", "when", "loss", "norm", "share", "ratio", "runs")
-    (folder / "terms.csv").write_text(csv_text(fields, ([getattr(term, name) for name in fields] for term in terms)))
-    (folder / "teachers.csv").write_text(csv_text(("teacher", "measure", "layer", "value", "half"), layers))
+    (folder / "terms.csv").write_text(
+        csv_text(fields, ([getattr(term, name) for name in fields] for term in terms)), encoding="utf-8"
+    )
+    (folder / "teachers.csv").write_text(
+        csv_text(("teacher", "measure", "layer", "value", "half"), layers), encoding="utf-8"
+    )
     lines = ([method, each.mean, each.low, each.high, each.n] for method, each in agreed.items())
-    (folder / "agreement.csv").write_text(csv_text(("method", "points", "low", "high", "seeds"), lines))
+    (folder / "agreement.csv").write_text(
+        csv_text(("method", "points", "low", "high", "seeds"), lines), encoding="utf-8"
+    )
     finished.leave(folder, images, numbers=numbers)
 
 

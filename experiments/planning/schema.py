@@ -1,5 +1,6 @@
 """Papers, tables and profiles as YAML, read strictly: a mistake is one sentence with its place and the nearest name."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from experiments import places
 from experiments.documents import Document
@@ -499,7 +500,7 @@ def read(kind: str, folder: str, name: str, model: type[T]) -> T:
     if name not in names(folder):
         known = ", ".join(names(folder))
         raise UserError(f"Unknown {kind} '{name}'.{nearest(name, names(folder))} Known: {known}.")
-    content = plain(document(folder, name))
+    content = contents(folder, name)
     if isinstance(content, dict) and isinstance(content.get("extends"), str):
         base = read(kind, folder, content["extends"], model)
         content = {**base.model_dump(exclude_unset=True), **content}
@@ -522,7 +523,7 @@ def load_params(path: Path | None = None) -> Params:
     def refused(loc: Loc, message: str) -> UserError:
         return UserError(f"{path.name}:{line_of(held, loc)}: {'.'.join(map(str, loc))}: {message}")
 
-    found = validated(Params, {key: value for key, value in plain(held).items() if value is not None}, refused)
+    found = validated(Params, {key: value for key, value in plain(held, refused).items() if value is not None}, refused)
     check_recipe(found.recipe, lambda loc, message: refused(("recipe", *loc), message))
     return found
 
@@ -539,6 +540,11 @@ def validated(model: type[T], content: Any, refused: Callable[[Loc, str], UserEr
         raise refused(loc, message) from None
 
 
+def contents(folder: str, name: str) -> Any:
+    """The YAML document as ordinary dicts, lists and scalars."""
+    return plain(document(folder, name), lambda loc, message: complaint(folder, name, loc, message))
+
+
 @cache
 def document(folder: str, name: str) -> Any:
     """The YAML document with the positions of its keys."""
@@ -547,22 +553,42 @@ def document(folder: str, name: str) -> Any:
 
 def parsed(path: Path, shown: str) -> Any:
     """A YAML file with the positions of its keys. shown: what it is called in messages."""
+    content = path.read_bytes()
     try:
-        return YAML(typ="rt").load(path.read_text())
+        return YAML(typ="rt").load(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{shown}:{line}: not UTF-8; save it in that encoding.") from None
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise UserError(f"{shown}:{line}: not valid YAML: {error.problem}.") from None
+    except (YAMLError, ValueError, OverflowError, RecursionError) as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{shown}: not valid YAML: {why.rstrip('.')}.") from None
 
 
-def plain(value: Any) -> Any:
-    """A round-trip document as ordinary dicts, lists and scalars."""
+def plain(value: Any, refused: Callable[[Loc, str], UserError], loc: Loc = ()) -> Any:
+    """A round-trip document as ordinary dicts, lists and scalars.
+
+    Args:
+        value: the document.
+        refused: makes an error of a place in it and a sentence.
+        loc: of this value.
+
+    Raises:
+        UserError: a date, a set, bytes, or a number that is not finite, of which JSON has none.
+    """
     if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): plain(item, refused, (*loc, key)) for key, item in value.items()}
     if isinstance(value, list):
-        return [plain(item) for item in value]
+        return [plain(item, refused, (*loc, i)) for i, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise refused(loc, f"{float(value)} is no finite number.")
     for kind in (bool, int, float, str):
         if isinstance(value, kind):
             return kind(value)
+    if value is not None:
+        raise refused(loc, f"a {type(value).__name__} cannot stand here; put a text into quotes.")
     return value
 
 

@@ -336,7 +336,7 @@ class Records(Mapping[str, Record]):
         return len(self.found)
 
     def predictions(self, keys: Iterable[str]) -> dict[str, Predictions]:
-        """Which test images runs got right, by key, where that was kept; what a run did not write is told and left out."""
+        """Which test images runs got right, by key, where that was kept; a file that was altered is left out."""
         found: dict[str, Predictions] = {}
         for key in dict.fromkeys(keys):
             kept: Predictions | None = None
@@ -350,7 +350,7 @@ class Records(Mapping[str, Record]):
         return found
 
     def curves(self, keys: Iterable[str]) -> dict[str, Curves]:
-        """The curves of runs, by key, where they were kept; what a run did not write is told and left out."""
+        """The curves of runs, by key, where they were kept; a file that was altered is left out."""
         found: dict[str, Curves] = {}
         for key in dict.fromkeys(keys):
             if key not in self.own:

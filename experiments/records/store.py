@@ -164,7 +164,7 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n"
         with atomic_write(folder / "record.json") as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
 
     def lock(self, key: str) -> FileLock:
         """A lock that one process at a time can hold on a run."""

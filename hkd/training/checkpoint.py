@@ -151,7 +151,7 @@ def head(digest: str) -> bytes:
 
 
 def fault(file: IO[bytes]) -> str | None:
-    """What is wrong with a checkpoint that stands at its beginning; None, and it stands after its head, if nothing is."""
+    """What is wrong with a checkpoint, read from its beginning; None if nothing is: it then stands after its head."""
     first = file.read(HEAD)
     if not first.startswith(FORMAT.encode()):
         return "it is cut short" if FORMAT.encode().startswith(first) else "it is of an earlier version, or damaged"
