@@ -277,13 +277,13 @@ def test_a_profile_of_no_devices_is_refused():
 
 WORDS = (
     "", " ", "-", "--", "---", "-1", "0", "1.5", "1e9", "nan", "inf", "10" * 40, "~", "~nouser", "/", "/dev/null", ".",
-    "..", "%s", "{}", "$HOME", "'", '"', "\\", "\n", "\t", "\x1b[31m", "é", "🙂", "\udcff", "a" * 10_000, "null", "true", "[]",
-    "*", "--help=", "--profile", "--seeds", "--workers", "--no-wait", "--scheduler-file", "--data", "--device", "--table",
-    TABLE, "laptop", "hcd_cifar100", "digits", "kd", "--images", "--limit", "--batch-size", "swin_s",
+    "..", "%s", "{}", "$HOME", "'", '"', "\\", "\n", "\t", "\x1b[31m", "é", "🙂", "\udcff", "a" * 10_000, "null", "[]",
+    "*", "true", "--help=", "--profile", "--seeds", "--workers", "--no-wait", "--scheduler-file", "--data", "--device",
+    "--table", TABLE, "laptop", "hcd_cifar100", "digits", "kd", "--images", "--limit", "--batch-size", "swin_s",
 )  # fmt: skip
 COMMANDS = (
-    ("tables",), ("plan",), ("show",), ("check",), ("runs", "list"), ("runs", "show"), ("runs",),
-    ("reference", "update"), ("weights", "convert"), ("weights",), ("numerics", "prove", "--table"), ("run", "--profile"), ("worker",), (),
+    ("tables",), ("plan",), ("show",), ("check",), ("runs", "list"), ("runs", "show"), ("runs",), ("weights",), ("worker",),
+    ("reference", "update"), ("weights", "convert"), ("numerics", "prove", "--table"), ("run", "--profile"), (),
 )  # fmt: skip
 
 
