@@ -235,8 +235,6 @@ def connected(scheduler_file: Path) -> Any:
     Raises:
         UserError: there is no such file, it is not one, or nobody answers at its address.
     """
-    from distributed import Client
-
     address = scheduler_address(scheduler_file)
     silent = UserError(f"The dask scheduler of {scheduler_file} does not answer at {address}; start it again.")
     met = re.fullmatch(r"[a-z]+://\[?(?P<host>[^\[\]]+)\]?:(?P<port>[0-9]{1,5})", address)
@@ -245,6 +243,8 @@ def connected(scheduler_file: Path) -> Any:
             socket.create_connection((met["host"], int(met["port"])), timeout=ANSWER_S).close()
         except (OSError, OverflowError, UnicodeError):
             raise silent from None
+    from distributed import Client
+
     try:
         return Client(address, set_as_default=False, timeout=ANSWER_S)
     except (OSError, ValueError, TypeError):

@@ -40,7 +40,8 @@ class FakeOutcome:
     curves: list = field(default_factory=lambda: [{"epoch": 0, "loss": 2.0, "note": "x"}, {"epoch": 1, "loss": 1.0}])
 
 
-def task(spec, weights, folder, runtime, report):
+def task(job):
+    spec, weights, folder, report = job.spec, job.weights, job.folder, job.report
     options = FakeConfig(**spec.method.options)
     taught = b"".join(Path(path).read_bytes() for path in weights.values())
     with open(folder / "attempts", "a") as attempts:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments import cli
+from experiments.commands import costs, tables
 from experiments.planning.asked import planned
 from experiments.planning.plan import Cell
 from experiments.records.store import Store
@@ -51,7 +52,8 @@ def fake_table(monkeypatch):
             for run in runs
         ]
         plan = replace(fake_plan(*runs), cells=tuple(cells))
-        monkeypatch.setattr(cli, "planned", lambda table, profile=None, seeds=None, **rest: plan)
+        monkeypatch.setattr(tables, "planned", lambda table, profile=None, seeds=None, **rest: plan)
+        monkeypatch.setattr("experiments.drawings.base.drawing", lambda *arguments: None)  # it has no file
 
     return make
 
@@ -185,7 +187,7 @@ def test_runs_without_data_leave_their_cells_empty_and_are_exit_code_1(fake_tabl
 
 def test_batch_jobs_answer_by_environment_variables(fake_table, capsys, places, monkeypatch):
     fake_table(fake_run("a"))
-    monkeypatch.setattr(cli, "EXPENSIVE", 0.0)
+    monkeypatch.setattr(costs, "EXPENSIVE", 0.0)
     monkeypatch.setenv("HKD_YES", "1")
     monkeypatch.setenv("HKD_SCHEDULER_FILE", str(places / "none.json"))
     assert hkd("run", "fake_table") == 2

@@ -37,6 +37,7 @@ def table(tmp_path, monkeypatch):
     ]  # fmt: skip
     plan = replace(fake_plan(*map(fake_run, NAMES)), cells=tuple(cells))
     monkeypatch.setattr(commands, "planned", lambda table, profile=None, seeds=None, **rest: plan)
+    monkeypatch.setattr("experiments.drawings.base.drawing", lambda *arguments: None)  # it has no file
     return plan
 
 
