@@ -216,6 +216,7 @@ def pool_for(
         yield Here(store, runtime, on_event)
         return
     import dask
+    import distributed  # noqa: F401 (its defaults: read within the settings below, they would be lost with them)
 
     for name in ("distributed", "distributed.client"):  # what matters comes back as events; the rest breaks the display
         logging.getLogger(name).setLevel(logging.CRITICAL)
