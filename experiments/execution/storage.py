@@ -8,8 +8,8 @@ from pathlib import Path
 from experiments.records.store import Store
 from hkd.errors import UserError
 
-STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
-READING_TOO = {errno.EACCES, errno.EPERM, errno.ENOTDIR}  # those that reading a data file may also end with
+STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+READING_TOO = {errno.EIO, errno.EACCES, errno.EPERM, errno.ENOTDIR}  # those that reading a data file may also end with
 
 
 class StorageError(UserError):

@@ -557,8 +557,8 @@ def parsed(path: Path, shown: str) -> Any:
     try:
         return YAML(typ="rt").load(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{shown}:{line}: not UTF-8; save it in that encoding.") from None
+        place = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{shown}:{place}: not UTF-8; save it in that encoding.") from None
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise UserError(f"{shown}:{line}: not valid YAML: {error.problem}.") from None
