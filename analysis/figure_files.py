@@ -54,7 +54,7 @@ def save_measures(numbers: Mapping[str, Number], path: Path, *, profile: str, im
     """
     values = {name: number.plain() for name, number in numbers.items()}
     document = {"profile": profile, "images": images, "values": values}
-    path.write_text(json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    path.write_text(json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def csv_text(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:

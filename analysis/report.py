@@ -93,7 +93,7 @@ def write(analyses: Sequence[Analysis], folder: Path, record: dict[str, Any] | N
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / "table.csv", folder / "table.md"]
     pd.concat([analysis.table() for analysis in analyses]).to_csv(files[0], index=False)
-    files[1].write_text(markdown(analyses))
+    files[1].write_text(markdown(analyses), encoding="utf-8")
     for name, analysis in zip(names, analyses, strict=True):
         files.append(folder / f"{name}.npz")
         arrays: dict[str, Any] = analysis.arrays()
@@ -111,7 +111,7 @@ def write(analyses: Sequence[Analysis], folder: Path, record: dict[str, Any] | N
         for each in analyses
     ]
     files.append(folder / "analysis.json")
-    files[-1].write_text(json.dumps({"models": models, **(record or {})}, indent=2) + "\n")
+    files[-1].write_text(json.dumps({"models": models, **(record or {})}, indent=2) + "\n", encoding="utf-8")
     return files
 
 

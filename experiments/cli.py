@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 a run is missing that another attempt may bring, or a regr
 or a stale reference; 130 interrupted.
 """
 
+import io
 import logging
 import os
 import sys
@@ -22,6 +23,9 @@ COMMANDS = (tables, runs, numerics, weights, looking)  # importing them adds the
 
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point: a mistake is one line on stderr and exit code 2, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):  # where a letter cannot be shown, as in an ASCII locale, stands a `?`
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     use_this_checkout()
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").addHandler(logging.NullHandler())
@@ -38,6 +42,10 @@ def main(arguments: list[str] | None = None) -> Any:
     except BrokenPipeError:  # whoever read our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it flushes
         code = 141  # as a shell says of a process that a closed pipe ended
+    except OSError as error:  # of files that commands were given or need; without a name it is not about a file
+        if error.filename is None:
+            raise
+        code = refuse(f"{error.filename} cannot be used ({error.strerror}); put that right, or name another place.")
     sys.exit(code)
 
 

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from hkd.errors import UserError
+
 
 def repository() -> Path:
     """The checkout this command works in: the nearest folder upwards with dvc.yaml and params.yaml, else this one's."""
@@ -21,7 +23,28 @@ def main_checkout() -> Path:
 def place(variable: str, default: Path) -> Path:
     """The folder an environment variable names, or the default."""
     given = os.environ.get(variable)
-    return Path(given).expanduser().resolve() if given else default
+    return folder(given, variable) if given else default
+
+
+def folder(given: str | Path, what: str) -> Path:
+    """An absolute path of a folder that is there, or that can be made.
+
+    Args:
+        given: as a user wrote it; `~` is their home.
+        what: it is, for messages.
+
+    Raises:
+        UserError: no folder can be there.
+    """
+    try:
+        found = Path(given).expanduser().resolve()
+        there = next(path for path in (found, *found.parents) if path.exists())
+        if there.is_dir():
+            return found
+        why = f"{there} is no folder"
+    except (OSError, RuntimeError, ValueError) as error:  # no such user, links in a circle, too long, a NUL
+        why = getattr(error, "strerror", None) or str(error).rstrip(".")
+    raise UserError(f"{what} is {given}, where no folder can be ({why}); give the path of a folder.")
 
 
 def runs() -> Path:

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from experiments import places
 from experiments.execution.events import Event
 from experiments.execution.schedule import ExecutionReport, run_plan
-from experiments.execution.storage import storage_error
+from experiments.execution.storage import not_written
 from experiments.planning import schema
 from experiments.planning.plan import Plan
 from experiments.records.committed import Records
@@ -134,9 +134,9 @@ def table_lock(profile: str, table: str, *, wait: bool, on_wait: Callable[[str],
                 raise UserError(f"{sentence}; wait for it, or end it.") from None
             on_wait(f"{sentence}; waiting for it to end.")
             lock.acquire()
-        holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
     except OSError as error:
-        raise storage_error(error, folder) from error
+        raise not_written(error, folder) from None
     try:
         yield
     finally:
@@ -147,7 +147,7 @@ def table_lock(profile: str, table: str, *, wait: bool, on_wait: Callable[[str],
 def described(holder: Path) -> str:
     """`process 123 on laptop`, as the holder wrote it."""
     try:
-        facts: dict[str, Any] = json.loads(holder.read_text())
+        facts: dict[str, Any] = json.loads(holder.read_text(encoding="utf-8"))
         return f"process {facts['pid']} on {facts['host']}"
     except (OSError, ValueError, KeyError):
         return "another process"

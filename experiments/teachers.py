@@ -114,12 +114,12 @@ def record_sha256(model: str, digest: str) -> bool:
     yaml = YAML(typ="rt")
     yaml.width, yaml.preserve_quotes = 4096, True
     path = schema.HERE / "manifests" / "teachers.yaml"
-    content = yaml.load(path.read_text())
+    content = yaml.load(path.read_text(encoding="utf-8"))
     entry = next((e for e in content["teachers"].values() if e.get("weights") == ZOO[model].pretrained), None)
     if entry is None or entry["sha256"] not in (None, digest):
         return False
     if entry["sha256"] is None:
         entry["sha256"] = digest
-        with atomic_write(path) as temporary, temporary.open("w") as stream:
+        with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
             yaml.dump(content, stream)
     return True

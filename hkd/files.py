@@ -3,18 +3,23 @@
 import hashlib
 import os
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+HOST = re.sub(r"[^A-Za-z0-9]", "-", socket.gethostname())[:40]
+TEMPORARY = re.compile(r"\..+\.(?P<host>[A-Za-z0-9-]+)\.(?P<process>[0-9]{1,9})\.tmp")
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it takes its place, on failure it is removed.
 
-    The temporary name holds the process id, so that two processes never write the same one.
+    The temporary name holds the machine and the process id, so that two processes never write the same one, and so
+    that `sweep` can tell what a killed process left.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{HOST}.{os.getpid()}.tmp")
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -28,6 +33,25 @@ def printable(text: object) -> str:
     """A text that any terminal and file can take: of a name that is not UTF-8, the odd bytes are written as escapes."""
     bytes_shown = re.sub("[\udc80-\udcff]", lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", str(text))
     return bytes_shown.encode("utf-8", "backslashreplace").decode()
+
+
+def sweep(folder: Path) -> None:
+    """Delete the temporary files of a folder whose process, of this machine, is gone: it was killed while it wrote."""
+    for path in folder.glob(".*.tmp"):
+        found = TEMPORARY.fullmatch(path.name)
+        if found and found["host"] == HOST and not is_running(int(found["process"])):
+            path.unlink(missing_ok=True)
+
+
+def is_running(process: int) -> bool:
+    """Whether this machine has a process of this number."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def sha256(path: Path) -> str:

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 from rich.console import Console
 from rich.text import Text
 
 from experiments import places
 from experiments.commands.app import app
+from experiments.commands.given import Whole
 from experiments.commands.printed import new_table, out, print_markdown
 from hkd.errors import UserError
 
@@ -37,10 +39,10 @@ def analyse(
     images: Path,
     measures: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     output: Path | None = None,
-    batch_size: int = 32,
+    batch_size: Whole = 32,
     image_size: str | None = None,
-    limit: int | None = None,
-    seed: int = 0,
+    limit: Annotated[Whole | None, Parameter(validator=Number(gte=1))] = None,
+    seed: Whole = 0,
     device: str | None = None,
     random: bool = False,
     control: bool = False,
@@ -66,7 +68,7 @@ def analyse(
 
     if batch_size < 1:
         raise UserError(f"--batch-size is {batch_size}; it must be at least 1.")
-    folder = output or places.results() / "analysis"
+    folder = places.results() / "analysis" if output is None else places.folder(output, "--output")
     done = analysis.run(
         model,
         images,

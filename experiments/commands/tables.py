@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 from rich.filesize import decimal
 from rich.text import Text
 
 from experiments import places
 from experiments.commands.app import app, reference_app
 from experiments.commands.costs import add_cost, by_kind, confirm, cost_table, expected_here
+from experiments.commands.given import Whole
 from experiments.commands.printed import new_table, out, print_markdown, show_table, tell_stand_ins
 from experiments.execution.pools import serve
 from experiments.execution.progress import Progress, clock
@@ -34,7 +36,8 @@ def tables(*, profile: str | None = None) -> int:
     """
     from experiments.planning.schema import load_params
 
-    shown, chosen = new_table("table", "paper", "kind", "title"), schema.load_profile(profile or load_params().profile)
+    chosen = schema.load_profile(load_params().profile if profile is None else profile)
+    shown = new_table("table", "paper", "kind", "title")
     for name in schema.table_ids():
         table = schema.load_table(name)
         shown.add_row(name, table.paper, table.kind, Text(standins.named(table.title, chosen)))
@@ -44,7 +47,7 @@ def tables(*, profile: str | None = None) -> int:
 
 
 @app.command
-def plan(*table: str, profile: str | None = None, seeds: int | None = None) -> int:
+def plan(*table: str, profile: str | None = None, seeds: Whole | None = None) -> int:
     """Say what tables would cost and how much of it is done, without running anything.
 
     Methods are asked which pairs of the named tables they will refuse, and why.
@@ -95,8 +98,8 @@ def run(
     table: str,
     *,
     profile: str | None = None,
-    seeds: int | None = None,
-    workers: int | None = None,
+    seeds: Whole | None = None,
+    workers: Annotated[Whole | None, Parameter(validator=Number(gte=0))] = None,
     scheduler_file: Annotated[Path | None, Parameter(env_var="HKD_SCHEDULER_FILE")] = None,
     data: Path | None = None,
     yes: Annotated[bool, Parameter(env_var="HKD_YES")] = False,
@@ -115,11 +118,11 @@ def run(
         wait: wait for another process that is at this table, or fail.
     """
     if data is not None:
-        os.environ["HKD_DATA"] = str(data.expanduser().resolve())
+        os.environ["HKD_DATA"] = str(places.folder(data, "--data"))
     chosen, store, console = planned(table, profile, seeds), Store(places.runs()), out()
     records = store.load_all(chosen.runs)
     confirm(chosen, records, yes)
-    began = time.time()
+    began = time.monotonic()
     with Progress(chosen, records, console) as progress:
         done = reproduce(
             chosen,
@@ -133,9 +136,8 @@ def run(
     show_table(done, console)
     assert done.report is not None
     tried = len(done.report.executed)
-    console.print(
-        Text(f"{tried} of {len(chosen.runs)} runs executed in {clock(time.time() - began)}; records in {store.root}")
-    )
+    took = clock(time.monotonic() - began)
+    console.print(Text(f"{tried} of {len(chosen.runs)} runs executed in {took}; records in {store.root}"))
     console.print(Text(f"The table and its figure are in {done.folder}"))
     return complain(done)
 
@@ -156,7 +158,7 @@ def worker(
 
 
 @app.command
-def show(table: str, *, profile: str | None = None, seeds: int | None = None) -> int:
+def show(table: str, *, profile: str | None = None, seeds: Whole | None = None) -> int:
     """Print a table from the records that exist, here or else committed; nothing is run or written.
 
     Args:
@@ -170,7 +172,7 @@ def show(table: str, *, profile: str | None = None, seeds: int | None = None) ->
 
 
 @app.command
-def check(*table: str, profile: str | None = None, seeds: int | None = None) -> int:
+def check(*table: str, profile: str | None = None, seeds: Whole | None = None) -> int:
     """Check what was measured here against results/reference/: exit 0, 1 for a regression, 2 for a stale reference.
 
     Args:
@@ -195,7 +197,7 @@ def check(*table: str, profile: str | None = None, seeds: int | None = None) -> 
 
 
 @reference_app.command
-def update(*table: str, profile: str | None = None, seeds: int | None = None) -> int:
+def update(*table: str, profile: str | None = None, seeds: Whole | None = None) -> int:
     """Write the records of finished tables that are on this machine to results/reference/, to be committed.
 
     Args:

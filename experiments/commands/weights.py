@@ -7,6 +7,7 @@ from rich.text import Text
 
 from experiments import places
 from experiments.commands.app import app, weights_app
+from experiments.commands.given import Whole
 from experiments.commands.printed import new_table, out, tell_stand_ins
 from experiments.planning import schema, standins
 from experiments.records.store import Store
@@ -40,7 +41,7 @@ def fetch(name: str) -> int:
 
 
 @weights_app.command
-def convert(card: str, source: Path, *, classes: int = 1000) -> int:
+def convert(card: str, source: Path, *, classes: Whole = 1000) -> int:
     """Make a checkpoint of an older timm, or of a model's authors, a weights file of this suite.
 
     Args:
@@ -79,7 +80,7 @@ def teachers(*, profile: str | None = None) -> int:
     from experiments.planning.schema import load_params
     from experiments.teachers import teachers as listed
 
-    chosen = profile or load_params().profile
+    chosen = load_params().profile if profile is None else profile
 
     shown = new_table(
         "teacher", "architecture", "made here by", "published weights", "licence", "SHA-256", "published", "source"

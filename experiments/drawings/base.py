@@ -114,11 +114,13 @@ class Finished:
         """Student and method of a run, with their weights."""
         from hkd.tasks.train import restore
 
+        for name in ("student.safetensors", "adapters.safetensors"):
+            self.file(run.key, name)
         return restore(run.spec, self.weights(run), self.store.folder(run.key), self.runtime)
 
     def weights(self, run: PlannedRun) -> dict[str, Path]:
         """Files of what a run needs, by the id of their weights."""
-        made = {key: self.store.folder(key) / "student.safetensors" for key in run.needs}
+        made = {key: self.file(key, "student.safetensors") for key in run.needs}
         return made | {name: Path(path) for name, path in run.files}
 
     def network(self, run: PlannedRun) -> Any:
@@ -146,7 +148,17 @@ class Finished:
 
     def curves(self, run: PlannedRun) -> list[dict[str, Any]]:
         """Lines of a run's curves."""
-        return [json.loads(line) for line in (self.store.folder(run.key) / "curves.jsonl").read_text().splitlines()]
+        text = self.file(run.key, "curves.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+    def file(self, key: str, name: str) -> Path:
+        """Where a run's file is, if one is there.
+
+        Raises:
+            Altered: it is not what the run wrote.
+        """
+        record = self.store.load(key)
+        return (self.store.kept(record, name) if record else None) or self.store.folder(key) / name
 
     def test_split(self) -> "Split":
         """Test images of the first run's data."""

@@ -4,7 +4,6 @@ Teachers come from the table `diagnostics`; of training only what exists is read
 from curves.jsonl, agreement with the teacher from predictions.npz. Nothing of it is trained for this.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from experiments.drawings.base import Finished, Images
 from experiments.drawings.hybrid_heads import MEASURED, of_224
 from experiments.planning import schema, standins
 from experiments.planning.plan import Cell, Plan, PlannedRun, plan
+from experiments.records.committed import kept_curves, kept_predictions
 from experiments.records.store import Store
 from experiments.results import stats
 from hkd.errors import Refused
@@ -108,10 +108,16 @@ def draw(finished: Finished, folder: Path) -> None:
             "the student trained alone; mean over rows of all tables, 95 % t-intervals over seeds.",
         )  # fmt: skip
     fields = ("method", "term", "when", "loss", "norm", "share", "ratio", "runs")
-    (folder / "terms.csv").write_text(csv_text(fields, ([getattr(term, name) for name in fields] for term in terms)))
-    (folder / "teachers.csv").write_text(csv_text(("teacher", "measure", "layer", "value", "half"), layers))
+    (folder / "terms.csv").write_text(
+        csv_text(fields, ([getattr(term, name) for name in fields] for term in terms)), encoding="utf-8"
+    )
+    (folder / "teachers.csv").write_text(
+        csv_text(("teacher", "measure", "layer", "value", "half"), layers), encoding="utf-8"
+    )
     lines = ([method, each.mean, each.low, each.high, each.n] for method, each in agreed.items())
-    (folder / "agreement.csv").write_text(csv_text(("method", "points", "low", "high", "seeds"), lines))
+    (folder / "agreement.csv").write_text(
+        csv_text(("method", "points", "low", "high", "seeds"), lines), encoding="utf-8"
+    )
     finished.leave(folder, images, numbers=numbers)
 
 
@@ -167,10 +173,11 @@ def term_sizes(plans: Sequence[Plan], store: Store) -> list[Term]:
     default = {key: run for key, run in runs.items() if not variant(run)}
     collected: dict[tuple[str, str, str], list[tuple[float, float, float, float]]] = {}
     for key, run in default.items():
-        path = store.folder(key) / "curves.jsonl"
-        if not path.is_file() or not (store.folder(key) / "record.json").is_file():
+        record = store.load(key)
+        curves = kept_curves(store, record) if record else None
+        if curves is None:
             continue
-        lines = [json.loads(line) for line in path.read_text().splitlines() if NORM in line]
+        lines = [line for line in curves if any(name.startswith(NORM) for name in line)]
         name = run.spec.task if run.spec.task in ("detect", "segment") else run.spec.method.name
         for when, line in moments(lines):
             for term, sizes in of_terms(line).items():
@@ -238,27 +245,28 @@ def agreement(plans: Sequence[Plan], store: Store) -> dict[str, stats.Estimate]:
     return {method: stats.pooled_gain(rows).estimate for method, rows in sorted(gains.items()) if "/" not in method}
 
 
-def teacher_of(run: PlannedRun, each: Plan, store: Store) -> Path | None:
+def teacher_of(run: PlannedRun, each: Plan, store: Store) -> Mapping[str, np.ndarray] | None:
     """Predictions of a run's only teacher, left by its training or its evaluation."""
     if len(run.spec.teachers) != 1:
         return None
     model = next(iter(run.spec.teachers.values())).model
     for key in run.needs:
-        path = store.folder(key) / "predictions.npz"
-        if each.runs[key].spec.student == model and path.is_file():
-            return path
+        if each.runs[key].spec.student == model and (found := predictions_of(key, store)):
+            return found
     return None
 
 
-def agreed(cell: Cell, each: Plan, teacher: Path, store: Store) -> dict[int, float]:
+def predictions_of(key: str, store: Store) -> Mapping[str, np.ndarray] | None:
+    """What a run predicted, if it has a record and left that."""
+    record = store.load(key)
+    return kept_predictions(store, record) if record else None
+
+
+def agreed(cell: Cell, each: Plan, teacher: Mapping[str, np.ndarray], store: Store) -> dict[int, float]:
     """Percent of test images on which a cell's students name the class that the teacher names, by seed."""
     found = {}
-    with np.load(teacher, allow_pickle=False) as theirs:
-        rows, labels = theirs["row"], theirs["prediction"]
     for seed, key in zip(each.seeds, cell.runs, strict=True):
-        path = store.folder(key) / "predictions.npz"
-        if path.is_file():
-            with np.load(path, allow_pickle=False) as ours:
-                if np.array_equal(ours["row"], rows):
-                    found[seed] = 100 * float((ours["prediction"] == labels).mean())
+        ours = predictions_of(key, store)
+        if ours is not None and np.array_equal(ours["row"], teacher["row"]):
+            found[seed] = 100 * float((ours["prediction"] == teacher["prediction"]).mean())
     return found

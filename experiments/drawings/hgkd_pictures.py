@@ -53,7 +53,7 @@ def draw(finished: Finished, folder: Path) -> None:
         draw_queue(queues, folder / "queue_entries.png", size=sizes.pop(), setting=here)
     if painters:
         draw_paintings(painters, images, folder / "paintings.png", here)
-    (folder / "pictures.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+    (folder / "pictures.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 @torch.no_grad()

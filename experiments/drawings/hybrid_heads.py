@@ -104,7 +104,7 @@ def draw(finished: Finished, folder: Path) -> None:
     for name, (heading, _) in MEASURES.items():
         title = f"{plan.title.partition(':')[0]}: {heading} by layer\n{plan.here}"
         heads_figure(panels, random, name, folder / name, title=title, caption=caption)
-    (folder / "layers.csv").write_text(layer_table(shown))
+    (folder / "layers.csv").write_text(layer_table(shown), encoding="utf-8")
     finished.leave(folder, images, arrays=arrays(shown), numbers=numbers(shown))
 
 

@@ -18,6 +18,7 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from analysis.style import picture_grid
 from experiments.drawings.base import Finished
+from hkd.tasks.detect import PREDICTIONS as DETECTIONS
 from hkd.tasks.detect import read_detections
 from hkd.tasks.segment import BACKGROUND, PREDICTIONS, predicted_maps
 from hkd.training.inputs import open_data
@@ -39,7 +40,8 @@ def draw(finished: Finished, folder: Path) -> None:
         data: Any = open_data(first.data, finished.runtime)[0]
         split = data.load_dense("test", seed=0, select=False)
         count = min(SHOWN, len(split))
-        folders = {label: finished.store.folder(run.key) for label, run in runs.items()}
+        left = {"detect": DETECTIONS, "segment": PREDICTIONS}[task]
+        folders = {label: finished.file(run.key, left).parent for label, run in runs.items()}
         caption = f"Profile {finished.plan.profile}, seed {first.seed}; the first {count} test images."
         picture(split, count, folders, folder, title=finished.plan.heading, caption=caption)
 

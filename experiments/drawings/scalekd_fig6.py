@@ -51,7 +51,7 @@ def draw(finished: Finished, folder: Path) -> None:
         f"first of {len(plan.seeds)} seeds.",
     )
     distances = ([label, result.mean, result.mean_half] for label, result in found.values())
-    (folder / "distances.csv").write_text(csv_text(("student", "distance", "half"), distances))
+    (folder / "distances.csv").write_text(csv_text(("student", "distance", "half"), distances), encoding="utf-8")
     arrays = {name: result.arrays() for name, (_, result) in found.items()}
     finished.leave(folder, images, arrays=arrays, numbers=numbers)
 

@@ -52,7 +52,7 @@ def draw(finished: Finished, folder: Path) -> None:
         )
     every = found | {f"random_{slug}": each for slug, each in controls.items()}
     lines = ([name, each.share_energy, each.share_energy_half] for name, each in every.items())
-    (folder / "shares.csv").write_text(csv_text(("teacher", "share", "half"), lines))
+    (folder / "shares.csv").write_text(csv_text(("teacher", "share", "half"), lines), encoding="utf-8")
     arrays = {name: each.arrays() for name, each in every.items()}
     finished.leave(folder, images, arrays=arrays, numbers=numbers(every))
 

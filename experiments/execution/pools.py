@@ -4,10 +4,13 @@ dask only carries a run to a worker and brings it back when a worker dies; which
 so that the same code serves one process, the cores of a laptop and a cluster.
 """
 
+import json
 import logging
 import multiprocessing
 import os
 import queue
+import re
+import socket
 import time
 import warnings
 from abc import ABC, abstractmethod
@@ -26,6 +29,7 @@ from hkd.errors import UserError
 from hkd.training.job import Runtime
 
 TOPIC = "hkd-progress"
+ANSWER_S = 10.0  # within which a scheduler answers
 # Large pages for torch's buffers, also in the worker's thread: small pages made steps up to twice as slow in a virtual
 # machine (benchmarks/test_page_speed.py). Other C libraries than glibc ignore it.
 LARGE_PAGES = "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1"
@@ -212,24 +216,57 @@ def pool_for(
         yield Here(store, runtime, on_event)
         return
     import dask
-    from distributed import Client
+    import distributed  # noqa: F401 (its defaults: read within the settings below, they would be lost with them)
 
     for name in ("distributed", "distributed.client"):  # what matters comes back as events; the rest breaks the display
         logging.getLogger(name).setLevel(logging.CRITICAL)
     with dask.config.set(dask_settings()):
         if scheduler_file is not None:
-            if not scheduler_file.is_file():
-                start = f"dask scheduler --scheduler-file {scheduler_file}"
-                raise UserError(f"There is no scheduler file {scheduler_file}; start one with `{start}`.")
-            try:
-                client = Client(scheduler_file=str(scheduler_file), set_as_default=False, timeout="10s")
-            except OSError:
-                raise UserError(f"The dask scheduler of {scheduler_file} does not answer; start it again.") from None
+            client = connected(scheduler_file)
             with client:
                 yield Workers(client, store, runtime, own=False)
         else:
             with local_cluster(workers) as client:
                 yield Workers(client, store, runtime, own=True)
+
+
+def connected(scheduler_file: Path) -> Any:
+    """A client of a running scheduler.
+
+    Raises:
+        UserError: there is no such file, it is not one, or nobody answers at its address.
+    """
+    address = scheduler_address(scheduler_file)
+    silent = UserError(f"The dask scheduler of {scheduler_file} does not answer at {address}; start it again.")
+    met = re.fullmatch(r"[a-z]+://\[?(?P<host>[^\[\]]+)\]?:(?P<port>[0-9]{1,5})", address)
+    if met:  # dask would try for long to reach an address at which nobody is
+        try:
+            socket.create_connection((met["host"], int(met["port"])), timeout=ANSWER_S).close()
+        except (OSError, OverflowError, UnicodeError):
+            raise silent from None
+    from distributed import Client
+
+    try:
+        return Client(address, set_as_default=False, timeout=ANSWER_S)
+    except (OSError, ValueError, TypeError):
+        raise silent from None
+
+
+def scheduler_address(scheduler_file: Path) -> str:
+    """The address in a file that `dask scheduler --scheduler-file` wrote.
+
+    Raises:
+        UserError: there is no such file, or it is not one.
+    """
+    start = f"dask scheduler --scheduler-file {scheduler_file}"
+    try:
+        return str(json.loads(scheduler_file.read_bytes())["address"])
+    except FileNotFoundError:
+        raise UserError(f"There is no scheduler file {scheduler_file}; start one with `{start}`.") from None
+    except OSError as error:
+        raise UserError(f"The scheduler file {scheduler_file} cannot be read ({error.strerror}).") from None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise UserError(f"{scheduler_file} is not a scheduler file; have `{start}` write it again.") from None
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from experiments.planning.plan import PlannedRun
 from experiments.records.environment import environment, source_digest
 from experiments.records.store import FINAL, Record, Store
 from hkd.errors import Diverged, Refused, UserError, sentence_of
-from hkd.files import sha256
+from hkd.files import sha256, sweep
 from hkd.registry import load, lookup
 from hkd.tasks import TASKS
 from hkd.training.job import Job, Report, Runtime
@@ -54,6 +54,7 @@ def execute_run(
             if record is not None and record.status in FINAL:
                 return record
             folder = store.folder(run.key)
+            sweep(folder)
             with log_to(folder / "run.log"):
                 files = {name: Path(path) for name, path in weights.items()}
                 record = carry_out(run, files, store, runtime, report, source)
@@ -73,7 +74,7 @@ def carry_out(
 ) -> Record:
     """The record of a run after doing it; every failure but that of the storage becomes its status and reason."""
     log = logging.getLogger(__name__)
-    folder, started = store.folder(run.key), time.time()
+    folder, started, began = store.folder(run.key), time.time(), time.monotonic()
     log.info("%s, key %s", run.label, run.key)
     facts: dict[str, Any]
     try:
@@ -92,7 +93,8 @@ def carry_out(
         }
     except Diverged as error:
         log.error("%s", error)
-        facts = {"status": "diverged", "reason": str(error)}
+        left = {path.name: sha256(path) for path in artifacts(folder)}
+        facts = {"status": "diverged", "reason": str(error), "artifacts": left}
     except UserError as error:
         log.error("%s", error)
         status = "refused" if isinstance(error, Refused) else "failed"
@@ -104,14 +106,14 @@ def carry_out(
             raise
         log.exception("the run stopped")
         facts = {"status": "failed", "reason": sentence(error, folder)}
-    log.info("%s after %.1f s", facts["status"], time.time() - started)
+    log.info("%s after %.1f s", facts["status"], time.monotonic() - began)
     return Record(
         key=run.key,
         label=run.label,
         spec=asdict(run.spec),
         environment=environment(runtime.accelerator),
         started=started,
-        finished=time.time(),
+        finished=started + time.monotonic() - began,  # a clock that is set in between moves no duration
         **facts,
     )
 
@@ -205,7 +207,7 @@ def write_live(folder: Path, curves: list[dict[str, Any]]) -> None:
 @contextmanager
 def log_to(path: Path) -> Iterator[None]:
     """Send what the library and Python's warnings say to a run's log file."""
-    handler = logging.FileHandler(path)
+    handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     loggers = [logging.getLogger(name) for name in ("hkd", "experiments", "py.warnings")]
     levels = [logger.level for logger in loggers]

@@ -20,6 +20,7 @@ from experiments.planning.plan import Plan, PlannedRun
 from experiments.records.environment import cores, device, gpus
 from experiments.records.store import ENDED, FINAL, Record, Store
 from hkd.errors import UserError
+from hkd.files import sweep
 from hkd.methods import METHODS
 from hkd.options import configured
 from hkd.registry import load, lookup
@@ -68,7 +69,7 @@ def run_plan(
         UserError: nothing can start for lack of data or weights, an option is wrong, or the results cannot be written.
         KeyboardInterrupt: after the workers were ended; finished runs are kept, the others resume later.
     """
-    began = time.time()
+    began = time.monotonic()
     records = store.load_all(plan.runs)
     todo = {key: run for key, run in plan.runs.items() if key not in records or records[key].status not in FINAL}
     left_out = lacking(todo)
@@ -78,6 +79,8 @@ def run_plan(
     execution = _Execution(plan, store, records, todo, on_event, reused=len(plan.runs) - len(todo) - len(left_out))
     if todo:
         check_writable(store)
+        for folder in (store.root / ".cache", *map(store.folder, todo)):
+            sweep(folder)
         execution.refuse()
     if execution.graph.ready:
         count = min(default_workers(runtime) if workers is None else workers, len(todo))
@@ -89,7 +92,7 @@ def run_plan(
         records=records,
         executed=execution.executed,
         failed={**left_out, **execution.failed},
-        seconds=time.time() - began,
+        seconds=time.monotonic() - began,
     )
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from experiments.records.store import Store
 from hkd.errors import UserError
 
-STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
-READING_TOO = {errno.EACCES, errno.EPERM, errno.ENOTDIR}  # those that reading a data file may also end with
+STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+READING_TOO = {errno.EIO, errno.EACCES, errno.EPERM, errno.ENOTDIR}  # those that reading a data file may also end with
 
 
 class StorageError(UserError):
@@ -18,8 +18,11 @@ class StorageError(UserError):
 
 def storage_error(error: OSError, root: Path) -> OSError | StorageError:
     """A full disk or a read-only folder as one sentence; other errors as they are."""
-    if error.errno not in STORAGE_ERRORS:
-        return error
+    return not_written(error, root) if error.errno in STORAGE_ERRORS else error
+
+
+def not_written(error: OSError, root: Path) -> StorageError:
+    """That something cannot be written, as one sentence."""
     return StorageError(
         f"Cannot write to {error.filename or root}: {error.strerror}. Finished runs are kept; "
         "make room or give another folder in HKD_RUNS, and run the same command again."
@@ -47,4 +50,4 @@ def check_writable(store: Store) -> None:
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        raise storage_error(error, store.root) from None
+        raise not_written(error, store.root) from None

@@ -20,7 +20,7 @@ def planned(
 
     def make(kind: str | None = None) -> Plan:
         count = params.seeds if seeds is None else seeds
-        return plan(table, profile or params.profile, count, recipe=params.recipe, kind=kind)
+        return plan(table, params.profile if profile is None else profile, count, recipe=params.recipe, kind=kind)
 
     found = make()
     if shown_from is not None and (kind := committed.kind_of(found)) != found.kind:

@@ -61,7 +61,7 @@ class Lock:
             }
         )
         with atomic_write(path) as temporary:
-            temporary.write_text(HEAD + "\n".join([*lines, *notes]) + "\n")
+            temporary.write_text(HEAD + "\n".join([*lines, *notes]) + "\n", encoding="utf-8")
 
 
 def read_lock(path: Path = PATH) -> Lock:
@@ -73,7 +73,7 @@ def read_lock(path: Path = PATH) -> Lock:
     if not path.is_file():
         return Lock()
     entries, unreached = {}, []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if not line or line.startswith("#"):
             continue
         try:

@@ -507,7 +507,7 @@ def read(kind: str, folder: str, name: str, model: type[T]) -> T:
     if name not in names(folder):
         known = ", ".join(names(folder))
         raise UserError(f"Unknown {kind} '{name}'.{nearest(name, names(folder))} Known: {known}.")
-    content = plain(document(folder, name))
+    content = contents(folder, name)
     if isinstance(content, dict) and isinstance(content.get("extends"), str):
         check_extends(folder, name)
         base = read(kind, folder, content["extends"], model)
@@ -556,6 +556,11 @@ def validated(model: type[T], content: Any, refused: Callable[[Loc, str], UserEr
             known = valid_keys(model)
             message = f"unknown key '{loc[-1]}'.{nearest(str(loc[-1]), known)}"
         raise refused(loc, message) from None
+
+
+def contents(folder: str, name: str) -> Any:
+    """The YAML document as ordinary dicts, lists and scalars."""
+    return plain(document(folder, name))
 
 
 @cache

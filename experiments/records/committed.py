@@ -8,6 +8,7 @@ machine and, where a run is not in it, from the file.
 
 import base64
 import json
+import logging
 import lzma
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,12 +22,14 @@ from pydantic import Field, ValidationError, model_validator
 
 from experiments import places
 from experiments.documents import Document
-from experiments.records.store import Record, Store, canonical
+from experiments.records.store import Altered, Record, Store, canonical
 from hkd.errors import UserError
 from hkd.files import atomic_write
 
 if TYPE_CHECKING:  # a plan asks for fingerprints of data that is not here
     from experiments.planning.plan import Plan
+
+log = logging.getLogger(__name__)
 
 FORMAT: Final = 1
 SUFFIX = ".json.xz"
@@ -333,32 +336,63 @@ class Records(Mapping[str, Record]):
         return len(self.found)
 
     def predictions(self, keys: Iterable[str]) -> dict[str, Predictions]:
-        """Which test images runs got right, by key, where that was kept."""
+        """Which test images runs got right, by key, where that was kept; a file that was altered is left out."""
         found: dict[str, Predictions] = {}
         for key in dict.fromkeys(keys):
-            path, kept = self.store.folder(key) / "predictions.npz", None
+            kept: Predictions | None = None
             if key not in self.own:
                 kept = self.committed.predictions(key) if self.committed else None
-            elif path.is_file():
-                with np.load(path, allow_pickle=False) as arrays:
-                    row, label = arrays["row"], arrays["label"]
-                    kept = {"row": row, "label": label, "correct": arrays["prediction"] == label}
+            elif arrays := kept_predictions(self.store, self.own[key]):
+                row, label = arrays["row"], arrays["label"]
+                kept = {"row": row, "label": label, "correct": arrays["prediction"] == label}
             if kept is not None:
                 found[key] = kept
         return found
 
     def curves(self, keys: Iterable[str]) -> dict[str, Curves]:
-        """The curves of runs, by key, where they were kept."""
+        """The curves of runs, by key, where they were kept; a file that was altered is left out."""
         found: dict[str, Curves] = {}
         for key in dict.fromkeys(keys):
-            path, kept = self.store.folder(key) / "curves.jsonl", None
             if key not in self.own:
                 kept = self.committed.curves(key) if self.committed else None
-            elif path.is_file():
-                kept = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+            else:
+                kept = kept_curves(self.store, self.own[key])
             if kept is not None:
                 found[key] = kept
         return found
+
+
+def kept_predictions(store: Store, record: Record) -> dict[str, np.ndarray] | None:
+    """row, label and prediction of every test image, as a run of this machine left them.
+
+    None where it left none, and, with a warning, where the file is not what the run wrote.
+    """
+    path = verified(store, record, "predictions.npz")
+    if path is None:
+        return None
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in ("row", "label", "prediction")}
+
+
+def kept_curves(store: Store, record: Record) -> Curves | None:
+    """One dict per epoch, as a run of this machine left them; None as for `kept_predictions`."""
+    path = verified(store, record, "curves.jsonl")
+    if path is None:
+        return None
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except Complaint:  # of a run that did not end well, and listed no files
+        log.warning("%s does not hold curves, and is not used; delete it", path)
+        return None
+
+
+def verified(store: Store, record: Record, name: str) -> Path | None:
+    """A file of a run, or None if there is none, or, with a warning, if it was changed."""
+    try:
+        return store.kept(record, name)
+    except Altered as error:
+        log.warning("%s", error)
+        return None
 
 
 def compact(plan: "Plan", records: Records) -> Committed:

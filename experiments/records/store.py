@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -11,7 +12,7 @@ from typing import Any
 from filelock import FileLock
 
 from hkd.errors import UserError
-from hkd.files import atomic_write
+from hkd.files import atomic_write, sha256
 
 FINAL = ("done", "diverged", "refused")  # statuses that are never tried again
 ENDED = {"failed": "failed", "diverged": "diverged", "refused": "was refused"}  # as sentences say them
@@ -63,6 +64,10 @@ class Record:
         return fields
 
 
+class Altered(UserError):
+    """A file beside a record is not the one that its run left."""
+
+
 class Store:
     """A folder with one sub-folder per run, named by the run's key.
 
@@ -104,16 +109,47 @@ class Store:
             document = json.loads(path.read_bytes())
             sealed = document.pop("digest")
             record = Record(**document)
+            same = sealed == digest(document)
+            possible = is_possible(record)
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise UserError(f"{path} is not a record of a run; delete it to have the run done again.") from None
-        if sealed != digest(document) or key not in (None, record.key):
+        except OSError as error:  # a folder in its place, or not ours to read
+            raise UserError(f"{path} cannot be read ({error.strerror}); move it away, or make it readable.") from None
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            same = possible = False
+            sealed = None
+        if sealed is None or (same and not possible):
+            raise UserError(f"{path} is not a record of a run; delete it to have the run done again.")
+        if not same or key not in (None, record.key):
             raise UserError(
                 f"{path} was changed after it was written (its digest does not match); "
                 "restore it, or delete it to have the run done again."
             )
         return record
+
+    def kept(self, record: Record, name: str) -> Path | None:
+        """A file that a run left beside its record, or None if it left none of this name or it is gone.
+
+        Runs that did not end well listed no files before they were verified; theirs are taken as they are.
+
+        Raises:
+            Altered: the file is not what the run wrote.
+        """
+        path = self.folder(record.key) / name
+        if not path.is_file():
+            return None
+        if record.status != "done" and not record.artifacts:
+            return path
+        try:
+            same = sha256(path) == record.artifacts.get(name)
+        except OSError:
+            same = False
+        if not same:
+            raise Altered(
+                f"{path} is not what its run wrote, and is not used; restore it, or delete {path.parent} to have "
+                "the run done again."
+            )
+        return path
 
     def write(self, record: Record, name: str | None = None) -> None:
         """Seal and store a record atomically; an interrupted write leaves the old one or none.
@@ -128,10 +164,29 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n"
         with atomic_write(folder / "record.json") as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
 
     def lock(self, key: str) -> FileLock:
         """A lock that one process at a time can hold on a run."""
         folder = self.folder(key)
         folder.mkdir(parents=True, exist_ok=True)
         return FileLock(os.fspath(folder / "lock"))
+
+
+def is_possible(record: Record) -> bool:
+    """Whether the fields of a record, which JSON gave, are of the kinds that runs write."""
+    numbers = (record.metrics, record.cost, {"started": record.started, "finished": record.finished})
+    texts = (record.key, record.label, record.reason or "", record.former_key or "")
+    return (
+        all(isinstance(text, str) for text in texts)
+        and record.status in (*FINAL, "failed")
+        and isinstance(record.spec, dict)
+        and isinstance(record.environment, dict)
+        and isinstance(record.artifacts, dict)
+        and all(isinstance(each, dict) and all(map(is_number, each.values())) for each in numbers)
+    )
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number."""
+    return type(value) in (int, float) and math.isfinite(value)

@@ -65,7 +65,12 @@ def write_table(
             draw(aside)
         if folder.exists():
             folder.rename(old)
-        aside.rename(folder)
+        try:
+            aside.rename(folder)
+        except OSError:
+            if old.exists():  # better the table as it was than none
+                old.rename(folder)
+            raise
         if old.exists():
             shutil.rmtree(old)
     except OSError as error:
@@ -80,7 +85,7 @@ def fill(plan: Plan, records: Mapping[str, Record], comparison: Comparison, fold
     write_csv(costs(plan, records, comparison), folder / "cost.csv")
     write_csv(gains(plan, comparison), folder / "gains.csv")
     write_csv(mean_curves(plan, curves), folder / "curves.tsv", separator="\t")
-    (folder / "table.md").write_text(markdown(plan, records, comparison))
+    (folder / "table.md").write_text(markdown(plan, records, comparison), encoding="utf-8")
     write_json(metrics(plan, comparison), folder / "metrics.json")
     write_json(run_facts(plan, records), folder / "runs.json")
     for name, shown in compared_metrics(plan).items():
@@ -99,7 +104,7 @@ def write_csv(frame: pd.DataFrame, path: Path, separator: str = ",") -> None:
 
 def write_json(value: Any, path: Path) -> None:
     """Indented JSON in the order given; refuses NaN."""
-    path.write_text(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 # -- table.md ----------------------------------------------------------------------------------------------------

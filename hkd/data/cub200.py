@@ -275,7 +275,7 @@ def decode(
     # Imported late, as planning asks for fingerprints and must not wait for torch.
     from torchvision.transforms.v2.functional import crop
 
-    from hkd.data.loading import sources
+    from hkd.data import sources
 
     evaluation = sources.FileSource(paths, size, crop_pct if boxes is None else 1.0, None, fill=False)
     images = np.empty((len(paths), 3, size, size), dtype=np.uint8)

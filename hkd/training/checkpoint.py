@@ -4,17 +4,20 @@ The order of a resumption: build all as for a fresh run; then student, adapters,
 take their states; then position and curves; the random generators last, because building drew from them. The
 schedule is a function of the updates done, the data order one of (seed, epoch): neither has a state. Teachers are
 named by the spec, not stored. Files hold tensors and plain values only and are loaded without running code.
+
+A file is a line with the format and the SHA-256 of what follows, then what `torch.save` writes. Nothing of a file is
+used before its digest was found right: a flipped bit, or a file cut short, starts the run over and moves no digit.
 """
 
 import hashlib
 import json
 import logging
 import os
-import pickle
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import torch.distributed
@@ -30,6 +33,9 @@ from hkd.training.rng import rng_state, seed_all, set_rng_state
 from hkd.training.step import Training
 
 log = logging.getLogger(__name__)
+
+FORMAT = "hkd-checkpoint 2 sha256:"  # 1 had no digest
+HEAD = len(FORMAT) + 65  # bytes of the first line
 
 
 def spec_digest(spec: RunSpec) -> str:
@@ -74,23 +80,38 @@ class Checkpoints:
                 "spent": self.meter.spent(),
                 "rng": states,
             }
-            with atomic_write(self.path) as temporary:
-                torch.save(content, temporary)
+            with atomic_write(self.path) as temporary, open(temporary, "w+b") as file:
+                file.write(head(""))
+                torch.save(content, file)
+                file.seek(HEAD)
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+                file.seek(0)
+                file.write(head(found))
         self.saved = time.perf_counter()
 
     def restore(self, run: Training, journal: Journal) -> bool:
         """Put the run where its checkpoint left it. Returns whether there was one.
 
-        A damaged file is set aside, with a warning, and the run starts over.
+        A damaged file, or one of another format, is set aside, with a warning, and the run starts over.
 
         Raises:
-            UserError: the checkpoint is of another spec.
+            UserError: the checkpoint is of another spec, or does not fit what was built.
         """
         content = self._read()
         if content is None:
             return False
         if content["spec"] != spec_digest(self.spec):
             raise UserError(f"{self.path} is a checkpoint of another run; move it away, or train in another folder.")
+        try:
+            self._give(content, run, journal)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:  # written by other code
+            why = (str(error).splitlines() or [""])[0]
+            raise UserError(
+                f"{self.path} does not fit this run ({why}); delete it, and the run starts over."
+            ) from error
+        return True
+
+    def _give(self, content: dict[str, Any], run: Training, journal: Journal) -> None:
         step = run.step
         step.student.net.load_state_dict(content["student"])
         step.method.load_state_dict(content["adapters"])
@@ -105,7 +126,6 @@ class Checkpoints:
             set_rng_state(content["rng"][run.fabric.global_rank])
         else:  # another number of processes: new streams, as the shares are new
             seed_all(self.spec.seed, "train", run.fabric.global_rank, run.position.updates)
-        return True
 
     def remove(self) -> None:
         """The run is finished: nothing is left to resume."""
@@ -114,13 +134,31 @@ class Checkpoints:
     def _read(self) -> dict[str, Any] | None:
         if not self.path.is_file():
             return None
-        try:
-            return torch.load(self.path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
-            aside = self.path.with_name(f"{self.path.name}.damaged")
+        with open(self.path, "rb") as file:
+            why = fault(file)
+            if why is None:
+                return torch.load(file, map_location="cpu", weights_only=True)
+        aside = self.path.with_name(f"{self.path.name}.damaged")
+        with suppress(FileNotFoundError):  # another process of this run was faster
             os.replace(self.path, aside)
-            log.warning("%s cannot be read (%s); kept as %s, and the run starts over", self.path, error, aside.name)
-            return None
+        log.warning("%s cannot be used (%s); kept as %s, and the run starts over", self.path, why, aside.name)
+        return None
+
+
+def head(digest: str) -> bytes:
+    """The first line of a file whose rest has this SHA-256."""
+    return f"{FORMAT}{digest:64}\n".encode()
+
+
+def fault(file: IO[bytes]) -> str | None:
+    """What is wrong with a checkpoint, read from its beginning; None if nothing is: it then stands after its head."""
+    first = file.read(HEAD)
+    if not first.startswith(FORMAT.encode()):
+        return "it is cut short" if FORMAT.encode().startswith(first) else "it is of an earlier version, or damaged"
+    if head(hashlib.file_digest(file, "sha256").hexdigest()) != first:
+        return "it is damaged: its digest does not match"
+    file.seek(HEAD)
+    return None
 
 
 def _parts(run: Training) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from experiments.planning.plan import Cell, Plan, PlannedRun, Published
-from experiments.records.store import Record
+from experiments.records.store import Record, Store
+from hkd.files import sha256
 from hkd.spec import DataSpec, MethodSpec, ModelCard, Recipe, RunSpec
 
 PAIRS = (  # teacher slug and label, student slug and label, published baseline and ScaleKD
@@ -120,11 +121,21 @@ def make_records(plan: Plan, noise: float = 0.8, draw: int = 0) -> dict[str, Rec
     return records
 
 
+def seal(store: Store, record: Record) -> Record:
+    """Write a record that lists the files in its run's folder, as a run does when it ends."""
+    folder = store.folder(record.key)
+    left = {path.name: sha256(path) for path in folder.glob("*.*") if path.name != "record.json"}
+    record = replace(record, artifacts={**record.artifacts, **left})
+    store.write(record)
+    return record
+
+
 class Synthetic:
     """The builders, for tests to call with their own sizes."""
 
     plan = staticmethod(make_plan)
     records = staticmethod(make_records)
+    seal = staticmethod(seal)
 
     @staticmethod
     def with_values(plan: Plan, values: dict[str, list[float]]) -> dict[str, Record]:

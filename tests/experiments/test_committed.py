@@ -38,12 +38,13 @@ def store(synthetic, plan, tmp_path):
     store, rng = Store(tmp_path / "runs"), np.random.default_rng(0)
     for key, record in synthetic.records(plan).items():
         cost = {"wall_s": 12.3456789, "steps": 1800}
-        store.write(replace(record, started=DAY, finished=DAY + 60, cost=cost, artifacts={"student.safetensors": "0"}))
+        store.folder(key).mkdir(parents=True)
         if not key.startswith("teacher"):
             prediction = np.where(rng.random(300) < 0.8, LABELS, 9)
             np.savez(store.folder(key) / "predictions.npz", row=np.arange(300), label=LABELS, prediction=prediction)
             lines = [{"epoch": epoch, "loss": 1 / epoch, "seconds": 2.5} for epoch in range(1, 101)]
             (store.folder(key) / "curves.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        synthetic.seal(store, replace(record, started=DAY, finished=DAY + 60, cost=cost))
     return store
 
 
@@ -168,9 +169,10 @@ def test_what_is_no_finite_number_and_the_seconds_are_left_out():
     assert thinned([]) == ()
 
 
-def test_curves_come_back_as_lines_by_epoch(plan, store, references):
+def test_curves_come_back_as_lines_by_epoch(plan, store, references, synthetic):
     key = plan.cells[0].runs[0]
     (store.folder(key) / "curves.jsonl").write_text("\n".join(map(json.dumps, lines(3))) + "\n")
+    synthetic.seal(store, store.load(key))
     records = Records(plan, store, None)
     assert records.curves([key]) == {key: lines(3)}
     write(compact(plan, records), path_of(references, plan.profile, plan.table))
@@ -273,6 +275,38 @@ def test_own_records_curves_and_predictions_come_before_committed_ones(plan, sto
     assert (records[other].committed, records[key].committed) == ("committed 2026-11-22, A processor", None)
     # Of a run that was done here, curves and predictions of another machine would be of other digits.
     assert list(records.curves([key, other])) == list(records.predictions([key, other])) == [other]
+
+
+@pytest.mark.parametrize("name", ["predictions.npz", "curves.jsonl"])
+def test_a_file_that_was_altered_counts_as_absent_and_is_named(plan, store, caplog, name):
+    key, other = plan.cells[0].runs
+    path = store.folder(key) / name
+    if name == "predictions.npz":
+        np.savez(path, row=np.arange(300), label=LABELS, prediction=LABELS)
+    else:
+        path.write_text(path.read_text().replace("1.0", "2.0"))
+    records = Records(plan, store, None)
+    found = records.predictions([key, other]) if name == "predictions.npz" else records.curves([key, other])
+    assert list(found) == [other]
+    (sentence,) = (record.message for record in caplog.records)
+    assert sentence.startswith(f"{path} is not what its run wrote")
+    assert f"delete {path.parent} to have the run done again" in sentence
+
+
+def test_altered_predictions_change_no_interval(plan, store):
+    """The interval over images is that of a store in which the file was deleted, not one of the altered file."""
+    key = plan.cells[0].runs[0]
+    path = store.folder(key) / "predictions.npz"
+    np.savez(path, row=np.arange(300), label=LABELS, prediction=np.full(300, 9))
+    keys = [key for cell in plan.cells for key in cell.runs]
+
+    def shown():
+        records = Records(plan, store, None)
+        return [each.pooled for each in compare(plan, records, records.predictions(keys)).pooled]
+
+    altered = shown()
+    path.unlink()
+    assert altered == shown()
 
 
 def test_an_interrupted_run_is_not_taken_for_a_record(plan, store, references, tmp_path):

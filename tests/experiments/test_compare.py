@@ -244,9 +244,10 @@ def test_kept_predictions_give_a_second_interval_over_images(synthetic, tmp_path
     for cell in plan.cells:
         for key in cell.runs:
             right = rng.random(400) < {"supervised": 0.8, "kd": 0.82, "scalekd": 0.9}[cell.method]
-            store.write(records[key])
+            store.folder(key).mkdir(parents=True)
             arrays = {"row": np.arange(400), "label": label, "prediction": np.where(right, label, -1)}
             np.savez(store.folder(key) / "predictions.npz", **arrays)
+            synthetic.seal(store, records[key])
     predictions = Records(plan, store, None).predictions(plan.runs)
     assert len(predictions) == 12
     gain = compare(plan, records, predictions).pooled[1]

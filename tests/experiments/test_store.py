@@ -1,10 +1,12 @@
 """Records: sealed, atomic, and refused when somebody edits them."""
 
+import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 
-from experiments.records.store import Record, Store
+from experiments.records.store import Record, Store, digest
 from hkd.errors import UserError
 
 
@@ -63,3 +65,74 @@ def test_a_run_can_be_held_by_one_process_at_a_time(store):
         other = Store(store.root).lock("abc")
         with pytest.raises(TimeoutError):
             other.acquire(timeout=0.01)
+
+
+# --- files beside a record
+
+
+def ended(store, status="done", **artifacts):
+    record = replace(RECORD, status=status, artifacts=artifacts)
+    store.write(record)
+    (store.folder("abc") / "curves.jsonl").write_text("{}\n")
+    return record
+
+
+def test_a_file_is_given_only_if_it_is_what_the_run_wrote(store):
+    digest = hashlib.sha256(b"{}\n").hexdigest()
+    record = ended(store, **{"curves.jsonl": digest})
+    path = store.folder("abc") / "curves.jsonl"
+    assert store.kept(record, "curves.jsonl") == path
+    assert store.kept(record, "predictions.npz") is None
+    path.write_text("{ }\n")
+    with pytest.raises(UserError, match=r"abc/curves\.jsonl is not what its run wrote.*delete .*abc to have the run"):
+        store.kept(record, "curves.jsonl")
+
+
+def test_a_file_that_a_finished_run_did_not_list_is_not_its_own(store):
+    with pytest.raises(UserError, match="is not what its run wrote"):
+        store.kept(ended(store), "curves.jsonl")
+    # Runs that did not end well listed none before files were verified.
+    assert store.kept(ended(store, "diverged"), "curves.jsonl") is not None
+
+
+# --- records that no run wrote
+
+
+def sealed(**fields):
+    document = RECORD.stored() | fields
+    return json.dumps(document | {"digest": digest(document)})
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            '{"digest": "x", "metrics": {"top1": NaN}, "key": "abc", "label": "", "status": "done", "spec": {}}',
+            "is not",
+        ),
+        (
+            '{"digest": "x", "metrics": {"top1": 1e999}, "key": "abc", "label": "", "status": "done", "spec": {}}',
+            "is not",
+        ),
+        ("[" * 100_000, "is not a record"),
+        ('{"a":' * 100_000, "is not a record"),
+        (b"\xff\xfe\x00", "is not a record"),
+        (sealed(metrics=[1.0]), "is not a record"),
+        (sealed(metrics={"top1": "high"}), "is not a record"),
+        (sealed(status="finished"), "is not a record"),
+        (sealed(started="today"), "is not a record"),
+        (sealed(label=5), "is not a record"),
+        (sealed(metrics={"top1": 88.0}).replace("88.0", "99.0"), "was changed after it was written"),
+    ],
+)
+def test_a_record_that_cannot_be_is_one_sentence(store, text, says):
+    store.folder("abc").mkdir(parents=True)
+    (store.folder("abc") / "record.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=rf"abc/record\.json {says}"):
+        store.load("abc")
+
+
+def test_a_folder_in_the_place_of_a_record_is_one_sentence(store):
+    (store.folder("abc") / "record.json").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"abc/record\.json cannot be read \(Is a directory\); move it away"):
+        store.load("abc")

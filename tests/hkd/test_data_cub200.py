@@ -11,10 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from hkd.data import cub200
+from hkd.data import cub200, sources
 from hkd.data.cub200 import Cub200, square
 from hkd.data.folder import CACHE
-from hkd.data.loading import sources
 from hkd.data.loading.loader import Loader
 from hkd.errors import UserError
 

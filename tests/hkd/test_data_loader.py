@@ -8,8 +8,8 @@ from PIL import Image
 from timm.data.mixup import Mixup
 from torchvision.transforms.v2 import functional as tv
 
+from hkd.data import sources
 from hkd.data.base import PathList, Split
-from hkd.data.loading import sources
 from hkd.data.loading.augment import generator
 from hkd.data.loading.loader import Loader, mix_group
 from hkd.errors import UserError

@@ -1,5 +1,7 @@
 """Whole runs on a few digits: what they leave, that resumed equals uninterrupted, and what cannot change a number."""
 
+import hashlib
+import io
 import json
 import math
 import os
@@ -253,6 +255,60 @@ def test_a_truncated_checkpoint_is_set_aside_and_the_run_starts_over(tmp_path, c
     assert left_in(tmp_path / "parts") == left_in(tmp_path / "whole")
 
 
+def of_version_1(content):
+    """A checkpoint as it was before it had a digest: what torch.save writes, alone."""
+    return content[content.index(b"PK") :]
+
+
+def flipped(place):
+    """Changes one bit at a share of the file."""
+
+    def flip(content):
+        at = min(len(content) - 1, int(place * len(content)))
+        return content[:at] + bytes([content[at] ^ 16]) + content[at + 1 :]
+
+    return flip
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        *((flipped(place), "") for place in (0, 1e-9, 0.1, 0.3, 0.5, 0.7, 0.9, 0.97, 1)),
+        (lambda content: content + b"more", "digest does not match"),
+        (lambda content: content[:-1], "digest does not match"),
+        (lambda content: content[:30], "damaged"),
+        (of_version_1, "of an earlier version"),
+    ],
+)
+def test_a_damaged_checkpoint_never_moves_a_digit(tmp_path, caplog, change, why):
+    """Each is set aside, told in one sentence, and the run ends as one that was not interrupted."""
+    often = replace(RUNTIME, checkpoint_every_s=0.0)
+    with pytest.raises(KilledError):
+        train(Job(run_spec(), {}, tmp_path / "parts", often, kill_at(5)))
+    path = tmp_path / "parts" / "checkpoint.pt"
+    path.write_bytes(change(path.read_bytes()))
+    train(Job(run_spec(), {}, tmp_path / "parts", RUNTIME, silent))
+    (told,) = (record.message for record in caplog.records if "checkpoint" in record.message)
+    assert why in told
+    assert told.endswith("kept as checkpoint.pt.damaged, and the run starts over")
+    train(Job(run_spec(), {}, tmp_path / "whole", RUNTIME, silent))
+    assert left_in(tmp_path / "parts") == left_in(tmp_path / "whole")
+
+
+def test_a_checkpoint_of_other_code_is_one_sentence(tmp_path):
+    often = replace(RUNTIME, checkpoint_every_s=0.0)
+    with pytest.raises(KilledError):
+        train(Job(run_spec(), {}, tmp_path, often, kill_at(3)))
+    path = tmp_path / "checkpoint.pt"
+    content = torch.load(io.BytesIO(of_version_1(path.read_bytes())), weights_only=True)
+    content["student"].popitem()
+    rest = io.BytesIO()
+    torch.save(content, rest)
+    path.write_bytes(checkpoint_module.head(hashlib.sha256(rest.getvalue()).hexdigest()) + rest.getvalue())
+    with pytest.raises(UserError, match=r"checkpoint\.pt does not fit this run \(.*\); delete it"):
+        train(Job(run_spec(), {}, tmp_path, often, silent))
+
+
 def test_a_checkpoint_is_loaded_without_running_code(tmp_path, monkeypatch):
     loaded = []
     load = torch.load
@@ -270,8 +326,8 @@ def test_an_interrupted_write_leaves_the_checkpoint_before_it(tmp_path, monkeypa
         train(Job(run_spec(), {}, tmp_path, often, kill_at(3)))
     before = (tmp_path / "checkpoint.pt").read_bytes()
 
-    def half(content, path):
-        path.write_bytes(b"half of it")
+    def half(content, file):
+        file.write(b"half of it")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint_module.torch, "save", half)

@@ -95,7 +95,7 @@ def read_measures(path: Path) -> dict[str, Any]:
         UserError: the file is not what a drawing writes.
     """
     try:
-        document: dict[str, Any] = json.loads(path.read_text())
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         assert isinstance(document["profile"], str)
         for value in document["values"].values():
             assert isinstance(value["value"], float | int | None)

@@ -154,7 +154,7 @@ def load_claims(paper: str) -> Claims:
     if paper not in papers():
         raise UserError(f"Unknown paper '{paper}'.{nearest(paper, papers())} Known: {', '.join(papers())}.")
     try:
-        found = TypeAdapter(Claims).validate_python(schema.plain(schema.document(FOLDER, paper)))
+        found = TypeAdapter(Claims).validate_python(schema.contents(FOLDER, paper))
     except ValidationError as error:
         first = error.errors()[0]
         kinds = ("difference", "correlation", "value")  # tags of the union, which are no keys of the file

@@ -13,6 +13,7 @@ from experiments.planning import schema, standins
 from experiments.results.claims.check import COMMITTED, Checked
 from experiments.results.claims.documents import VERDICTS
 from experiments.results.stats import Estimate
+from hkd.errors import UserError
 from hkd.files import atomic_write
 
 COLUMNS = ("id", "paper", "profile", "sentence", "effect", "low", "high", "n", "over", "expected", "verdict", "rows",
@@ -103,8 +104,11 @@ def summary(found: Iterable[Checked]) -> str:
 
 
 def write(found: Sequence[Checked], folder: Path) -> None:
-    """claims.csv, claims.md and metrics.json."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """claims.csv, claims.md and metrics.json.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
     table = io.StringIO()
     writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -118,6 +122,12 @@ def write(found: Sequence[Checked], folder: Path) -> None:
         "claims.md": markdown(found),
         "metrics.json": json.dumps(metrics, indent=1) + "\n",
     }
-    for name, text in texts.items():
-        with atomic_write(folder / name) as temporary:
-            temporary.write_text(text)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            with atomic_write(folder / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"Cannot write {folder} ({error.strerror}); make it writable, free some space, or set HKD_RESULTS."
+        ) from None

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from hkd.data.base import OnCorrupt, Split
 from hkd.data.batch import Batch
 from hkd.data.loading.augment import Augment, Draws, generator
-from hkd.data.loading.sources import FileSource, MemorySource
+from hkd.data.sources import FileSource, MemorySource
 from hkd.errors import UserError
 from hkd.spec import Recipe
 

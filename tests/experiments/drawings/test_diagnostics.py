@@ -20,24 +20,26 @@ def table():
 
 
 @pytest.fixture
-def store(tmp_path, table):
+def store(tmp_path, table, synthetic):
     """Records whose teacher always says 1; students agree at 0, 2, 3 of 4 images by method, one more at seed 1."""
     store = Store(tmp_path)
     agreeing = {"supervised": 0, "kd": 2, "scalekd": 3}
     for cell in table.cells:
         for seed, key in enumerate(cell.runs):
             run = table.runs[key]
-            store.write(Record(key=key, label=run.label, status="done", spec={}))
+            store.folder(key).mkdir(parents=True, exist_ok=True)
             count = agreeing[cell.method] + (seed if cell.method == "kd" else 0)
             prediction = np.where(np.arange(4) < count, 1, 0)
             np.savez(store.folder(key) / "predictions.npz", row=np.arange(4), label=np.ones(4), prediction=prediction)
             lines = [{"epoch": 1, "loss/task": 2.0, "loss/kd": 1.0, "grad_norm/task": 3.0, "grad_norm/kd": 1.0 + seed}]
             if cell.method == "kd":
                 (store.folder(key) / "curves.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+            synthetic.seal(store, Record(key=key, label=run.label, status="done", spec={}))
             for need in run.needs:
                 store.folder(need).mkdir(parents=True, exist_ok=True)
                 arrays = {"row": np.arange(4), "label": np.ones(4), "prediction": np.ones(4, int)}
                 np.savez(store.folder(need) / "predictions.npz", **arrays)
+                synthetic.seal(store, Record(key=need, label="teacher", status="done", spec={}))
     return store
 
 
@@ -73,12 +75,27 @@ def test_agreement_is_over_the_student_that_is_trained_alone(table, store):
     assert (found["scalekd"].mean, found["scalekd"].n) == (75.0, 2)
 
 
-def test_other_images_are_not_compared(table, store):
+def test_other_images_are_not_compared(table, store, synthetic):
     for cell in table.cells:
         for key in cell.runs:
             path = store.folder(key) / "predictions.npz"
             np.savez(path, row=np.arange(4) + 1, label=np.ones(4), prediction=np.ones(4, int))
+            synthetic.seal(store, store.load(key))
     assert agreement([table], store) == {}
+
+
+def test_what_runs_did_not_write_does_not_count(table, store):
+    before = term_sizes([table], store)
+    cells = [cell for cell in table.cells if cell.method == "kd"]
+    path = store.folder(cells[0].runs[0]) / "curves.jsonl"
+    path.write_text(path.read_text().replace("3.0", "9.0"))
+    found = term_sizes([table], store)
+    assert [term.runs for term in before] == [2 * term.runs for term in found]
+    for cell in cells:
+        for key in cell.runs:
+            changed = {"row": np.arange(4), "label": np.ones(4), "prediction": np.ones(4, int)}
+            np.savez(store.folder(key) / "predictions.npz", **changed)
+    assert agreement([table], store).keys() == {"scalekd"}
 
 
 def test_every_measure_of_the_teachers_has_a_panel():
