@@ -16,8 +16,9 @@ import os
 import time
 from contextlib import suppress
 from dataclasses import asdict
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 import torch.distributed
@@ -150,7 +151,7 @@ def head(digest: str) -> bytes:
     return f"{FORMAT}{digest:64}\n".encode()
 
 
-def fault(file: IO[bytes]) -> str | None:
+def fault(file: BufferedReader) -> str | None:
     """What is wrong with a checkpoint, read from its beginning; None if nothing is: it then stands after its head."""
     first = file.read(HEAD)
     if not first.startswith(FORMAT.encode()):
