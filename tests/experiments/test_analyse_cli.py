@@ -144,7 +144,7 @@ def test_a_model_of_which_nothing_can_be_measured_is_refused_and_the_others_go_o
         (("vit_s16_mini", "--random", "--measures", "forier"), "Did you mean 'fourier'?"),
         (("vit_s16_mini", "--random", "--image-size", "32,48"), "height x width, 192x256"),
         (("vit_s16_mini", "--random", "--batch-size", "0"), "--batch-size is 0"),
-        (("vit_s16_mini", "--random", "--limit", "0"), "limit of images is 0"),
+        (("vit_s16_mini", "--random", "--limit", "0"), 'Invalid value "0" for --limit. Must be >= 1.'),
         (("vit_s16_mini", "--random", "--device", "tpu9"), "Unknown device 'tpu9'"),
         (("vit_s16_mini", "--random", "--device", "mps"), "double precision"),
         (("--random",), "Name at least one model"),
@@ -166,7 +166,7 @@ def test_a_folder_without_images_is_one_line(tmp_path, capsys):
 def test_a_folder_that_cannot_be_made_is_one_line_before_anything_is_measured(tmp_path, photographs, capsys):
     (tmp_path / "found").write_text("a file")
     assert hkd("analyse", "vit_s16_mini", "--random", "--images", photographs, "--output", tmp_path / "found") == 2
-    assert "for what is found cannot be made: File exists." in capsys.readouterr().err
+    assert f"--output is {tmp_path / 'found'}, where no folder can be" in capsys.readouterr().err
 
 
 def test_a_device_that_is_not_there_is_one_sentence(monkeypatch):

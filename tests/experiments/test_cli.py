@@ -307,7 +307,7 @@ def test_results_that_cannot_be_written_are_one_sentence(fake_table, capsys, mon
     (places / "file").touch()
     monkeypatch.setenv("HKD_RESULTS", str(places / "file" / "results"))
     assert hkd("run", "fake_table", "--workers", "0") == 2
-    assert f"Cannot write to {places / 'file'}" in capsys.readouterr().err
+    assert f"HKD_RESULTS is {places / 'file' / 'results'}, where no folder can be" in capsys.readouterr().err
 
 
 def test_a_clone_is_run_by_its_own_code(tmp_path):

@@ -170,8 +170,7 @@ def test_a_changed_image_is_decoded_again(tmp_path):
 
 def test_without_a_writable_place_there_is_no_cache(tmp_path, monkeypatch):
     write_folders(tmp_path)
-    for module in (cifar100, folder):
-        monkeypatch.setattr(module, "writable", lambda path: False)
+    monkeypatch.setattr(folder, "writable", lambda path: False)
     assert len(take(Cifar100({"classes": 3}, tmp_path), "train")) == 60
     assert not (tmp_path / "cifar100" / CACHE).exists()
 
