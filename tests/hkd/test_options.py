@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import pytest
 from pydantic import Field
 
+from experiments.planning import declared
 from experiments.planning.declared import WORDS, options_of, settled
 from hkd.methods.hybrid import HybridConfig
 from hkd.options import (
@@ -182,7 +183,7 @@ def test_options_enter_a_spec_as_given_but_whole_numbers_as_floats():
 
 def test_options_classes_are_had_from_the_sources_without_torch_as_importing_them_gives_them():
     code = (
-        "import json, sys; from dataclasses import fields; from experiments.planning.declared import declared, options_of;"
+        "import json, sys; from dataclasses import fields; from experiments.planning.declared import options_of;"
         f"found = [[[f.name, str(f.type), repr(f.default)] for f in fields(options_of(*unit))] for unit in {UNITS!r}];"
         "print(json.dumps([found, sorted({'torch', 'numpy'} & {*sys.modules})]))"
     )
@@ -191,7 +192,7 @@ def test_options_classes_are_had_from_the_sources_without_torch_as_importing_the
     here = [[[f.name, str(f.type), repr(f.default)] for f in fields(options_of(*unit))] for unit in UNITS]
     assert re.sub("0x[0-9a-f]+", "", json.dumps(found)) == re.sub("0x[0-9a-f]+", "", json.dumps(here))
     assert heavy == []
-    declared.cache_clear()  # what is imported since is taken from there
+    declared.declared.cache_clear()  # what is imported since is taken from there
     assert options_of("method", "hybrid") is HybridConfig
     assert options_of("task", "train") is NoOptions
 
