@@ -2,7 +2,8 @@
 
 One line a unit: its name, its version, and the digests of its code (experiments/planning/code.py) that are proved to
 compute that version, each with the kinds of device on which that was shown. A line that begins with `!` says which
-changed lines no proof had executed when a digest was added, and why that was accepted.
+lines of a file, changed since a commit, no canary ran when code was listed (-7: line 7 of that commit, since removed),
+and why that was accepted.
 """
 
 from dataclasses import dataclass, field, replace
@@ -40,26 +41,20 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Lock:
-    """All entries by unit, and the notes on lines that no proof executed: (unit, digest, place, reason)."""
+    """All entries by unit, and the notes on changed lines that no canary ran: (base of the proof, lines, reason)."""
 
     entries: dict[str, Entry] = field(default_factory=dict)
-    unreached: tuple[tuple[str, str, str, str], ...] = ()
+    unreached: tuple[tuple[str, str, str], ...] = ()
 
     def write(self, path: Path = PATH) -> None:
-        """Store the lock, atomically, in one order. Notes on digests that are no longer listed are dropped."""
+        """Store the lock, atomically, in one order."""
         width = max((len(unit) for unit in self.entries), default=0)
         lines = [
             f"{unit:<{width}}  {entry.version:>2}  "
             + " ".join(f"{digest}={','.join(kinds)}" for digest, kinds in entry.proved.items())
             for unit, entry in sorted(self.entries.items())
         ]
-        notes = sorted(
-            {
-                f"! {unit} {digest} {place} {reason}"
-                for unit, digest, place, reason in self.unreached
-                if unit in self.entries and digest in self.entries[unit].proved
-            }
-        )
+        notes = sorted({f"! {base} {lines} {reason}" for base, lines, reason in self.unreached})
         with atomic_write(path) as temporary:
             temporary.write_text(HEAD + "\n".join([*lines, *notes]) + "\n", encoding="utf-8")
 
@@ -78,8 +73,8 @@ def read_lock(path: Path = PATH) -> Lock:
             continue
         try:
             if line.startswith("! "):
-                _, unit, digest, place, reason = line.split(" ", 4)
-                unreached.append((unit, digest, place, reason))
+                _, base, lines, reason = line.split(" ", 3)
+                unreached.append((base, lines, reason))
             else:
                 unit, version, *proofs = line.split()
                 proved = {digest: tuple(kinds.split(",")) for digest, kinds in (proof.split("=") for proof in proofs)}

@@ -4,6 +4,7 @@ A unit whose code changed keeps its version if every canary that enters it gives
 statement that changed has run in one of them. What differed first is said otherwise; `accept` raises the version.
 """
 
+import itertools
 import json
 import os
 import subprocess
@@ -28,6 +29,7 @@ from hkd.errors import UserError
 
 LOCK = Path("hkd") / PATH.name
 SEARCHED = 200  # commits back that are looked through for one whose digests are all listed
+REMOVED = " (removed)"  # after a place of the old code
 MEMORY = Path("/dev/shm")  # canaries write a checkpoint at every step, which on a disk would take most of the time
 
 
@@ -122,7 +124,7 @@ def prove(
         return Proof(
             base=name,
             verdicts=verdicts,
-            lock=locked(lock, entries, verdicts, raised, new, device, unreached),
+            lock=locked(lock, entries, verdicts, raised, new, device, name, unreached),
             raised=raised,
             canaries=len(flock),
             seconds=time.monotonic() - began,
@@ -286,7 +288,7 @@ def judged(
     if not own:
         return Verdict(unit=unit, status="untested")
     different = tuple(f"{flock[name].label} ({name}): {differences[name]}" for name in own if name in differences)
-    sides = ((new, old, traces[0], ""), (old, new, traces[1], " (removed)"))
+    sides = ((new, old, traces[0], ""), (old, new, traces[1], REMOVED))
     missed = tuple(
         dict.fromkeys(
             f"{change.place}{note}"
@@ -332,11 +334,12 @@ def locked(
     raised: tuple[str, ...],
     new: Side,
     device: str,
+    base: str,
     reason: str | None,
 ) -> Lock:
     """The lock with what was proved."""
     found = {unit: entry for unit, entry in entries.items() if unit in new.units and unit not in verdicts}
-    notes = list(lock.unreached)
+    places: list[str] = []
     for unit, verdict in verdicts.items():
         digest = new.digest(unit)
         assert digest is not None
@@ -345,7 +348,24 @@ def locked(
             found[unit] = Entry(version=max(now.version, before.version) + 1, proved={digest: (device,)})
         elif is_settled(verdict, raised):
             found[unit] = (now if now.version == before.version else before).adding(digest, device)
-            notes += [(unit, digest, place.replace(" ", "_"), reason) for place in verdict.unreached if reason]
+            places += verdict.unreached
         elif unit in entries:
             found[unit] = now
-    return Lock(entries=found, unreached=tuple(notes))
+    notes = [(base, lines, reason) for lines in by_file(places)] if reason else []
+    return Lock(entries=found, unreached=(*lock.unreached, *notes))
+
+
+def by_file(places: Iterable[str]) -> list[str]:
+    """`hkd/files.py:3-5,9,-12` for each file of places such as `hkd/files.py:3`; the minus is of removed lines."""
+    lines: dict[str, set[int]] = {}
+    for place in places:
+        file, _, line = place.removesuffix(REMOVED).rpartition(":")
+        lines.setdefault(file, set()).add(-int(line) if place.endswith(REMOVED) else int(line))
+    return [f"{file}:{','.join(ranges(sorted(found, key=lambda n: (n < 0, abs(n)))))}" for file, found in lines.items()]
+
+
+def ranges(lines: Iterable[int]) -> Iterator[str]:
+    """Lines in their order, those that follow each other as `first-last`."""
+    for _, group in itertools.groupby(enumerate(lines), key=lambda item: (item[1] < 0, item[0] - abs(item[1]))):
+        first, *_, last = [*(line for _, line in group)] * 2
+        yield str(first) if first == last else f"{first}-{abs(last)}"

@@ -4,6 +4,7 @@ import pytest
 
 from experiments.planning.code import own_code
 from experiments.planning.lock import Entry, Lock, read_lock
+from experiments.proving.prove import by_file
 from hkd.errors import UserError
 from hkd.units import units
 
@@ -12,7 +13,7 @@ LOCK = Lock(
         "task/train": Entry(version=2, proved={"aaaa": ("cuda",), "bbbb": ("cpu",)}),
         "data/digits": Entry(proved={"cccc": ("cpu",)}),
     },
-    unreached=(("task/train", "bbbb", "hkd/tasks/train.py:3", "only on a GPU"),),
+    unreached=(("abc1234", "hkd/tasks/train.py:3,-7", "only on a GPU"),),
 )
 
 
@@ -32,10 +33,13 @@ def test_a_new_proof_takes_the_place_of_the_old_one_of_its_kind_only():
     assert entry.adding("dddd", "cuda").proved == {"dddd": ("cpu", "cuda")}
 
 
-def test_notes_on_digests_that_are_no_longer_listed_are_dropped(tmp_path):
-    entries = {"task/train": LOCK.entries["task/train"].adding("dddd", "cpu")}
-    Lock(entries=entries, unreached=LOCK.unreached).write(tmp_path / "lock")
-    assert read_lock(tmp_path / "lock").unreached == ()
+def test_lines_that_no_canary_ran_are_noted_by_file():
+    places = [f"hkd/a.py:{n}" for n in (9, 3, 4, 5)] + [
+        "hkd/b.py:7 (removed)",
+        "hkd/a.py:6 (removed)",
+        "hkd/a.py:7 (removed)",
+    ]
+    assert by_file(places) == ["hkd/a.py:3-5,9,-6-7", "hkd/b.py:-7"]
 
 
 @pytest.mark.parametrize("line", ["task/train", "task/train two aaaa=cpu", "task/train 1 aaaa", "! task/train aaaa"])
