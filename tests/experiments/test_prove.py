@@ -116,16 +116,10 @@ REWRITINGS = {
 
 # Those of each kind that every run of the slow tests tries; `-m long` tries all.
 OFTEN = {
-    "order of later epochs",
     "a loss coefficient",
-    "an off-by-one in the schedule",
-    "a teacher left in training mode",
     "random numbers after a resumption",
     "a learning rate by layer",
-    "a place that few runs reach",
     "a function moved to another module",
-    "a module renamed",
-    "a variable put in place",
 }
 
 
