@@ -33,7 +33,7 @@ def _crash_if_asked() -> None:
     raise RuntimeError("asked to crash")
 """
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 
 class Clone:
@@ -167,23 +167,27 @@ def clone(tmp_path_factory):
     return made
 
 
+@pytest.mark.slow
 def test_a_second_repro_did_not_change_anything(clone):
     assert "didn't change" in clone.dvc("repro", TABLE)
     assert clone.files() == clone.first
 
 
+@pytest.mark.slow
 def test_a_comment_trains_nothing_and_writes_equal_bytes(clone):
     clone.edit("hkd/methods/kd.py", lambda text: text + "# a comment\n")
     assert clone.repro() == 0
     assert clone.files() == clone.first
 
 
+@pytest.mark.slow
 def test_a_new_method_file_trains_nothing(clone):
     (clone.folder / "hkd/methods/toy.py").write_text('"""A method nobody uses yet."""\n\nCONSTANT = 1\n')
     assert clone.repro() == 0
     assert clone.files() == clone.first
 
 
+@pytest.mark.slow
 def test_a_constant_in_kd_trains_the_kd_runs_only(clone):
     before = set(clone.records())
     clone.edit("hkd/methods/kd.py", lambda text: text + "\nEXTRA = 1\n")
@@ -193,6 +197,7 @@ def test_a_constant_in_kd_trains_the_kd_runs_only(clone):
     assert all(label.startswith("kd-") for label in labels)
 
 
+@pytest.mark.slow
 def test_one_more_seed_trains_that_seed_only_and_metrics_diff_has_numbers_of_both_revisions(clone):
     clone.commit("two seeds")
     before, old = set(clone.records()), clone.metrics()
@@ -209,6 +214,7 @@ def test_one_more_seed_trains_that_seed_only_and_metrics_diff_has_numbers_of_bot
     clone.commit("three seeds")
 
 
+@pytest.mark.slow
 def test_a_crashed_run_fails_the_stage_writes_the_table_and_the_next_repro_runs_just_it(clone):
     start = "        config = self.config\n"
     clone.edit("hkd/methods/kd.py", lambda text: text.replace(start, f"        _crash_if_asked()\n{start}", 1) + CRASH)
@@ -233,6 +239,7 @@ def test_a_crashed_run_fails_the_stage_writes_the_table_and_the_next_repro_runs_
     assert {line["status"] for line in clone.table()} == {"done", "refused"}
 
 
+@pytest.mark.slow
 def test_hkd_run_exits_1_when_a_run_crashed_and_0_when_it_was_brought(clone):
     clone.edit("hkd/methods/kd.py", lambda text: text + "\nANOTHER = 1\n")
     Path(clone.env["HKD_TEST_CRASH"]).touch()
@@ -242,6 +249,7 @@ def test_hkd_run_exits_1_when_a_run_crashed_and_0_when_it_was_brought(clone):
     assert "1 of 19 runs executed" in done.stdout
 
 
+@pytest.mark.slow
 def test_experiments_show_the_numbers_of_both_revisions(clone):
     clone.dvc("repro", TABLE)
     clone.commit("before the experiment")
@@ -267,6 +275,7 @@ def test_experiments_show_the_numbers_of_both_revisions(clone):
         assert changes[name]["new"] == pytest.approx(new[name], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_kill_9_in_mid_run_keeps_finished_runs_and_the_next_repro_does_the_rest_to_the_same_table(clone, tmp_path):
     other = Clone(tmp_path / "clone", origin=clone.folder)
     process = subprocess.Popen(
@@ -293,6 +302,7 @@ def test_kill_9_in_mid_run_keeps_finished_runs_and_the_next_repro_does_the_rest_
     assert set(other.records()) <= set(clone.records())  # a run is named the same everywhere
 
 
+@pytest.mark.long
 def test_a_figure_trains_its_chain_draws_its_pictures_and_then_nothing_more(clone):
     output = clone.dvc("repro", "hgkd_pictures")
     count = 2 + 2 * len(clone.seeds())  # the teacher and its probe; H-GKD and the pixel control

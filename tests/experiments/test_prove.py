@@ -114,19 +114,6 @@ REWRITINGS = {
     ],
 }
 
-# Those of each kind that every run of the slow tests tries; `-m long` tries all.
-OFTEN = {
-    "a loss coefficient",
-    "random numbers after a resumption",
-    "a learning rate by layer",
-    "a function moved to another module",
-}
-
-
-def edits_of(kind: dict) -> list:
-    """Parameters of a test: each edit by name, with the mark that says when it is tried."""
-    return [pytest.param(n, marks=pytest.mark.slow if n in OFTEN else pytest.mark.long) for n in kind]
-
 
 def edited(root: Path, edits: list[tuple[str, str, str]]) -> Path:
     """A copy of the library below a folder, with some text in it replaced."""
@@ -213,19 +200,21 @@ def verdicts(traced, name):
 
 
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("name", edits_of(MUTATIONS))
+@pytest.mark.long
+@pytest.mark.parametrize("name", MUTATIONS)
 def test_an_edit_that_moves_a_number_is_refused(traced, name):
     assert {verdict.status for verdict in verdicts(traced, name).values()} & {"differs", "unreached"}
 
 
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("name", edits_of(REWRITINGS))
+@pytest.mark.long
+@pytest.mark.parametrize("name", REWRITINGS)
 def test_an_edit_that_moves_no_number_is_accepted(traced, name):
     refused = [verdict for verdict in verdicts(traced, name).values() if verdict.status != "proved"]
     assert refused == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_difference_is_told_by_step_term_and_tensor(traced):
     found = verdicts(traced, "a loss coefficient")["method/kd"]
     assert "losses of step 0: kd" in found.differences[0]
@@ -235,7 +224,7 @@ def test_a_difference_is_told_by_step_term_and_tensor(traced):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_fewest_versions_rise_that_give_every_differing_run_a_new_key(traced):
     flock, _, before, edits = traced
     after = edits["a loss coefficient"][1]
