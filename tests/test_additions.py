@@ -59,11 +59,12 @@ class Dummy(Digits):
     "hkd/tasks/dummy.py": '''
 """A task that knows the answer."""
 
+from hkd.options import NoOptions
 from hkd.tasks.launch import task
 from hkd.training.job import Job, Outcome
 
 
-@task
+@task(NoOptions)
 def dummy(job: Job) -> Outcome:
     return Outcome(metrics={"answer": 42.0}, cost={})
 ''',

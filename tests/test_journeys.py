@@ -239,7 +239,7 @@ def test_a_crashed_run_fails_the_stage_writes_the_table_and_the_next_repro_runs_
     assert {line["status"] for line in clone.table()} == {"done", "refused"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_hkd_run_exits_1_when_a_run_crashed_and_0_when_it_was_brought(clone):
     clone.edit("hkd/methods/kd.py", lambda text: text + "\nANOTHER = 1\n")
     Path(clone.env["HKD_TEST_CRASH"]).touch()
@@ -249,7 +249,7 @@ def test_hkd_run_exits_1_when_a_run_crashed_and_0_when_it_was_brought(clone):
     assert "1 of 19 runs executed" in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_experiments_show_the_numbers_of_both_revisions(clone):
     clone.dvc("repro", TABLE)
     clone.commit("before the experiment")
