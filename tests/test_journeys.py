@@ -197,7 +197,7 @@ def test_a_constant_in_kd_trains_the_kd_runs_only(clone):
     assert all(label.startswith("kd-") for label in labels)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_more_seed_trains_that_seed_only_and_metrics_diff_has_numbers_of_both_revisions(clone):
     clone.commit("two seeds")
     before, old = set(clone.records()), clone.metrics()
@@ -214,7 +214,7 @@ def test_one_more_seed_trains_that_seed_only_and_metrics_diff_has_numbers_of_bot
     clone.commit("three seeds")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_crashed_run_fails_the_stage_writes_the_table_and_the_next_repro_runs_just_it(clone):
     start = "        config = self.config\n"
     clone.edit("hkd/methods/kd.py", lambda text: text.replace(start, f"        _crash_if_asked()\n{start}", 1) + CRASH)

@@ -209,7 +209,7 @@ def test_losses_read_in_intervals_give_the_same_curves_and_checkpoints(tmp_path,
     assert left_in(tmp_path / "parts") == left_in(tmp_path / "whole")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_process_killed_with_sigkill_resumes_to_the_same_bytes(tmp_path):
     spec = run_spec("scalekd", recipe=replace(RECIPE, epochs=60))
     train(Job(spec, {}, tmp_path / "whole", RUNTIME, silent))
