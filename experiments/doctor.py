@@ -2,7 +2,8 @@
 
 import os
 import platform
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,13 +18,33 @@ from hkd.registry import load, lookup
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One line of the examination. step: what to do about it, empty where nothing is wrong."""
+    """One line of the examination.
+
+    step: what to do about it, empty where nothing is wrong. profiles: that cannot start without it; () is all of them.
+    """
 
     group: str
     name: str
     state: Literal["ok", "missing", "note"]
     text: str
     step: str = ""
+    profiles: tuple[str, ...] = ()
+
+
+def readiness(findings: Sequence[Finding]) -> str:
+    """`laptop: ready; paper: 3 data sets and 15 weights missing`: what every profile lacks, in one sentence."""
+    words = {"data": ("data set", "data sets"), "weights": ("weights file", "weights files"),
+             "versions": ("package", "packages"), "folders": ("folder", "folders")}  # fmt: skip
+    parts = []
+    for name in schema.names("profiles"):
+        lacking = Counter(
+            finding.group
+            for finding in findings
+            if finding.state == "missing" and (not finding.profiles or name in finding.profiles)
+        )
+        counts = [f"{count} {words[group][count > 1]}" for group, count in lacking.items()]
+        parts.append(f"{name}: {' and '.join(counts)} missing" if counts else f"{name}: ready")
+    return "; ".join(parts)
 
 
 def examine() -> list[Finding]:
@@ -83,7 +104,7 @@ def data_sets() -> Iterator[Finding]:
         missing = load(lookup("data set", name, DATASETS))(options, places.data()).missing()
         text = f"used by {', '.join(profiles)}"
         if missing:
-            yield Finding(group="data", name=name, state="missing", text=text, step=missing)
+            yield Finding(group="data", name=name, state="missing", text=text, step=missing, profiles=tuple(profiles))
         else:
             yield Finding(group="data", name=name, state="ok", text=text)
 
@@ -105,4 +126,4 @@ def weights() -> Iterator[Finding]:
             yield Finding(group="weights", name=file, state="ok", text=text)
         else:
             step = how_to_get(lookup("model", model, ZOO), path)
-            yield Finding(group="weights", name=file, state="missing", text=text, step=step)
+            yield Finding(group="weights", name=file, state="missing", text=text, step=step, profiles=tuple(profiles))

@@ -1,75 +1,137 @@
 """What runs cost, as `hkd plan` prints it and `hkd run` asks about."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
+from rich.console import Console
 from rich.filesize import decimal
 from rich.prompt import Confirm
 from rich.table import Table
 from rich.text import Text
 
-from experiments.commands.printed import new_table
-from experiments.execution.progress import time_left
+from experiments.commands.printed import is_wide, new_table
+from experiments.execution.progress import clock, time_left
 from experiments.execution.schedule import default_workers
 from experiments.planning.estimate import Cost, Durations, cost, total
 from experiments.planning.plan import Plan, PlannedRun
-from experiments.records.store import FINAL, Record, Store
+from experiments.records.committed import Records
+from experiments.records.store import FINAL, Record
 from experiments.reproduce import runtime_for
 from hkd.errors import UserError
 
 EXPENSIVE = 10.0  # GPU-hours from which `hkd run` asks first
+WIDE = ("runs", "done", "epochs", "FLOPs", "GPU-hours", "disk", "left: runs", "GPU-hours", "time", "disk")
 
 
-def cost_table(first: str) -> Table:
-    """A table of costs; the last three columns are of what is left to do."""
-    table = new_table(first)
-    for column in ("runs", "done", "epochs", "FLOPs", "GPU-hours", "disk", "left: runs", "GPU-hours", "disk"):
-        table.add_column(column, justify="right")
+@dataclass(frozen=True)
+class Costs:
+    """What a set of runs costs, what is left of it, and the seconds of what is left where something similar was run."""
+
+    whole: Cost
+    left: Cost
+    seconds: float | None
+
+    @classmethod
+    def of(cls, runs: Iterable[PlannedRun], done: set[str], durations: Durations) -> "Costs":
+        """done: keys of finished runs."""
+        everything = list(runs)
+        todo = [run for run in everything if run.key not in done]
+        expected = [durations.expect(run) for run in todo]
+        known = [seconds for seconds in expected if seconds is not None]
+        seconds = sum(known) if len(known) == len(expected) else None
+        return cls(total(everything), total(todo), seconds)
+
+    def time(self) -> str:
+        """The time of one process for what is left, or of a GPU where nothing similar was ever run here."""
+        if not self.left.runs:
+            return ""
+        return clock(self.seconds) if self.seconds is not None else f"{hours(self.left)} GPU-h"
+
+
+def cost_table(first: str, *, wide: bool) -> Table:
+    """A table of costs; all columns but the first three are of what is left to do, if it is not wide."""
+    table = new_table()
+    table.add_column(first, overflow="fold")
+    columns = ("runs", "left", "epochs", "time", "disk") if not wide else WIDE
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
-def add_cost(table: Table, name: str, runs: Iterable[PlannedRun], done: set[str]) -> None:
+def add_cost(table: Table, name: str, costs: Costs, *, wide: bool) -> None:
     """One line of a cost table."""
-    all_runs = list(runs)
-    whole, left = total(all_runs), total(run for run in all_runs if run.key not in done)
-    table.add_row(
-        name,
-        str(whole.runs),
-        str(whole.runs - left.runs),
-        str(whole.epochs),
-        f"{whole.flops:.2e}",
-        hours(whole),
-        decimal(round(whole.disk)),
-        str(left.runs),
-        hours(left),
-        decimal(round(left.disk)),
-    )
+    whole, left = costs.whole, costs.left
+    if not wide:
+        line = [str(whole.runs), str(left.runs), str(left.epochs), costs.time(), decimal(round(left.disk))]
+    else:
+        all_of_it = [str(whole.epochs), f"{whole.flops:.2e}", hours(whole), decimal(round(whole.disk))]
+        rest = [str(left.runs), hours(left), costs.time(), decimal(round(left.disk))]
+        line = [str(whole.runs), str(whole.runs - left.runs), *all_of_it, *rest]
+    table.add_row(Text(name), *line)
 
 
-def by_kind(plan: Plan, done: set[str]) -> Table:
+def print_costs(plans: Sequence[tuple[Plan, Records]], console: Console) -> None:
+    """What plans cost, the total first: one plan by kinds of runs, several by tables."""
+    wide = is_wide(console)
+    tables, everything, known, done = cost_table("table", wide=wide), {}, {}, set()
+    for plan, records in plans:
+        finished = {key for key, record in records.own.items() if record.status in FINAL}
+        durations = Durations(records, plan.runs)
+        costs = Costs.of(plan.runs.values(), finished, durations)
+        if len(plans) == 1:
+            wall = wall_seconds(plan, finished, durations)
+            by = " here" if records.own else " (by committed records)"
+            console.print(Text(headline(f"{plan.table} ({plan.profile})", costs, wall, by)))
+            console.print(Text(plan.heading))
+            console.print(by_kind(plan, finished, durations, wide=wide))
+        add_cost(tables, plan.table, costs, wide=wide)
+        everything.update(plan.runs)
+        known.update(records)
+        done |= finished
+    if len(plans) > 1:
+        costs = Costs.of(everything.values(), done, Durations(known, everything))
+        console.print(Text(headline(f"{len(plans)} tables ({plans[0][0].profile}), shared runs once", costs, None)))
+        console.print(tables)
+
+
+def by_kind(plan: Plan, done: set[str], durations: Durations, *, wide: bool) -> Table:
     """The runs of one plan, those that differ by seed alone on one line."""
     kinds: dict[str, list[PlannedRun]] = {}
     for run in plan.runs.values():
         kinds.setdefault(run.label.partition(" seed ")[0], []).append(run)
-    table = cost_table("run")
+    table = cost_table("run", wide=wide)
     for label, runs in kinds.items():
-        add_cost(table, label, runs, done)
+        add_cost(table, label, Costs.of(runs, done, durations), wide=wide)
     return table
 
 
-def expected_here(plan: Plan, store: Store) -> float | None:
+def headline(name: str, costs: Costs, wall: float | None, by: str = "") -> str:
+    """`scalekd_table3: 162 runs, 160 left: about 11 min, 341 MB`.
+
+    Args:
+        name: of what is meant.
+        costs: of all of it.
+        wall: seconds with the default workers, None if nothing similar was run; by: whose records say so.
+    """
+    said = f"{name}: {costs.whole.runs:,} runs, "
+    if not costs.left.runs:
+        return said + "all done"
+    time = f"about {clock(wall)}{by}" if wall is not None else f"{hours(costs.left)} GPU-hours"
+    return said + f"{costs.left.runs:,} left: {time}, {decimal(round(costs.left.disk))}"
+
+
+def wall_seconds(plan: Plan, done: set[str], durations: Durations) -> float | None:
     """Seconds that the rest of a table should take with the default workers; None if nothing similar was ever run."""
-    records = store.load_all(plan.runs)
-    todo = {key: run for key, run in plan.runs.items() if key not in records or records[key].status not in FINAL}
-    if not todo:
-        return None
-    workers = default_workers(runtime_for(plan.profile))
-    return time_left(todo, {}, {}, Durations(records, plan.runs), workers, 0.0)
+    todo = {key: run for key, run in plan.runs.items() if key not in done}
+    return time_left(todo, {}, {}, durations, default_workers(runtime_for(plan.profile)), 0.0) if todo else 0.0
 
 
 def hours(cost: Cost) -> str:
-    """GPU-hours with three digits that matter."""
-    return f"{cost.gpu_hours:,.0f}" if cost.gpu_hours >= 100 else f"{cost.gpu_hours:.3g}"
+    """GPU-hours with three digits that matter, never as a power of ten."""
+    if cost.gpu_hours >= 100:
+        return f"{cost.gpu_hours:,.0f}"
+    return f"{cost.gpu_hours:.3g}" if cost.gpu_hours >= 0.001 else "<0.001"
 
 
 def confirm(plan: Plan, records: dict[str, Record], yes: bool) -> None:

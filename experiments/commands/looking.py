@@ -12,24 +12,33 @@ from rich.text import Text
 from experiments import places
 from experiments.commands.app import app
 from experiments.commands.given import Whole
-from experiments.commands.printed import new_table, out, print_markdown
+from experiments.commands.printed import is_wide, new_table, out, print_markdown
 from hkd.errors import UserError
 
 
 @app.command
 def doctor() -> int:
     """Look at versions, processor, GPUs, folders, data sets and weights, and say how to get what is missing."""
-    from experiments.doctor import examine
+    from experiments.doctor import examine, readiness
 
-    shown = new_table("", "what", "found", "step")
+    console = out()
+    wide = is_wide(console)
+    shown = new_table()
+    shown.add_column("")
+    shown.add_column("what", no_wrap=True)
+    for column in ("found", "step") if wide else ("found, or the step that gets it",):
+        shown.add_column(column, overflow="fold")
     marks = {"ok": Text("ok", "green"), "note": Text("-", "dim"), "missing": Text("missing", "yellow")}
     group = None
-    for finding in examine():
+    findings = examine()
+    for finding in findings:
         if finding.group != group:
             group = finding.group
             shown.add_section()
-        shown.add_row(marks[finding.state], Text(finding.name), Text(finding.text), Text(finding.step))
-    out().print(shown)
+        words = (finding.text, finding.step) if wide else (finding.step or finding.text,)
+        shown.add_row(marks[finding.state], Text(finding.name), *map(Text, words))
+    console.print(shown)
+    console.print(Text(readiness(findings)))
     return 0
 
 

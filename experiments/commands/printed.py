@@ -9,10 +9,17 @@ from rich.text import Text
 
 from experiments.reproduce import Reproduction
 
+WIDE = 150  # columns from which the full tables are printed
+
 
 def out() -> Console:
     """Where commands print: as wide as the terminal, or as needed elsewhere."""
     return Console() if sys.stdout.isatty() else Console(width=200, soft_wrap=False)
+
+
+def is_wide(console: Console) -> bool:
+    """Whether the full tables fit; otherwise the narrow ones are printed, which 80 columns can hold."""
+    return console.width >= WIDE
 
 
 def tell_stand_ins(sentence: str) -> None:
@@ -30,8 +37,14 @@ def new_table(*columns: str) -> Table:
 
 
 def show_table(done: Reproduction, console: Console) -> None:
-    """Print a compared table."""
-    print_markdown(done.markdown(), console)
+    """Print a compared table: whole, or in its narrow form on a terminal that the whole one does not fit."""
+    if console.is_terminal and not is_wide(console):
+        from experiments.commands.narrow import narrow  # imports pandas, which takes a second
+
+        for part in narrow(done):
+            console.print(part)
+    else:
+        print_markdown(done.markdown(), console)
 
 
 def print_markdown(text: str, console: Console) -> None:

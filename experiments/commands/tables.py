@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ from rich.text import Text
 
 from experiments import places
 from experiments.commands.app import app, reference_app
-from experiments.commands.costs import add_cost, by_kind, confirm, cost_table, expected_here
+from experiments.commands.costs import confirm, print_costs
 from experiments.commands.given import Whole
 from experiments.commands.printed import new_table, out, print_markdown, show_table, tell_stand_ins
 from experiments.execution.pools import serve
@@ -22,7 +23,7 @@ from experiments.planning import schema, standins
 from experiments.planning.asked import planned
 from experiments.planning.estimate import ASSUMPTIONS
 from experiments.records.committed import Records, path_of
-from experiments.records.store import FINAL, Store
+from experiments.records.store import Store
 from experiments.reproduce import Reproduction, compared, reproduce
 from hkd.errors import UserError
 
@@ -57,27 +58,12 @@ def plan(*table: str, profile: str | None = None, seeds: Whole | None = None) ->
         profile: scale; the default is in params.yaml.
         seeds: seeds per cell; the default is in params.yaml, then the profile's.
     """
-    store = Store(places.runs())
+    store, console = Store(places.runs()), out()
     plans = [planned(name, profile, seeds) for name in table or schema.table_ids()]
-    console, everything, done = out(), {}, set()
-    shown = cost_table("table")
-    for each in plans:
-        records = store.load_all(each.runs)
-        finished = {key for key, record in records.items() if record.status in FINAL}
-        everything.update(each.runs)
-        done |= finished
-        add_cost(shown, each.table, each.runs.values(), finished)
-        if len(plans) == 1:
-            console.print(Text(each.heading))
-            console.print(by_kind(each, finished))
-    if len(plans) > 1:
-        add_cost(shown, "all (shared runs counted once)", everything.values(), done)
-    console.print(shown)
+    print_costs([(each, Records(each, store, places.references())) for each in plans], console)
     if len(plans) > 1:
         tell_stand_ins(standins.in_short(schema.load_profile(plans[0].profile)))
     for each in plans:
-        if (seconds := expected_here(each, store)) is not None:
-            console.print(Text(f"{each.table}: about {clock(seconds)} here, going by the runs that are done"))
         for reason in dict.fromkeys(cell.refused for cell in each.cells if cell.refused):
             console.print(Text(f"{each.table}: not at profile '{each.profile}': {reason}"))
     for each in plans if table else []:
@@ -86,7 +72,7 @@ def plan(*table: str, profile: str | None = None, seeds: Whole | None = None) ->
         for reason, pairs in refused_cells(each).items():
             names = "; ".join(f"{row}, {label}" for row, label in pairs)
             console.print(Text(f"{each.table}: refused: {names}: {reason}"))
-    for sentence in dict.fromkeys(run.missing for run in everything.values() if run.missing):
+    for sentence in dict.fromkeys(run.missing for each in plans for run in each.runs.values() if run.missing):
         console.print(Text(f"missing: {sentence}"))
     for sentence in ASSUMPTIONS:
         console.print(Text(sentence, style="dim"))
@@ -120,8 +106,8 @@ def run(
     if data is not None:
         os.environ["HKD_DATA"] = str(places.folder(data, "--data"))
     chosen, store, console = planned(table, profile, seeds), Store(places.runs()), out()
-    records = store.load_all(chosen.runs)
-    confirm(chosen, records, yes)
+    records = Records(chosen, store, places.references())  # committed ones say how long a run takes
+    confirm(chosen, records.own, yes)
     began = time.monotonic()
     with Progress(chosen, records, console) as progress:
         done = reproduce(
@@ -182,7 +168,7 @@ def check(*table: str, profile: str | None = None, seeds: Whole | None = None) -
     """
     from experiments.results import regression
 
-    store, console, codes = Store(places.runs()), out(), []
+    store, console, codes, states = Store(places.runs()), out(), [], Counter[str]()
     for name in table or schema.table_ids():
         each = planned(name, profile, seeds, shown_from=store)
         path = path_of(places.references(), each.profile, each.table)
@@ -191,8 +177,13 @@ def check(*table: str, profile: str | None = None, seeds: Whole | None = None) -
             report = regression.check(measured, regression.load_reference(path))
             print_markdown(report.markdown(), console)
             codes.append(report.exit_code)
+            states[report.status] += 1
         else:
+            states["no reference"] += 1
             console.print(Text(f"{name} ({each.profile}): untested: there is no reference {path}"))
+    if len(table) != 1:
+        counts = ", ".join(f"{count} {state}" for state, count in states.most_common())
+        console.print(Text(f"{states.total()} tables: {counts}"))
     return 1 if 1 in codes else max(codes, default=0)
 
 

@@ -21,6 +21,7 @@ from experiments.planning.plan import Plan, PlannedRun
 from experiments.records.store import Record
 
 QUIET_S = 10.0  # between lines where there is no terminal
+LATE = 0.1  # of the time that a run has taken: what is left at least, where it tells nothing of its steps
 SHOWN = 16  # runs under way that fit a screen
 STARTING = {None: "starting", 0: "waiting for a worker to join"}  # by number of workers
 
@@ -188,7 +189,7 @@ def time_left(
         if own is None and whole is None:
             return None
         spent = now - under_way[key].since if key in under_way else 0.0
-        expected[key] = own if own is not None else max(0.0, (whole or 0.0) - spent)
+        expected[key] = own if own is not None else max(spent * LATE, (whole or 0.0) - spent)
     graph = Graph(rest, expected)
     ends = [(expected[key], key) for key in under_way]
     for key in under_way:

@@ -8,6 +8,7 @@ Assumptions, printed by `hkd plan`:
 - FLOPs are two per multiply-accumulate; a GPU sustains `GPU_FLOPS` per second (an A100-class device).
 """
 
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ GPU_FLOPS = {"32-true": 12e12, "16-mixed": 60e12, "bf16-mixed": 60e12}  # sustai
 BYTES_PER_TEST_IMAGE = 24  # row, label and prediction in predictions.npz
 BYTES_PER_EPOCH = 1024  # curves, twice (curves.jsonl and DVCLive), and the log
 DENSE = ("detect", "segment")  # tasks that see images at the size of their data
+PACE_RUNS = 8  # finished last, by which the pace of now is told
 CHECKPOINT_COPIES = 4  # weights, two moments and EMA while a run is under way
 
 ASSUMPTIONS = (
@@ -100,16 +102,22 @@ def dataset(data: DataSpec) -> DataSet:
 
 
 class Durations:
-    """Expected seconds of runs, from finished runs of the same kind (task, method, student, data, epochs)."""
+    """Expected seconds of runs, from finished runs of the same kind (task, method, student, data, epochs).
+
+    Those that finish while a table is made say how fast this machine is now: `pace` is the median of their last seconds
+    over the expected ones, and what is expected of earlier records is multiplied by it.
+    """
 
     def __init__(self, records: Mapping[str, Record], runs: Mapping[str, PlannedRun]):
-        self.seconds: dict[tuple[object, ...], list[float]] = {}
-        self.rates: dict[str, list[float]] = {}  # seconds per FLOP of finished runs, by method
+        self.earlier: dict[tuple[object, ...], list[float]] = {}  # seconds by kind, of the given records
+        self.now: dict[tuple[object, ...], list[float]] = {}  # of runs learned since
+        self.rates: dict[str, list[float]] = {}  # seconds per FLOP, by method: earlier ones at the pace of then
+        self.ratios: deque[float] = deque(maxlen=PACE_RUNS)
         self.flops = {key: cost(run).flops for key, run in runs.items()}
         for key, run in runs.items():
             record = records.get(key)
-            if record is not None and record.status == "done":
-                self.learn(run, record.finished - record.started)
+            if record is not None and record.status == "done" and (seconds := seconds_of(record)):
+                self.keep(self.earlier, run, seconds)
 
     @staticmethod
     def kind(run: PlannedRun) -> tuple[object, ...]:
@@ -120,20 +128,33 @@ class Durations:
         epochs = spec.recipe.epochs if spec.recipe else 0
         return spec.task, spec.method.name, options, spec.student.name, teachers, spec.data.fingerprint, epochs
 
-    def learn(self, run: PlannedRun, seconds: float) -> None:
-        """Take a finished run into account."""
-        self.seconds.setdefault(self.kind(run), []).append(seconds)
+    def keep(self, seconds: dict[tuple[object, ...], list[float]], run: PlannedRun, taken: float) -> None:
+        """Add a run's seconds to its kind, and their rate to its method."""
+        seconds.setdefault(self.kind(run), []).append(taken)
         if self.flops[run.key]:
-            self.rates.setdefault(run.spec.method.name, []).append(seconds / self.flops[run.key])
+            self.rates.setdefault(run.spec.method.name, []).append(taken / self.flops[run.key])
+
+    def learn(self, run: PlannedRun, seconds: float) -> None:
+        """Take a run into account that finished just now."""
+        earlier = self.earlier.get(self.kind(run))
+        if earlier and (expected := fmean(earlier)) > 0:
+            self.ratios.append(seconds / expected)
+        self.keep(self.now, run, seconds)
+
+    @property
+    def pace(self) -> float:
+        """Seconds that runs take now over those of earlier records; 1 before any has finished."""
+        return median(self.ratios) if self.ratios else 1.0
 
     def expect(self, run: PlannedRun) -> float | None:
-        """Seconds of this run: the mean of its kind; else by its FLOPs, at the median rate of its method or of all.
+        """Seconds of this run: the mean of its kind now, else earlier, at the pace of now; else by its FLOPs.
 
-        None before anything has finished.
+        By FLOPs: at the median rate of its method, or of all. None before anything has finished.
         """
-        known = self.seconds.get(self.kind(run))
-        if known:
-            return fmean(known)
+        if now := self.now.get(self.kind(run)):
+            return fmean(now[-PACE_RUNS:])
+        if earlier := self.earlier.get(self.kind(run)):
+            return fmean(earlier) * self.pace
         rates = self.rates.get(run.spec.method.name) or [rate for rates in self.rates.values() for rate in rates]
         return self.flops[run.key] * median(rates) if rates else None
 
@@ -141,3 +162,8 @@ class Durations:
         """A length to order runs by: seconds where any are known, FLOPs otherwise (never mixed within a plan)."""
         expected = self.expect(run)
         return self.flops[run.key] if expected is None else expected
+
+
+def seconds_of(record: Record) -> float:
+    """Seconds that a run took; of a committed record, which keeps no times of day, its own clock's or the CPU's."""
+    return record.finished - record.started or record.cost.get("wall_s") or record.cost.get("cpu_s", 0.0)

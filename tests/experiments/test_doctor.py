@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.doctor import examine
+from experiments.doctor import Finding, examine, readiness
 from experiments.planning import schema
 
 
@@ -39,3 +39,16 @@ def test_missing_weights_come_with_the_command_that_gets_them(findings):
 def test_every_data_set_of_every_profile_is_looked_for(findings):
     used = {mapping.name for name in schema.names("profiles") for mapping in schema.load_profile(name).data.values()}
     assert {name for group, name in findings if group == "data"} == used
+
+
+def test_it_ends_with_what_each_profile_lacks(findings):
+    said = readiness(list(findings.values()))
+    assert "laptop: ready" in said
+    lacking = [finding for finding in findings.values() if finding.state == "missing" and "paper" in finding.profiles]
+    sets, files = (sum(finding.group == group for finding in lacking) for group in ("data", "weights"))
+    assert f"paper: {sets} data sets and {files} weights files missing" in said
+
+
+def test_what_every_profile_needs_is_missing_from_all():
+    package = Finding(group="versions", name="torch", state="missing", text="not installed")
+    assert readiness([package]).count("1 package missing") == len(schema.names("profiles"))

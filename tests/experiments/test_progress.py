@@ -56,6 +56,36 @@ def test_time_left_of_a_run_that_tells_nothing_is_what_remains_of_its_expected_t
     assert left(runs, known(runs, a=10.0), under_way={"a": UnderWay(since=0.0)}, now=4.0) == pytest.approx(6.0)
 
 
+def test_time_left_follows_the_pace_of_now():
+    """On a machine that is busy now, kinds that have not finished yet take as much longer as those that have."""
+    runs = kinds(fake_run("a"), fake_run("b"), fake_run("c"))
+    records = {
+        key: Record(key=key, label=key, status="done", spec={}, started=100.0, finished=100.0 + seconds)
+        for key, seconds in {"a": 10.0, "b": 20.0, "c": 30.0}.items()
+    }
+    durations = Durations(records, runs)
+    assert durations.pace == 1.0
+    assert left(runs, durations, workers=1) == pytest.approx(60.0)
+    durations.learn(runs["a"], 50.0)
+    assert durations.pace == pytest.approx(5.0)
+    assert left(runs, durations, workers=1, ended=["a"]) == pytest.approx(250.0)
+
+
+def test_a_run_that_is_late_is_not_said_to_end_at_once():
+    runs = kinds(fake_run("a"))
+    assert left(runs, known(runs, a=10.0), under_way={"a": UnderWay(since=0.0)}, now=100.0) == pytest.approx(10.0)
+
+
+def test_a_committed_record_tells_its_seconds_by_its_clock_or_its_processor():
+    day = {"started": 86400.0, "finished": 86400.0, "committed": "committed 1970-01-02", "status": "done"}
+    clocked = Record(key="a", label="", spec={}, cost={"wall_s": 9.0, "cpu_s": 8.0}, **day)
+    runs = kinds(fake_run("a"), fake_run("b"))
+    counted = Record(key="b", label="", spec={}, cost={"cpu_s": 8.0}, **day)
+    durations = Durations({"a": clocked, "b": counted}, runs)
+    assert durations.expect(runs["a"]) == 9.0
+    assert durations.expect(runs["b"]) == 8.0
+
+
 def test_time_left_is_unknown_before_anything_is():
     runs = kinds(fake_run("a"), fake_run("b"))
     assert left(runs, known(runs)) is None
