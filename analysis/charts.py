@@ -31,12 +31,17 @@ from analysis.style import (
     Lettering,
     bare,
     sheet,
+    tint,
     zebra,
 )
 
 TABLE = Lettering(heading_line=HEADING_LINE, caption_line=0.21, heading_letter=0.124, caption_letter=0.075)
-LABEL_LETTERS = 30  # of a line's label before it is wrapped
+LINE, PAGE = 0.37, 24  # inches of a line of gains, and how many fill a page
+PANEL_TITLE, PANEL_GAP = 0.32, 0.1  # inches above a panel that has a title, and between panels
+FEW_SEEDS = 5  # that are drawn one by one
+LABEL_LETTERS, MORE_LETTERS = 30, 36  # of a line's label before it is wrapped; where lines are of one method
 MAP, MAP_RANGE = "RdBu", 1.9  # of gain maps: the scale ends where ink is still read, at 1 / MAP_RANGE of the colours
+MAP_LIMIT = 10  # points at which the scale ends, in all maps
 GAP = 0.32  # inches between panels of dots: room for the numbers at the ends of two axes
 
 
@@ -47,6 +52,8 @@ class GainRow(TypedDict):
     """One method on one pair. Gains in points; nan where there is none.
 
     pair: label of the line in the figure. pooled: whether it is a mean over pairs (drawn apart, at the bottom).
+    panel: what the line stands under, which says over what its gain is; lines of one panel are together.
+    seeds: the gains of single seeds, drawn where they are few. verdict: word at the right edge, "" for none.
     """
 
     pair: str
@@ -56,12 +63,30 @@ class GainRow(TypedDict):
     low: float
     high: float
     pooled: bool
+    panel: str
+    seeds: Sequence[float]
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A panel of a comparison: its lines by pair, from the top, and the place of each. height: in units of a line."""
+
+    title: str
+    rows: Sequence[GainRow]
+    names: Mapping[str, Sequence[str]]  # pair -> lines of its label
+    at: Mapping[str, float]
+    pooled: int  # pairs at the bottom that are means
+    step: float
+    height: float
 
 
 def comparison_figure(
     rows: Sequence[GainRow], path: Path, *, title: str, caption: str = "", unit: str = "points"
 ) -> None:
     """Published gain against measured gain per pair, with 95 % intervals; one dot and whisker per method.
+
+    Panels share one range. A figure of more than `PAGE` lines goes on in further files, NAME_2.png and so on.
 
     Args:
         rows: in the order in which pairs should stand, from the top; pooled rows are moved to the bottom.
@@ -70,38 +95,88 @@ def comparison_figure(
         unit: of the gains, for the axis.
     """
     methods = list(dict.fromkeys(row["method"] for row in rows))
+    ends = [end for row in rows for end in span(row) if not math.isnan(end)] or [0.0]
+    margin = 0.04 * (max(0.0, *ends) - min(0.0, *ends) or 1.0)
+    limits = (min(0.0, *ends) - margin, max(0.0, *ends) + margin)
+    pages = pages_of([panel_of(title, group, len(methods)) for title, group in by_panel(rows).items()])
+    for number, panels in enumerate(pages, 1):
+        where = path if number == 1 else path.with_stem(f"{path.stem}_{number}")
+        head = title if len(pages) == 1 else title.replace("\n", f" ({number} of {len(pages)})\n", 1)
+        page_of_gains(panels, methods, limits, where, title=head, caption=caption, unit=unit)
+
+
+def span(row: GainRow) -> list[float]:
+    """Every value that a line shows."""
+    return [row["published"], row["measured"], row["low"], row["high"], *drawn_seeds(row)]
+
+
+def drawn_seeds(row: GainRow) -> Sequence[float]:
+    """The gains of single seeds, where they are few enough to tell more than their interval."""
+    return row["seeds"] if len(row["seeds"]) <= FEW_SEEDS else ()
+
+
+def by_panel(rows: Sequence[GainRow]) -> dict[str, list[GainRow]]:
+    """Rows by panel, in the order of their first; without any, one panel without a title."""
+    found: dict[str, list[GainRow]] = {}
+    for row in rows:
+        found.setdefault(row["panel"], []).append(row)
+    return found or {"": []}
+
+
+def panel_of(title: str, rows: Sequence[GainRow], methods: int) -> Panel:
+    """Places of the lines of a panel; a pair is higher where several methods, or a label of several lines, need it."""
     pairs = list(dict.fromkeys(row["pair"] for row in rows if not row["pooled"]))
     pooled = list(dict.fromkeys(row["pair"] for row in rows if row["pooled"]))
-    names = {pair: textwrap.wrap(pair, LABEL_LETTERS) for pair in (*pairs, *pooled)}
-    deepest = max(map(len, names.values()), default=1)
-    # Height of a pair; a line of a wrapped label needs somewhat more than half of it.
-    step = max(1.0, 0.42 * len(methods), 0.58 * deepest)
+    letters = LABEL_LETTERS if methods > 1 else MORE_LETTERS
+    names = {pair: textwrap.wrap(pair, letters) for pair in (*pairs, *pooled)}
+    here = len({row["method"] for row in rows})
+    # A line of a wrapped label needs somewhat more than half of a line of the figure.
+    step = max(0.8 if methods == 1 else 1.0, 0.42 * here, 0.58 * max(map(len, names.values()), default=1))
     at = {pair: i * step for i, pair in enumerate(pairs)}
     at |= {pair: (len(pairs) + 0.35 + i) * step for i, pair in enumerate(pooled)}
-    plot = 0.37 * (step * max(1.0, len(at) + 0.35 * bool(pooled)))
+    return Panel(title, rows, names, at, len(pooled), step, step * max(1.0, len(at) + 0.35 * bool(pooled)))
+
+
+def pages_of(panels: Sequence[Panel]) -> list[list[Panel]]:
+    """Panels on pages of at most `PAGE` lines, if a panel has no more."""
+    pages: list[list[Panel]] = [[]]
+    for panel in panels:
+        if pages[-1] and sum(each.height for each in pages[-1]) + panel.height > PAGE:
+            pages.append([])
+        pages[-1].append(panel)
+    return pages
+
+
+def page_of_gains(
+    panels: Sequence[Panel], methods: Sequence[str], limits: tuple[float, float], path: Path, **texts: Any
+) -> None:
+    """One picture of gains: panels below one another on one range, the scale under the last."""
+    rows = [row for panel in panels for row in panel.rows]
     signs = legend_handles(methods, any(not math.isnan(row["published"]) for row in rows))
     columns = legend_columns(signs)
-    texts: dict[str, Any] = {"title": title, "caption": caption, "lettering": TABLE, "vector": False}
+    titled = PANEL_TITLE * sum(bool(panel.title) for panel in panels)
+    plot = LINE * sum(panel.height for panel in panels) + titled + PANEL_GAP * (len(panels) - 1)
+    unit = texts.pop("unit")
+    texts |= {"lettering": TABLE, "vector": False}
     texts |= {"above": 0.57 + 0.24 * (math.ceil(len(signs) / columns) - 1), "below": 0.75}
     with sheet(path, WIDTH, plot, **texts) as page:
-        left = 0.04 + 0.0155 * max((len(line) for name in names.values() for line in name), default=4)
-        axes = page.axes(left * WIDTH, page.bottom, (0.97 - left) * WIDTH, plot)
-        for row in rows:
-            i = methods.index(row["method"])
-            offset = (i - (len(methods) - 1) / 2) * 0.62 * step / max(2, len(methods))
-            draw_gain(axes, at[row["pair"]] + offset, row, COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)])
-        for pair in pairs[::2]:
-            axes.axhspan(at[pair] - step / 2, at[pair] + step / 2, color=ZEBRA, linewidth=0, zorder=0)
-        if pooled:
-            axes.axhline((len(pairs) - 1 + 0.675) * step, color=GREY, linewidth=0.8)
-        axes.axvline(0, color=INK, linewidth=1.0, zorder=1)
-        axes.grid(axis="x", color=GRID, linewidth=0.6)
-        axes.set_yticks(list(at.values()), ["\n".join(names[pair]) for pair in at], fontweight="normal")
-        for label in axes.get_yticklabels()[len(pairs) :]:
-            label.set_fontweight("bold")
-        axes.set_ylim((max(at.values(), default=0) + step / 2), -step / 2)
-        bare(axes)
-        axes.set_xlabel(f"Gain over the baseline ({unit})")
+        longest = max((len(line) for panel in panels for name in panel.names.values() for line in name), default=4)
+        left = 0.04 + 0.0155 * longest
+        words = max((len(row["verdict"]) for row in rows), default=0)
+        right = 0.97 - (0.03 + 0.0118 * words if words else 0.0)
+        top = page.top
+        for panel in panels:
+            top -= PANEL_TITLE if panel.title else 0.0
+            height = LINE * panel.height
+            axes = page.axes(left * WIDTH, top - height, (right - left) * WIDTH, height)
+            draw_panel(axes, panel, methods, limits)
+            if panel.title:
+                page.text(0.02 * WIDTH, top + 0.07, panel.title, fontsize=12, fontweight="bold", va="bottom")
+            if panel is not panels[-1]:
+                axes.tick_params(axis="x", labelbottom=False, length=0)
+                axes.spines["bottom"].set_visible(False)
+            top -= height + PANEL_GAP
+        axes.set_xlabel(f"Gain ({unit})")
         page.figure.legend(
             handles=signs,
             loc="upper left",
@@ -116,16 +191,51 @@ def comparison_figure(
             axes.text(0.98, 0.5, "nothing measured yet", transform=axes.transAxes, ha="right", va="center", color=GREY)
 
 
+def draw_panel(axes: Axes, panel: Panel, methods: Sequence[str], limits: tuple[float, float]) -> None:
+    """The lines of a panel: zebra, zero, signs, and verdicts at the right edge."""
+    here = [method for method in methods if any(row["method"] == method for row in panel.rows)]
+    for row in panel.rows:
+        i = methods.index(row["method"])
+        place = here.index(row["method"]) - (len(here) - 1) / 2
+        y = panel.at[row["pair"]] + place * 0.62 * panel.step / max(2, len(here))
+        draw_gain(axes, y, row, COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)])
+        if row["verdict"]:
+            ink: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)] if len(methods) > 1 else SOFT}
+            ink["fontsize"] = 10.5 if len(here) < 3 else 9
+            where = axes.get_yaxis_transform()
+            axes.text(1.02, y, row["verdict"], transform=where, va="center_baseline", clip_on=False, **ink)
+    single = len(panel.at) - panel.pooled
+    for pair in list(panel.at)[:single:2]:
+        middle = panel.at[pair]
+        axes.axhspan(middle - panel.step / 2, middle + panel.step / 2, color=ZEBRA, linewidth=0, zorder=0)
+    if panel.pooled:
+        axes.axhline((single - 1 + 0.675) * panel.step, color=GREY, linewidth=0.8)
+    axes.axvline(0, color=INK, linewidth=1.0, zorder=1)
+    axes.grid(axis="x", color=GRID, linewidth=0.6)
+    labels = ["\n".join(panel.names[pair]) for pair in panel.at]
+    axes.set_yticks(list(panel.at.values()), labels, fontweight="normal")
+    for label in axes.get_yticklabels()[single:]:
+        label.set_fontweight("bold")
+    axes.set_ylim((max(panel.at.values(), default=0) + panel.step / 2), -panel.step / 2)
+    axes.set_xlim(*limits)
+    bare(axes)
+
+
 def draw_gain(axes: Axes, y: float, row: GainRow, colour: str, marker: str) -> None:
-    """One line: interval as a whisker, measured gain filled, published gain hollow, joined by a thin line."""
+    """One line: interval as a whisker, measured gain filled, seeds as dots, published gain hollow, joined by dots."""
     measured, published = row["measured"], row["published"]
     if not math.isnan(measured) and not math.isnan(published):
         axes.plot([measured, published], [y, y], color=colour, linewidth=0.9, linestyle=(0, (1, 2)), zorder=2)
     if not math.isnan(published):
         hollow: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": colour, "markeredgewidth": 1.7}
+        axes.plot(published, y, "D", markersize=9.5, color="white", markeredgewidth=0, zorder=2.5)
         axes.plot(published, y, "D", markersize=9.5, zorder=5, **hollow)
     if not math.isnan(row["low"]):
         axes.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=2.2, solid_capstyle="butt", zorder=3)
+    seeds = drawn_seeds(row)
+    if seeds:
+        pale: dict[str, Any] = {"color": tint(colour, 0.45), "markeredgecolor": "white", "markeredgewidth": 0.4}
+        axes.plot(seeds, [y] * len(seeds), "o", markersize=4.2, zorder=3.5, **pale)
     if not math.isnan(measured):
         size = 9 if row["pooled"] else 7.5
         axes.plot(
@@ -223,8 +333,7 @@ class MapCell(TypedDict):
 def gain_map(cells: Sequence[MapCell], path: Path, *, title: str, caption: str = "") -> None:
     """Gains of every method (columns) on every pair (rows), as numbers on a diverging scale centred at 0.
 
-    Blue is a gain, red a loss. The scale ends at the 90th percentile of sizes, so that one collapsed method does not
-    bleach the rest; there is no bar beside it, as every value is printed.
+    Blue is a gain, red a loss. All maps have one scale, which ends at `MAP_LIMIT` points, with its key below.
 
     Args:
         cells: pairs and methods stand in the order of their first cell; pairs wrap at "→".
@@ -236,20 +345,19 @@ def gain_map(cells: Sequence[MapCell], path: Path, *, title: str, caption: str =
     gains = np.full((max(1, len(pairs)), max(1, len(methods))), math.nan)
     for cell in cells:
         gains[pairs.index(cell["pair"]), methods.index(cell["method"])] = cell["gain"]
-    sizes = np.abs(gains[np.isfinite(gains)])
-    limit = max(0.1, float(np.percentile(sizes, 90))) if len(sizes) else 1.0
     labels = [pair.replace(" → ", " →\n") for pair in pairs]
     tilted = max(map(len, methods), default=0) * len(methods) > 50
     plot = 0.47 * max(2, len(pairs))
     texts: dict[str, Any] = {"title": title, "caption": caption, "lettering": TABLE, "vector": False}
-    with sheet(path, WIDTH, plot, above=0.5 + (0.35 if tilted else 0.0), below=0.25, **texts) as page:
+    with sheet(path, WIDTH, plot, above=0.5 + (0.35 if tilted else 0.0), below=0.85, **texts) as page:
         left = 0.03 + 0.0148 * max((len(line) for label in labels for line in label.split("\n")), default=4)
         names = [method.replace(", ", ",\n") for method in methods]
         # The last tilted label leans out of the axes by most of its length.
         right = 0.97 - (0.007 * max(map(len, names[-1].split("\n"))) if tilted else 0.0)
         axes = page.axes(left * WIDTH, page.bottom, (right - left) * WIDTH, plot)
-        ends = MAP_RANGE * limit
-        axes.pcolormesh(gains.clip(-limit, limit), cmap=MAP, vmin=-ends, vmax=ends, edgecolors="white", linewidth=1.5)
+        ends = MAP_RANGE * MAP_LIMIT
+        shown = gains.clip(-MAP_LIMIT, MAP_LIMIT)
+        axes.pcolormesh(shown, cmap=MAP, vmin=-ends, vmax=ends, edgecolors="white", linewidth=1.5)
         for cell in cells:
             draw_map_cell(axes, methods.index(cell["method"]), pairs.index(cell["pair"]), cell)
         axes.xaxis.tick_top()
@@ -259,6 +367,21 @@ def gain_map(cells: Sequence[MapCell], path: Path, *, title: str, caption: str =
         axes.set_yticks([y + 0.5 for y in range(len(pairs))], labels, linespacing=1.05)
         axes.set_ylim(gains.shape[0], 0)
         axes.spines[["left", "bottom"]].set_visible(False)
+        draw_key(page.axes(left * WIDTH, page.bottom - 0.42, min(2.6, (right - left) * WIDTH), 0.14))
+
+
+def draw_key(axes: Axes) -> None:
+    """The scale of a map of gains."""
+    steps = np.linspace(-MAP_LIMIT, MAP_LIMIT, 200)
+    ends = MAP_RANGE * MAP_LIMIT
+    box = (-MAP_LIMIT, MAP_LIMIT, 0.0, 1.0)
+    axes.imshow(steps[None], aspect="auto", cmap=MAP, vmin=-ends, vmax=ends, extent=box)
+    axes.set_yticks([])
+    words = [f"≤ −{MAP_LIMIT}", f"−{MAP_LIMIT // 2}", "0", f"+{MAP_LIMIT // 2}", f"≥ +{MAP_LIMIT}"]
+    axes.set_xticks(np.linspace(-MAP_LIMIT, MAP_LIMIT, 5), words, fontsize=10)
+    axes.tick_params(axis="x", length=2)
+    axes.text(1.06, 0.5, "points", transform=axes.transAxes, fontsize=10, va="center")
+    axes.spines[:].set_visible(False)
 
 
 def draw_map_cell(axes: Axes, x: int, y: int, cell: MapCell) -> None:

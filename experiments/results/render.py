@@ -9,6 +9,7 @@ import json
 import math
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
@@ -19,7 +20,7 @@ import pandas as pd
 from experiments.planning.plan import Cell, Plan
 from experiments.records.store import Record
 from experiments.results.caption import caption, heading, listed, metric_name, pooled_texts, with_interval
-from experiments.results.compare import UNVERIFIED, CellResult, Comparison
+from experiments.results.compare import BY_DIRECTION, BY_VALUE, UNVERIFIED, CellResult, Comparison
 from experiments.results.stats import MeanRanks, mean_ranks
 from hkd.errors import UserError
 
@@ -28,7 +29,11 @@ Curves = Mapping[str, Sequence[Mapping[str, Any]]]  # by run key: one dict per e
 WIDE = 4  # table.md: up to this many methods stand side by side, as papers print them; more stand below one another
 FIGURE_METHODS = 4  # more would not be told apart in comparison.png
 MANY = 4  # methods (not variants of one) from which their costs are printed, and on several pairs their ranks
+NUMBER = re.compile(r" \((Table \d+)\)")  # of a row's label: the table of the paper that it is of
+MOST_BASELINES = 2  # that the title of a panel names
 DIGITS = 4  # of measured values in CSV and JSON; printed tables have two
+JUDGED = (*BY_VALUE, *BY_DIRECTION)
+NOT_APPLICABLE = "refused"
 COST = ("step_ms", "step_ratio", "extra_params_m", "peak_memory_mib", "cpu_s", "gpu_s", "wall_s")
 
 
@@ -429,7 +434,7 @@ def compared_metrics(plan: Plan) -> dict[str, tuple[str, ...]]:
 
 def draw(plan: Plan, comparison: Comparison, path: Path, metrics: tuple[str, ...]) -> None:
     """Gains of some metrics, pairs down the page as in the paper, pooled gains of a single metric at the bottom."""
-    from analysis.charts import GainRow, comparison_figure  # imports matplotlib
+    from analysis.charts import FEW_SEEDS, GainRow, comparison_figure  # imports matplotlib
 
     results = [
         r
@@ -443,39 +448,48 @@ def draw(plan: Plan, comparison: Comparison, path: Path, metrics: tuple[str, ...
         results = [r for r in results if (r.cell.method, r.cell.variant) in shown]
         methods = [method for method in methods if method in shown]
     rows_are_variants = len({r.cell.row_label for r in results}) == 1 or len(methods) > FIGURE_METHODS
+    several = len({r.cell.row_label for r in results}) > 1
     labels = {(cell.method, cell.variant): cell.label for cell in plan.cells}
+    over = panels(plan, results)
     rows: list[GainRow] = []
     for result in results:
         cell = result.cell
         own = result.verdict != UNVERIFIED
-        several = len({r.cell.row_label for r in results}) > 1
+        name = NUMBER.sub("", pair(cell))
         rows.append(
             GainRow(
-                pair=(f"{pair(cell)}, {cell.label}" if several else cell.label) if rows_are_variants else pair(cell),
+                pair=(f"{name}, {cell.label}" if several else cell.label) if rows_are_variants else name,
                 method="measured" if rows_are_variants else cell.label,
                 published=result.published_gain if own else math.nan,
                 measured=result.gain.mean,
                 low=result.gain.low,
                 high=result.gain.high,
                 pooled=False,
+                panel=over[cell.id],
+                seeds=tuple(result.gains.values()),
+                verdict=result.verdict,
             )
         )
     for gain in comparison.pooled:
         if (gain.method, gain.variant) not in methods or rows_are_variants:
             continue
-        if metrics == (gain.metric,) and not gain.over and len(gain.pooled.rows) > 1:
+        one_panel = len({row["panel"] for row in rows}) == 1
+        if one_panel and metrics == (gain.metric,) and not gain.over and len(gain.pooled.rows) > 1:
             rows.append(
                 GainRow(
                     pair=f"mean of {len(gain.pooled.rows)} pairs",
                     method=labels[gain.method, gain.variant],
-                    published=gain.published,
+                    published=gain.published if plan.by_value else math.nan,  # means can agree where no pair does
                     measured=gain.pooled.estimate.mean,
                     low=gain.pooled.estimate.low,
                     high=gain.pooled.estimate.high,
                     pooled=True,
+                    panel=rows[0]["panel"],
+                    seeds=(),
+                    verdict="",
                 )
             )
-    signs = "Whiskers: 95 % t-intervals over seeds"
+    signs = "Whiskers: 95 % intervals over seeds" + ("; dots: seeds" if len(plan.seeds) <= FEW_SEEDS else "")
     if any(not math.isnan(row["published"]) for row in rows):
         signs += "; hollow: published." if others else "; hollow: the paper's gain."
         signs += "" if plan.by_value else " Measured gains are compared with published ones by direction only."
@@ -483,9 +497,53 @@ def draw(plan: Plan, comparison: Comparison, path: Path, metrics: tuple[str, ...
     comparison_figure(
         rows,
         path,
-        title=plan.heading,
+        title=finding(plan, comparison, metrics),
         caption=f"{scale(plan, metrics)} {signs}",
     )
+
+
+def panels(plan: Plan, results: Sequence[CellResult]) -> dict[tuple[str, str, str], str]:
+    """Title of the panel that each cell's gain stands in: the paper's table where a label names it, and the baseline.
+
+    A baseline in the same row is named ("over Masked pixels"); if every row has one of its own, they are "over the
+    row's own baseline", and named once where they are few.
+    """
+    labels = {cell.id: cell for cell in plan.cells}
+    titles: dict[tuple[str, str, str], tuple[str, str]] = {}
+    for result in results:
+        cell = result.cell
+        assert cell.baseline is not None
+        baseline = labels.get(cell.baseline)
+        if baseline is None:
+            name = ""
+        elif cell.baseline[0] == cell.row:
+            name = baseline.label
+        else:
+            name = NUMBER.sub("", baseline.row_label[1])
+        found = NUMBER.search(pair(cell))
+        titles[cell.id] = (found[1] if found else "", name)
+    names: dict[str, dict[str, None]] = {}
+    for table, name in titles.values():
+        names.setdefault(table, {})[name] = None
+    same_row = all(result.cell.baseline and result.cell.baseline[0] == result.cell.row for result in results)
+    found_titles = {}
+    for key, (table, name) in titles.items():
+        over = f"“{name}”" if same_row or len(names[table]) == 1 else " or ".join(f"“{each}”" for each in names[table])
+        over = "the row's own baseline" if not same_row and len(names[table]) > MOST_BASELINES else over
+        found_titles[key] = f"{table}: gain over {over}" if table else f"Gain over {over}"
+    return found_titles
+
+
+def finding(plan: Plan, comparison: Comparison, metrics: tuple[str, ...]) -> str:
+    """Title of a picture of gains: which table, the metric, and how many published gains held; then what it is of."""
+    counts = Counter(r.verdict for r in comparison.cells if r.cell.metric in metrics and r.verdict in JUDGED)
+    name, _, rest = plan.title.partition(": ")
+    metric = f", {metric_name(metrics[0])}" if len(metrics) == 1 and len(plan.metrics) > 1 else ""
+    if not counts:
+        return f"{plan.title}{metric}\n{plan.here}".rstrip()
+    parts = [f"{counts[word]} {word}" for word in JUDGED if counts[word]]
+    rest = f"{rest[:1].upper()}{rest[1:]}." if rest else ""
+    return f"{name}{metric}: of {counts.total()} gains {', '.join(parts)}\n{rest} {plan.here}".rstrip()
 
 
 # -- ranks and the map of gains --------------------------------------------------------------------------------------
@@ -545,24 +603,35 @@ def draw_map(plan: Plan, comparison: Comparison, path: Path) -> None:
     """gains.png: the gain of every method on every pair."""
     from analysis.charts import MapCell, gain_map
 
+    results = [
+        result
+        for result in comparison.cells
+        if result.cell.metric == plan.metrics[0] and result.cell.baseline and not result.cell.quoted
+    ]
+    here = {result.cell.row for result in results if not result.cell.refused}
+    columns = {result.cell.label for result in results if not result.cell.refused}
     cells = [
         MapCell(
             pair=pair(result.cell),
             method=result.cell.label,
             gain=result.gain.mean,
             sure=result.gain.sign != 0,
-            refused=result.status == "refused",
+            refused=result.status == NOT_APPLICABLE and not result.cell.refused,
         )
-        for result in comparison.cells
-        if result.cell.metric == plan.metrics[0] and result.cell.baseline and not result.cell.quoted
+        for result in results
+        if result.cell.row in here and result.cell.label in columns
     ]
-    hatched = " Hatched: refused (the reasons are under the table)." if any(cell["refused"] for cell in cells) else ""
+    absent = dict.fromkeys(pair(result.cell) for result in results if result.cell.row not in here)
+    notes = f" Not in this profile: {', '.join(absent)}." if absent else ""
+    notes += " Hatched: not applicable (the reasons are under the table)." if any(c["refused"] for c in cells) else ""
+    titles = dict.fromkeys(panels(plan, results).values())
+    over = next(iter(titles)).removeprefix("Gain over ") if len(titles) == 1 else "the row's own baseline"
     gain_map(
         cells,
         path,
         title=plan.heading,
-        caption=f"{scale(plan)} Gain over the baseline in points; bold where its 95 % interval excludes 0. "
-        f"Blue gains, red loses.{hatched}",
+        caption=f"{scale(plan)} Gain over {over} in points; bold where its 95 % interval excludes 0. "
+        f"Blue gains, red loses.{notes}",
     )
 
 

@@ -8,24 +8,30 @@ import pytest
 from PIL import Image
 
 from analysis.charts import (
+    FEW_SEEDS,
     MAP,
+    MAP_LIMIT,
     MAP_RANGE,
+    PAGE,
     Dot,
     GainRow,
     MapCell,
     RankRow,
+    by_panel,
     comparison_figure,
     dots_figure,
+    drawn_seeds,
     gain_map,
     legend_columns,
     legend_handles,
     ranking_figure,
     shares_figure,
+    span,
 )
 from analysis.style import INK
 
 
-def gain(pair, method, *, published=math.nan, measured=1.0, pooled=False):
+def gain(pair, method, *, published=math.nan, measured=1.0, pooled=False, panel="", seeds=(), verdict=""):
     return GainRow(
         pair=pair,
         method=method,
@@ -34,6 +40,9 @@ def gain(pair, method, *, published=math.nan, measured=1.0, pooled=False):
         low=measured - 0.5,
         high=measured + 0.5,
         pooled=pooled,
+        panel=panel,
+        seeds=seeds,
+        verdict=verdict,
     )
 
 
@@ -58,6 +67,38 @@ def test_the_published_gain_is_drawn(tmp_path):
     without = [GainRow(**{**row, "published": math.nan}) for row in ROWS]
     comparison_figure(without, tmp_path / "without.png", title="A table")
     assert (tmp_path / "with.png").read_bytes() != (tmp_path / "without.png").read_bytes()
+
+
+def test_panels_of_other_baselines_are_kept_apart_and_go_on_in_further_files(tmp_path):
+    rows = [gain(f"pair {i}", "measured", panel=f"Gain over baseline {i % 3}") for i in range(3 * PAGE)]
+    found = by_panel(rows)
+    assert list(found) == [f"Gain over baseline {i}" for i in range(3)]
+    assert [len(group) for group in found.values()] == [PAGE] * 3
+    comparison_figure(rows, tmp_path / "figure.png", title="A table")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figure.png", "figure_2.png", "figure_3.png"]
+
+
+def test_few_seeds_are_drawn_one_by_one_and_many_are_not(tmp_path):
+    assert drawn_seeds(gain("a", "KD", seeds=(1.0, 2.0, 9.0))) == (1.0, 2.0, 9.0)
+    assert drawn_seeds(gain("a", "KD", seeds=tuple(range(FEW_SEEDS + 1)))) == ()
+    assert max(span(gain("a", "KD", measured=2.0, seeds=(1.0, 9.0)))[1:]) == 9.0
+
+
+def test_a_verdict_stands_at_the_right_edge(tmp_path):
+    for name, verdict in (("with.png", "holds"), ("without.png", "")):
+        comparison_figure([gain("a → b", "KD", verdict=verdict)], tmp_path / name, title="A table")
+    assert (tmp_path / "with.png").read_bytes() != (tmp_path / "without.png").read_bytes()
+
+
+def test_all_maps_have_one_scale(tmp_path):
+    """Equal gains have equal colours, whatever else is on the map."""
+    pixels = []
+    for name, other in (("a.png", 1.0), ("b.png", 90.0)):
+        gain_map([cell("a → b", "KD", 5.0), cell("a → b", "X", other)], tmp_path / name, title="A table")
+        with Image.open(tmp_path / name) as image:
+            pixels.append(np.asarray(image.convert("RGB")).reshape(-1, 3))
+    five = np.round(255 * np.array(mpl.colormaps[MAP]((5.0 / MAP_LIMIT / MAP_RANGE + 1) / 2)[:3]))
+    assert all((np.abs(found - five).max(axis=1) <= 1).sum() > 1000 for found in pixels)
 
 
 @pytest.mark.parametrize("rows", [[], [gain("a", "KD", measured=math.nan)], ROWS[:1]])
