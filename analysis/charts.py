@@ -24,6 +24,7 @@ from analysis.style import (
     HATCH,
     HEADING_LINE,
     INK,
+    LETTERING,
     MARKERS,
     SOFT,
     WIDTH,
@@ -451,29 +452,52 @@ def dots_figure(
 
 
 def shares_figure(
-    shares: Mapping[str, Mapping[str, float]], path: Path, *, label: str, title: str, caption: str
+    shares: Mapping[str, Mapping[str, float]],
+    path: Path,
+    *,
+    kinds: Mapping[str, str],
+    label: str,
+    title: str,
+    caption: str,
 ) -> None:
-    """A bar per method, divided among its parts.
+    """A bar per method, divided among its parts; a colour says of what kind a part is, its name stands in it or below.
 
     Args:
         shares: method -> part -> share in [0, 1].
+        kinds: part -> kind, for every part; colours are given in the order of the kinds, of which there are at most 6.
         path: PNG to write, and an SVG beside it.
         label: what is shared, for the axis.
         title, caption: see the head of this file.
     """
-    plot, left = 0.42 * max(2, len(shares)), 0.25 + 0.098 * max(map(len, shares), default=4)
-    with sheet(path, WIDTH, plot, title=title, caption=caption, above=0.18, below=0.65) as page:
+    order = {kind: i for i, kind in enumerate(dict.fromkeys(kinds.values()))}
+    used = [kind for kind in order if any(kinds[part] == kind for parts in shares.values() for part in parts)]
+    plot, left = 0.5 * max(2, len(shares)), 0.25 + 0.098 * max(map(len, shares), default=4)
+    with sheet(path, WIDTH, plot, title=title, caption=caption, above=0.5, below=0.65) as page:
         axes = page.axes(left, page.bottom, WIDTH - left - 0.2, plot)
         for y, parts in enumerate(shares.values()):
-            at = 0.0
-            for i, (part, share) in enumerate(parts.items()):
-                axes.barh(y, share, left=at, height=0.78, color=COLOURS[i % 6], edgecolor="white", linewidth=1.2)
+            at, small = 0.0, []
+            # Parts of a kind stand together, in the order of the kinds.
+            for part, share in sorted(parts.items(), key=lambda item: order[kinds[item[0]]]):
+                i = order[kinds[part]]
+                bar: dict[str, Any] = {"color": COLOURS[i], "edgecolor": "white", "linewidth": 1.2}
+                axes.barh(y - 0.08, share, left=at, height=0.6, **bar)
                 if share * (WIDTH - left) > 0.085 * len(part) + 0.1:
-                    ink = "white" if i % 6 < 3 else INK  # the first three colours are dark
-                    axes.text(at + share / 2, y, part, ha="center", va="center_baseline", fontsize=11, color=ink)
+                    ink = "white" if i < 3 else INK  # the first three colours are dark
+                    place: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": 11}
+                    axes.text(at + share / 2, y - 0.08, part, color=ink, **place)
+                else:
+                    small.append(f"{part} {100 * share:.0f} %")
                 at += share
+            if small:
+                axes.text(1.0, y + 0.36, ", ".join(small), ha="right", va="center", fontsize=8.5, color=SOFT)
         axes.set_yticks(range(len(shares)), list(shares))
         axes.set_ylim(max(1, len(shares)) - 0.5, -0.5)
         axes.set_xlim(0, 1)
         bare(axes)
         axes.set_xlabel(label)
+        handles = [Rectangle((0, 0), 1, 1, color=COLOURS[order[kind]], label=kind) for kind in used]
+        top = 1 - (0.2 + LETTERING.heading_line * len(page.heading)) / page.height
+        page.figure.legend(
+            handles=handles, loc="upper left", bbox_to_anchor=(0.02, top), ncols=len(handles), borderaxespad=0,
+            borderpad=0, columnspacing=1.3, handletextpad=0.5, handlelength=1.2,
+        )  # fmt: skip

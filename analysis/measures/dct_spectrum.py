@@ -24,7 +24,7 @@ from torch import Tensor
 
 from analysis.measures.base import Lines, Measure, Result, line, number
 from analysis.measures.parts.moments import Moments, NotFinite, ratio
-from analysis.style import label_left, panels
+from analysis.style import DEPTH, label_left, panels
 from hkd.errors import UserError
 
 SHARES = {
@@ -32,7 +32,7 @@ SHARES = {
     "share_unscaled": "DC share, unscaled",
     "share_orthonormal": "DC share, orthonormal",
 }
-LEAST = 1e-2  # of the DC component; what is below has the figure's last colour
+LEAST = 1e-3  # of the DC component; what is below has the figure's last colour
 KRONECKER = 64  # cells of the largest grid on which one product with the Kronecker matrix is faster than SciPy's FFT
 
 
@@ -163,10 +163,13 @@ class DCTSpectrum(Measure):
     def figures(cls, results: Mapping[str, DCTResult]) -> dict[str, Figure]:
         """Mean absolute coefficients, averaged over channels, relative to the DC component."""
         figure, axes = panels(list(results), 3.4, below=0.4)
-        for result, panel in zip(results.values(), axes, strict=True):
-            spectrum = result.orthonormal.mean(axis=0)
-            relative = (spectrum / max(spectrum[0, 0], np.finfo(float).tiny)).clip(LEAST, 1 / LEAST)
-            image = panel.imshow(relative, cmap="cividis", norm=LogNorm(LEAST, 1), aspect="equal")
+        spectra = [result.orthonormal.mean(axis=0) for result in results.values()]
+        shown = [each / max(each[0, 0], np.finfo(float).tiny) for each in spectra]
+        # The scale begins where the data does, so that its dark end is used, at a round number above LEAST.
+        least = max(LEAST, 10 ** (math.floor(5 * math.log10(max(LEAST, min(map(np.min, shown))))) / 5))
+        least = min(least, 0.5)
+        for result, relative, panel in zip(results.values(), shown, axes, strict=True):
+            image = panel.imshow(relative.clip(LEAST, 1 / LEAST), cmap=DEPTH, norm=LogNorm(least, 1), aspect="equal")
             rows, columns = relative.shape
             panel.set_xticks(sorted({0, columns // 2, columns - 1}))
             panel.set_yticks(sorted({0, rows // 2, rows - 1}))

@@ -39,6 +39,22 @@ PANELS = {
 }
 
 
+# What a term compares, by how its name begins; in the order in which bars are divided.
+KINDS = {
+    "labels": ("task", "classifier", "box_reg", "mask", "objectness", "rpn", "segmentation", "auxiliary"),
+    "logits": ("kd", "tckd", "nckd", "inter", "intra", "ofa", "hcd", "sub"),
+    "features": ("feat", "crd", "tokens", "codes", "pixels"),
+    "relations": ("distance", "angle", "cc", "sim", "late", "relation"),
+    "regularisers": ("orth", "ol"),
+}
+OTHER = "other"
+
+
+def kind_of(term: str) -> str:
+    """What a loss term compares."""
+    return next((kind for kind, begins in KINDS.items() if term.startswith(begins)), OTHER)
+
+
 @dataclass(frozen=True)
 class Term:
     """A term of a method's loss, means over runs: its value and its gradient norm's share at an epoch.
@@ -87,10 +103,18 @@ def draw(finished: Finished, folder: Path) -> None:
         shares_figure(
             shares,
             folder / "terms",
+            kinds={
+                part: kind_of(part)
+                for kind in (*KINDS, OTHER)
+                for parts in shares.values()
+                for part in parts
+                if kind_of(part) == kind
+            },
             label="share of the gradient's norm",
             title=f"Which loss term moves the student\n{everywhere}",
             caption=f"Profile {profile}; shares of the terms' gradient norms at the last epoch that measured them, "
-            "mean over the runs of all tables; methods with their default options.",
+            "mean over the runs of all tables; methods with their default options. Norms do not add up: gradients of two "
+            "terms may point apart, so a large share need not be a large effect.",
         )
     agreed = agreement(plans, finished.store)
     for method, estimate in agreed.items():

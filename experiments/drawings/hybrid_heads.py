@@ -26,7 +26,7 @@ from analysis.measure import attended, measure
 from analysis.measures.attention_distance import AttentionDistance
 from analysis.measures.attention_nmi import AttentionNMI
 from analysis.measures.parts.heads import HeadResult
-from analysis.style import COLOURS, DASHES, GREY, GRID, INK, Lettering, sheet
+from analysis.style import COLOURS, GREY, GRID, INK, Lettering, sheet, tint
 from experiments.drawings.base import NAMES, Finished
 from hkd.methods.parts.token_decoder import TokenDecoder
 from hkd.models.tap_model import TapModel
@@ -98,7 +98,7 @@ def draw(finished: Finished, folder: Path) -> None:
     shown = [*panels, Panel("random", "random weights", "teacher", {0: random})]
     seeds = len(plan.seeds)
     caption = (
-        f"Profile {plan.profile}; {len(images.rows)} test images; a dot per head, bars: their mean; dashed: random "
+        f"Profile {plan.profile}; {len(images.rows)} test images; a dot per head, bars: their mean; grey band: random "
         f"weights. {'The first of ' + str(seeds) + ' seeds is' if seeds > 1 else 'One seed is'} drawn."
     )
     for name, (heading, _) in MEASURES.items():
@@ -216,7 +216,7 @@ def heads_figure(
 
     Args:
         panels: in reading order.
-        random: the control; its heads' mean over layers is a line, as its layers are alike.
+        random: the control; a band from the least to the most of its heads, with their mean, as its layers are alike.
         name: of the measure.
         path, title, caption: see `sheet`.
     """
@@ -229,14 +229,19 @@ def heads_figure(
     width = max(left + columns * (wide + gap) + 0.06, 5.2)
     texts: dict[str, Any] = {"title": title, "caption": caption, "lettering": Lettering(heading_line=0.25)}
     with sheet(path, width, rows * pitch - lines, above=0.24 + lines, below=0.3, **texts) as page:
-        level = float(getattr(random, name).layer.mean())
-        top = max([level, *(float(np.nanmax(getattr(panel.shown, name).mean)) for panel in panels)]) * 1.07
+        control = getattr(random, name).mean
+        band = float(np.nanmin(control)), float(np.nanmax(control))
+        drawn = [*band, *(end for panel in panels for end in extremes(getattr(panel.shown, name).mean))]
+        room = 0.07 * (max(drawn) - min(drawn) or 1.0)
+        # Distances lie far from zero and close together; NMI is a share, of which zero says something.
+        limits = (min(drawn) - room if name == "distance" else 0.0, max(drawn) + room)
         for i, (panel, label) in enumerate(zip(panels, labels, strict=True)):
             x, y = left + (i % columns) * (wide + gap), page.top - (i // columns) * pitch - high
             axes = page.axes(x, y, wide, high)
             draw_heads(axes, getattr(panel.shown, name), SIGNS[panel.kind])
-            axes.axhline(level, color=GREY, linewidth=1.3, linestyle=DASHES, zorder=1)
-            axes.set_ylim(0, top)
+            axes.axhspan(*band, color=tint(GREY, 0.55), linewidth=0, zorder=0)
+            axes.axhline(float(np.nanmean(control)), color=GREY, linewidth=1.0, zorder=1)
+            axes.set_ylim(*limits)
             axes.set_title(label, fontsize=12, pad=5)
             if i % columns:
                 axes.tick_params(labelleft=False)
@@ -244,6 +249,11 @@ def heads_figure(
                 axes.set_xlabel("layer", labelpad=2)
         middle = page.top - (rows * pitch - 0.5 - lines) / 2
         page.text(0.07, middle, MEASURES[name][1], rotation=90, va="center", ha="left", fontsize=13)
+
+
+def extremes(values: np.ndarray) -> tuple[float, float]:
+    """Least and most."""
+    return float(np.nanmin(values)), float(np.nanmax(values))
 
 
 def draw_heads(axes: Axes, result: HeadResult, sign: tuple[str, str]) -> None:

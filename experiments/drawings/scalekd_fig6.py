@@ -15,14 +15,14 @@ from torch import Tensor
 
 from analysis.figure_files import Number, csv_text
 from analysis.measures.feature_scatter import FeatureScatter, ScatterResult, draws
-from analysis.style import COLOURS, GREY, WIDTH, sheet
+from analysis.style import COLOURS, DASHES, GREY, GRID, WIDTH, sheet
 from experiments.drawings.base import Finished
 from hkd.models.taps import to_tokens
 from hkd.training.step import TapStep
 
 SAMPLES = 64_000
 BATCH = 32
-DRAWS, SHARE = 8, 10  # panels of a scatter, each of a tenth of the samples
+MOST_POINTS = 1000  # of a student that are drawn
 STATISTICS: dict[str, Callable[[ScatterResult], float]] = {
     "norm_mean": lambda result: result.mean,
     "norm_median": lambda result: result.median,
@@ -45,15 +45,26 @@ def draw(finished: Finished, folder: Path) -> None:
     scatter_figure(
         dict(found.values()),
         folder / "scatter",
-        title=f"Alternative components: student minus teacher\n{plan.here}",
-        caption=f"Profile {plan.profile}; one fixed random projection of the differences of {len(images.rows)} test "
-        f"images, whose origin is agreement; each panel draws a tenth of them, up to the 99.8 % quantile of all. The "
-        f"first of {len(plan.seeds)} seeds.",
+        title=f"{closer(found)}\n{plan.here}",
+        caption=f"Profile {plan.profile}; left: one fixed random projection of the differences (student minus teacher, "
+        f"alternative components) of at most {MOST_POINTS} of {len(images.rows)} test images, up to their 99.8 % "
+        "quantile; the origin is agreement. Right: distances of all of them; dashed: medians. The first of "
+        f"{len(plan.seeds)} seeds.",
     )
     distances = ([label, result.mean, result.mean_half] for label, result in found.values())
     (folder / "distances.csv").write_text(csv_text(("student", "distance", "half"), distances), encoding="utf-8")
     arrays = {name: result.arrays() for name, (_, result) in found.items()}
     finished.leave(folder, images, arrays=arrays, numbers=numbers)
+
+
+def closer(found: Mapping[str, tuple[str, ScatterResult]]) -> str:
+    """The finding: whose features are nearer to the teacher's, if the intervals over images do not meet."""
+    (one, first), (other, second) = list(found.values())[:2] if len(found) > 1 else [next(iter(found.values()))] * 2
+    apart = abs(first.mean - second.mean) > first.mean_half + second.mean_half
+    if not apart:
+        return "Alternative components: student minus teacher"
+    near, far = (one, other) if first.mean < second.mean else (other, one)
+    return f"Students {near} are nearer to their teacher than those {far}"
 
 
 @torch.no_grad()
@@ -78,32 +89,40 @@ def scatter_of(step: TapStep, images: Iterable[Tensor]) -> ScatterResult:
 
 
 def scatter_figure(results: Mapping[str, ScatterResult], path: Path, *, title: str, caption: str) -> None:
-    """Eight random draws of two students' points, one scale for all.
+    """Two students' points on one scale, and beside them how many samples lie within each distance of the teacher.
 
     Args:
         results: by label; orange is the first (with DFM), blue the second, as in the paper.
         path, title, caption: see `sheet`.
     """
-    tile, left, gap, columns = 1.52, 0.72, 0.1, 4
-    pitch, rows = tile + gap, math.ceil(DRAWS / columns)
+    tile, left, gap = 2.75, 0.8, 1.0
     styles = list(zip((COLOURS[1], COLOURS[0]), ("o", "s"), strict=True))
     points = [result.points for result in results.values()]
-    samples = min(map(len, points))
     limit = max(float(np.quantile(np.abs(each), 0.998)) for each in points) * 1.1
-    size = max(0.8, min(3.2, 60 / math.sqrt(len(points[0]) / SHARE)))
-    with sheet(path, WIDTH, rows * pitch, title=title, caption=caption, above=0.55, below=0.68) as page:
-        for i, chosen in enumerate(draws(samples, size=max(1, samples // SHARE), count=DRAWS)):
-            x, y = left + (i % columns) * pitch, page.top - (i // columns + 1) * pitch + gap
-            axes = page.axes(x, y, tile, tile)
-            # The student without DFM first: its points lie around the others.
-            for each, (colour, marker) in reversed(list(zip(points, styles, strict=False))):
-                axes.plot(*each[chosen].T, marker, color=colour, markersize=size, alpha=0.55, markeredgewidth=0)
-            axes.axhline(0, color=GREY, linewidth=0.6, zorder=0)
-            axes.axvline(0, color=GREY, linewidth=0.6, zorder=0)
-            axes.set_xlim(-limit, limit)
-            axes.set_ylim(-limit, limit)
-            axes.locator_params(nbins=3)
-            axes.tick_params(labelleft=i % columns == 0, labelbottom=i >= DRAWS - columns)
+    (chosen, *_) = draws(min(map(len, points)), size=min(MOST_POINTS, *map(len, points)), count=1)
+    size = max(1.2, min(3.6, 90 / math.sqrt(len(chosen))))
+    with sheet(path, WIDTH, tile, title=title, caption=caption, above=0.5, below=0.68) as page:
+        axes = page.axes(left, page.bottom, tile, tile)
+        # The student without DFM first: its points lie around the others.
+        for each, (colour, marker) in reversed(list(zip(points, styles, strict=False))):
+            axes.plot(*each[chosen].T, marker, color=colour, markersize=size, alpha=0.55, markeredgewidth=0)
+        axes.axhline(0, color=GREY, linewidth=0.6, zorder=0)
+        axes.axvline(0, color=GREY, linewidth=0.6, zorder=0)
+        axes.set_xlim(-limit, limit)
+        axes.set_ylim(-limit, limit)
+        axes.locator_params(nbins=5)
+        axes.set_xlabel("first projection")
+        axes.set_ylabel("second projection", labelpad=0)
+        axes = page.axes(left + tile + gap, page.bottom, WIDTH - left - tile - gap - 0.15, tile)
+        for result, (colour, _) in zip(results.values(), styles, strict=False):
+            distances = np.sort(result.norm)
+            axes.step(distances, np.arange(1, len(distances) + 1) / len(distances), color=colour, linewidth=2)
+            axes.axvline(result.median, color=colour, linewidth=1.0, linestyle=DASHES)
+        axes.set_xlim(left=0)
+        axes.set_ylim(0, 1.01)
+        axes.grid(color=GRID, linewidth=0.6)
+        axes.set_xlabel("distance ‖δ‖ from the teacher")
+        axes.set_ylabel("share of images within it", labelpad=2)
         handles = [
             Line2D([], [], linestyle="none", marker=marker, color=colour, markersize=7,
                    label=f"{label}: ‖δ‖ {result.mean:.2f} ± {result.mean_half:.1g}")
@@ -114,6 +133,3 @@ def scatter_figure(results: Mapping[str, ScatterResult], path: Path, *, title: s
             handles=handles, loc="upper left", bbox_to_anchor=place, ncols=2, borderaxespad=0, borderpad=0,
             handletextpad=0.2, columnspacing=1.4,
         )  # fmt: skip
-        page.text(left + 2 * tile + 0.15, page.bottom - 0.4, "first projection", ha="center", va="center")
-        middle = page.bottom + rows * pitch / 2
-        page.text(0.12, middle, "second projection", rotation=90, ha="left", va="center")

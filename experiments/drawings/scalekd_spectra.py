@@ -16,10 +16,11 @@ from analysis.figure_files import Number, csv_text
 from analysis.looking.model import untrained
 from analysis.measure import measure
 from analysis.measures.dct_spectrum import DCTResult
-from analysis.style import COLOURS, DEPTH, GRID, WALL, WIDTH, Sheet, sheet, tint
+from analysis.style import COLOURS, DEPTH, GREY, GRID, INK, WALL, WIDTH, Sheet, sheet, tint, zebra
 from experiments.drawings.base import Finished
 
 MEASURED = 1600  # images, as in Figure 5
+BARS = 7  # cells a side from which spectra are 3-D bars, as in the paper
 
 
 def draw(finished: Finished, folder: Path) -> None:
@@ -43,13 +44,25 @@ def draw(finished: Finished, folder: Path) -> None:
             f"(orthonormal form). {ends}",
         )
     else:
-        spectra_figure(
-            {labels[slug]: result for slug, result in found.items()},
-            folder / "spectra",
-            title=f"Frequencies in teachers' features\n{finished.plan.here}",
-            caption=f"{begins} over channels, unscaled; orange: the zero frequency, with its share of the energy "
-            f"(orthonormal form). {ends}",
-        )
+        by_label = {labels[slug]: result for slug, result in found.items()}
+        grids = [result.unscaled.shape[1:] for result in by_label.values()]
+        if min(map(min, grids)) >= BARS:
+            spectra_figure(
+                by_label,
+                folder / "spectra",
+                title=f"Frequencies in teachers' features\n{finished.plan.here}",
+                caption=f"{begins} over channels, unscaled; orange: the zero frequency, with its share of the energy "
+                f"(orthonormal form). {ends}",
+            )
+        else:  # of few cells, a number in each says more than a bar
+            heat_figure(
+                by_label,
+                {labels[slug]: result for slug, result in controls.items()},
+                folder / "spectra",
+                title=f"How much of teachers' features is constant over the image\n{finished.plan.here}",
+                caption=f"{begins} over channels, unscaled, the zero frequency being 1 (below: its share of the "
+                "energy, orthonormal form, with 95 % intervals over images; hollow: random weights).",
+            )
     every = found | {f"random_{slug}": each for slug, each in controls.items()}
     lines = ([name, each.share_energy, each.share_energy_half] for name, each in every.items())
     (folder / "shares.csv").write_text(csv_text(("teacher", "share", "half"), lines), encoding="utf-8")
@@ -124,6 +137,54 @@ def spectra_figure(results: Mapping[str, DCTResult], path: Path, *, title: str, 
             page.text(
                 left + wide / 2, bottom + high - 0.08, f"{label}: {share}", ha="center", va="top", fontsize=12.5
             )  # fmt: skip
+
+
+def heat_figure(
+    results: Mapping[str, DCTResult], controls: Mapping[str, DCTResult], path: Path, *, title: str, caption: str
+) -> None:
+    """Spectra as heat maps with their numbers, and below a line per teacher: its share beside that of random weights.
+
+    Args:
+        results, controls: trained and with random weights, by label.
+        path, title, caption: see `sheet`.
+    """
+    columns = min(4, len(results))
+    rows = math.ceil(len(results) / columns)
+    tile, gap, left = 1.45, 0.28, 0.62
+    lines = 0.32 * len(results)
+    maps = rows * (tile + 0.62)
+    with sheet(path, WIDTH, maps + lines + 0.55, title=title, caption=caption, above=0.1, below=0.65) as page:
+        spectra = [result.unscaled.mean(axis=0) for result in results.values()]
+        relative = [each / max(each[0, 0], np.finfo(float).tiny) for each in spectra]
+        lowest = min(float(each.min()) for each in relative)
+        for i, (label, values) in enumerate(zip(results, relative, strict=True)):
+            x, y = left + (i % columns) * (tile + gap), page.top - (i // columns) * (tile + 0.62) - tile - 0.3
+            axes = page.axes(x, y, tile, tile)
+            axes.imshow(values, cmap=DEPTH, norm=LogNorm(max(lowest, 1e-4), 1.0), aspect="equal")
+            for (row, column), value in np.ndenumerate(values):
+                light = math.log(max(value, 1e-4) / max(lowest, 1e-4)) < 0.6 * math.log(1 / max(lowest, 1e-4))
+                ink: dict[str, Any] = {"color": "white" if light else INK, "fontsize": 12 if len(values) < 4 else 7.5}
+                text = f"{value:.2f}".lstrip("0") if value < 0.995 else "1"
+                axes.text(column, row, text, ha="center", va="center", **ink)
+            axes.set_title(label, fontsize=12.5)
+            axes.set_xticks(range(values.shape[1]))
+            axes.set_yticks(range(values.shape[0]))
+            axes.tick_params(length=0, labelsize=10)
+            axes.spines[:].set_visible(False)
+            if i % columns == 0:
+                axes.set_ylabel("vertical", fontsize=11)
+            axes.set_xlabel("horizontal", fontsize=11, labelpad=2)
+        names = list(results)
+        axes = page.axes(1.1, page.bottom, WIDTH - 1.4, lines)
+        zebra(axes, names)
+        for y, name in enumerate(names):
+            trained, random = results[name], controls[name]
+            ends = 100 * trained.share_energy, 100 * random.share_energy
+            axes.plot(ends, (y, y), color=GREY, linewidth=1.4, zorder=1)
+            axes.errorbar(ends[0], y, xerr=100 * trained.share_energy_half, fmt="o", color=COLOURS[0], markersize=8)
+            axes.plot(ends[1], y, "o", markersize=8, markerfacecolor="white", markeredgecolor=COLOURS[0])
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("share of the zero frequency, % of energy")
 
 
 def spectrum_figure(result: DCTResult, path: Path, *, title: str, caption: str) -> None:

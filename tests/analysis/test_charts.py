@@ -185,7 +185,8 @@ def test_dots_and_shares_are_equal_byte_for_byte(tmp_path):
         panels = {"NMI of attention": {"A": Dot(0.5, 0.4, 0.6), "B": Dot(-0.2)}, "share": {"A": Dot(1.0)}}
         dots_figure(["A", "B"], panels, tmp_path / f"{name}_dots", title="T", caption="S.")
         shares = {"kd": {"task": 0.7, "kd": 0.3}}
-        shares_figure(shares, tmp_path / f"{name}_shares", label="share", title="T", caption="S.")
+        kinds = {"task": "labels", "kd": "logits"}
+        shares_figure(shares, tmp_path / f"{name}_shares", kinds=kinds, label="share", title="T", caption="S.")
     for kind in ("dots.png", "dots.svg", "shares.png", "shares.svg"):
         assert (tmp_path / f"one_{kind}").read_bytes() == (tmp_path / f"two_{kind}").read_bytes()
 

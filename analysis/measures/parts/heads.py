@@ -167,11 +167,16 @@ class HeadMeasure(LayerMeasure):
 
     @classmethod
     def figures(cls, results: Mapping[str, HeadResult]) -> dict[str, Figure]:
-        """A dot per head by layer, and their mean as a line; a panel per model, all on one scale that begins at 0."""
+        """A dot per head by layer, and their mean as a line; a panel per model, all on one scale.
+
+        Of a share it begins at 0; of a distance where the data does, which lies far from 0 and close together.
+        """
         figure, axes = panels(list(results), 2.9, above=0.35)
         shown = [result.pixels() for result in results.values()]
-        tops = [np.nanmax(result.mean) for result in shown]
-        tops += [result.uniform.max() for result in shown if result.uniform is not None]
+        drawn = [each for result in shown for each in (result.mean, result.uniform) if each is not None]
+        lowest, highest = min(map(np.nanmin, drawn)), max(map(np.nanmax, drawn))
+        room = 0.08 * max(highest - lowest, 1e-3)
+        limits = (lowest - room, highest + room) if cls.unit else (0.0, max(highest * 1.06, cls.least))
         for panel, result in zip(axes, shown, strict=True):
             layers, heads = np.arange(1, len(result.names) + 1), result.mean.shape[1]
             panel.plot(
@@ -184,7 +189,7 @@ class HeadMeasure(LayerMeasure):
             )  # fmt: skip
             if result.uniform is not None:
                 panel.step(layers, result.uniform, where="mid", color=GREY, linewidth=1.3, linestyle=DASHES, zorder=2)
-            panel.set_ylim(0, max(max(tops) * 1.06, cls.least))
+            panel.set_ylim(*limits)
             panel.set_xlim(0.5, len(layers) + 0.5)
             panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
             panel.set_xlabel("Layer")

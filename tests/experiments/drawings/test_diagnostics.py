@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments.drawings.diagnostics import MEASURES, PANELS, agreement, moments, of_terms, term_sizes
+from experiments.drawings.diagnostics import MEASURES, PANELS, agreement, kind_of, moments, of_terms, term_sizes
 from experiments.planning.plan import plan
 from experiments.records.store import Record, Store
 
@@ -48,6 +48,15 @@ def test_shares_and_ratios_of_gradients_by_hand():
     assert of_terms(line) == {"task": (2.0, 3.0, 0.75, 3.0), "kd": (1.0, 1.0, 0.25, 1 / 3)}
     assert of_terms({"loss/task": 2.0, "grad_norm/task": 3.0}) == {}
     assert of_terms({"grad_norm/a": 0.0, "grad_norm/b": 0.0}) == {}
+
+
+@pytest.mark.parametrize(
+    ("term", "kind"),
+    [("task", "labels"), ("box_reg", "labels"), ("tckd", "logits"), ("feat_s3_orig", "features"), ("late", "relations"),
+     ("orthogonal", "regularisers"), ("unheard_of", "other")],
+)  # fmt: skip
+def test_a_term_has_the_colour_of_what_it_compares(term, kind):
+    assert kind_of(term) == kind
 
 
 def test_the_middle_of_five_measurements_is_the_third():
