@@ -16,7 +16,7 @@ from experiments import places
 from experiments.commands.app import app, reference_app
 from experiments.commands.costs import confirm, print_costs
 from experiments.commands.given import Whole
-from experiments.commands.printed import new_table, out, print_markdown, show_table, tell_stand_ins
+from experiments.commands.printed import is_wide, new_table, out, print_markdown, show_table, tell_stand_ins
 from experiments.execution.pools import serve
 from experiments.execution.progress import Progress, clock
 from experiments.planning import schema, standins
@@ -30,19 +30,28 @@ from hkd.errors import UserError
 
 @app.command
 def tables(*, profile: str | None = None) -> int:
-    """List the tables and figures that can be reproduced.
+    """List the tables and figures that can be reproduced, with what they say as far as they were measured.
 
     Args:
         profile: scale, for which titles say what stands in; the default is in params.yaml.
     """
     from experiments.planning.schema import load_params
+    from experiments.results.overview import lines
 
-    chosen = schema.load_profile(load_params().profile if profile is None else profile)
-    shown = new_table("table", "paper", "kind", "title")
-    for name in schema.table_ids():
-        table = schema.load_table(name)
-        shown.add_row(name, table.paper, table.kind, Text(standins.named(table.title, chosen)))
-    out().print(shown)
+    chosen, console = schema.load_profile(load_params().profile if profile is None else profile), out()
+    names = schema.table_ids()
+    states, shown = lines(chosen.name, names), new_table()
+    wide = is_wide(console)
+    shown.add_column("table", no_wrap=True)
+    shown.add_column("state", no_wrap=True)
+    shown.add_column("CPU min", justify="right", no_wrap=True)
+    for column in ("verdicts", "title") if wide else ("verdicts, or what it shows",):
+        shown.add_column(column)
+    for name in names:
+        title, line = standins.named(schema.load_table(name).title, chosen), states[name]
+        texts = (line.verdicts(), title) if wide else (line.verdicts() or title,)
+        shown.add_row(name, line.state, line.minutes(), *map(Text, texts))
+    console.print(shown)
     tell_stand_ins(standins.in_short(chosen))
     return 0
 
@@ -197,6 +206,7 @@ def update(*table: str, profile: str | None = None, seeds: Whole | None = None) 
         seeds: seeds per cell; the default is in params.yaml, then the profile's.
     """
     from experiments.results import regression
+    from experiments.results.overview import write_summary
 
     if not table:
         raise UserError("Name the tables whose records are to be committed: `hkd reference update TABLE`.")
@@ -207,6 +217,7 @@ def update(*table: str, profile: str | None = None, seeds: Whole | None = None) 
         records = Records(each, store, None)
         regression.save_reference(each, records, path)
         console.print(Text(f"{name} ({each.profile}): {len(records)} runs, {decimal(path.stat().st_size)}: {path}"))
+    console.print(Text(f"What all tables of the profile say: {write_summary(each.profile)}"))
     return 0
 
 

@@ -113,8 +113,8 @@ def draw(finished: Finished, folder: Path) -> None:
             label="share of the gradient's norm",
             title=f"Which loss term moves the student\n{everywhere}",
             caption=f"Profile {profile}; shares of the terms' gradient norms at the last epoch that measured them, "
-            "mean over the runs of all tables; methods with their default options. Norms do not add up: gradients of two "
-            "terms may point apart, so a large share need not be a large effect.",
+            "mean over the runs of all tables; methods with their default options. Norms do not add up: gradients of "
+            "two terms may point apart, so a large share need not be a large effect.",
         )
     agreed = agreement(plans, finished.store)
     for method, estimate in agreed.items():

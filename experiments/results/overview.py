@@ -1,0 +1,123 @@
+"""What every table says at a profile, a line each, as `hkd tables` prints it: read from what was written before.
+
+A table's own results stand where there are any; else a summary of the committed records, which is committed beside them
+(`results/reference/<profile>/tables.json`) because comparing all tables takes seconds. It follows from the records: a
+test compares it with them, and `hkd reference update` writes it.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from experiments import places
+from experiments.documents import Document
+from experiments.planning import schema
+from experiments.planning.asked import planned
+from experiments.records.committed import path_of
+from experiments.records.store import Store
+from hkd.errors import UserError
+from hkd.files import atomic_write
+
+SUMMARY = "tables.json"
+
+
+class Summary(Document):
+    """One table. verdicts: how many cells have which. runs: behind it. cpu_s: theirs; 0 where nobody counted."""
+
+    verdicts: dict[str, int]
+    runs: int
+    cpu_s: float
+
+
+@dataclass(frozen=True)
+class Line:
+    """A table at a profile. state: `here`, `committed` or `not run`."""
+
+    state: str
+    summary: Summary | None
+
+    def verdicts(self) -> str:
+        """`6 holds, 1 contradicted`; "" where there is none."""
+        return ", ".join(f"{count} {word}" for word, count in self.summary.verdicts.items()) if self.summary else ""
+
+    def minutes(self) -> str:
+        """CPU minutes of all runs behind it, if they are known."""
+        return f"{self.summary.cpu_s / 60:.0f}" if self.summary and self.summary.cpu_s else ""
+
+
+def lines(profile: str, tables: list[str]) -> dict[str, Line]:
+    """The state of tables by name; nothing is planned or compared.
+
+    Raises:
+        UserError: the committed summary is not what was written.
+    """
+    kept = committed(profile)
+    found = {}
+    for table in tables:
+        own = here(places.tables(profile) / table)
+        if own is not None:
+            found[table] = Line("here", own)
+        elif table in kept or (places.references() / profile / f"{table}.measures.json").is_file():
+            found[table] = Line("committed", kept.get(table))
+        else:
+            found[table] = Line("not run", None)
+    return found
+
+
+def here(folder: Path) -> Summary | None:
+    """What a table's own results say; None where there are none that can be read: they are only looked at."""
+    try:
+        verdicts = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["verdicts"]
+        runs: dict[str, Any] = json.loads((folder / "runs.json").read_text(encoding="utf-8"))["runs"]
+        counts = {name.replace("_", " "): number for name, number in verdicts.items()}
+        measured = [run["cost"].get("cpu_s", 0.0) for run in runs.values() if "cost" in run]
+        return Summary(verdicts=counts, runs=len(runs), cpu_s=sum(measured)) if measured else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def committed(profile: str) -> dict[str, Summary]:
+    """The committed summaries of a profile by table; {} where there are none.
+
+    Raises:
+        UserError: the file is not what was written.
+    """
+    path = places.references() / profile / SUMMARY
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {name: Summary.model_validate(summary) for name, summary in found.items()}
+    except (OSError, ValueError, AttributeError, ValidationError):
+        raise UserError(
+            f"{path} is no summary of tables: restore it, or write it with `hkd reference update`."
+        ) from None
+
+
+def summarised(profile: str) -> dict[str, Summary]:
+    """What the committed records of a profile say, compared anew; own records are not looked at."""
+    from experiments.reproduce import compared  # imports pandas
+
+    nothing = Store(places.references() / "no-runs")
+    found = {}
+    for table in schema.table_ids():
+        if not path_of(places.references(), profile, table).is_file():
+            continue
+        plan = planned(table, profile, shown_from=nothing)
+        done = compared(plan, nothing)
+        seconds = sum(record.cost.get("cpu_s", 0.0) for record in done.records.values())
+        counts = done.comparison.counts("verdict")
+        found[table] = Summary(verdicts=counts, runs=len(plan.runs), cpu_s=round(seconds, 1))
+    return found
+
+
+def write_summary(profile: str) -> Path:
+    """Write the summary of a profile's committed records beside them."""
+    path = places.references() / profile / SUMMARY
+    text = json.dumps({name: each.model_dump() for name, each in summarised(profile).items()}, indent=1)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    return path
