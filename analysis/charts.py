@@ -244,6 +244,75 @@ def draw_gain(axes: Axes, y: float, row: GainRow, colour: str, marker: str) -> N
         )
 
 
+class SweepPoint(TypedDict):
+    """A gain at one value of what is varied. In points; nan where there is none."""
+
+    at: float
+    published: float
+    measured: float
+    low: float
+    high: float
+    seeds: Sequence[float]
+
+
+def sweep_figure(
+    series: Mapping[str, Sequence[SweepPoint]], path: Path, *, name: str, unit: str, title: str, caption: str
+) -> None:
+    """Gains over the values of one option, a panel for each series on one scale; the baseline is 0.
+
+    Args:
+        series: by name.
+        path: PNG to write.
+        name: of the option, for the horizontal axis. unit: of the vertical one.
+        title, caption: see the head of this file.
+    """
+    left, gap, high = 0.85, 0.25, 2.7
+    wide = (WIDTH - left - 0.15 - gap * (len(series) - 1)) / len(series)
+    points = [point for each in series.values() for point in each]
+    ends = [end for point in points for end in (point["published"], point["measured"], point["low"], point["high"])]
+    ends = [0.0, *(end for end in ends if not math.isnan(end))]
+    room = 0.06 * (max(ends) - min(ends) or 1.0)
+    texts: dict[str, Any] = {"title": title, "caption": caption, "lettering": TABLE, "vector": False}
+    with sheet(path, WIDTH, high, above=0.75, below=0.7, **texts) as page:
+        for i, (label, each) in enumerate(series.items()):
+            axes = page.axes(left + i * (wide + gap), page.bottom, wide, high)
+            ordered = sorted(each, key=lambda point: point["at"])
+            where = [point["at"] for point in ordered]
+            axes.axhline(0, color=INK, linewidth=1.0, zorder=1)
+            axes.plot(where, [point["measured"] for point in ordered], color=COLOURS[0], linewidth=1.2, zorder=2)
+            for point in ordered:
+                draw_sweep_point(axes, point)
+            axes.set_ylim(min(ends) - room, max(ends) + room)
+            axes.set_xticks(where)
+            axes.margins(x=0.1)
+            axes.grid(axis="y", color=GRID, linewidth=0.6)
+            axes.set_title(label, fontsize=12.5)
+            axes.set_xlabel(name)
+            axes.tick_params(labelleft=i == 0)
+            if i == 0:
+                axes.set_ylabel(f"gain ({unit})")
+        page.figure.legend(
+            handles=legend_handles(["measured"], any(not math.isnan(point["published"]) for point in points)),
+            loc="upper left", bbox_to_anchor=(0.02, 1 - (0.2 + HEADING_LINE * len(page.heading)) / page.height),
+            ncols=2,
+            borderaxespad=0, borderpad=0, columnspacing=1.3, handletextpad=0.4,
+        )  # fmt: skip
+
+
+def draw_sweep_point(axes: Axes, point: SweepPoint) -> None:
+    """Measured filled with its whisker and seeds, published hollow."""
+    at = point["at"]
+    if not math.isnan(point["low"]):
+        axes.plot([at, at], [point["low"], point["high"]], color=COLOURS[0], linewidth=2.2, solid_capstyle="butt")
+    if len(point["seeds"]) <= FEW_SEEDS:
+        pale: dict[str, Any] = {"color": tint(COLOURS[0], 0.45), "markeredgecolor": "white", "markeredgewidth": 0.4}
+        axes.plot([at] * len(point["seeds"]), point["seeds"], "o", markersize=4.2, zorder=3.5, **pale)
+    axes.plot(at, point["measured"], MARKERS[0], color=COLOURS[0], markersize=7.5, markeredgecolor="white", zorder=4)
+    if not math.isnan(point["published"]):
+        hollow: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": INK, "markeredgewidth": 1.6}
+        axes.plot(at, point["published"], "D", markersize=9.5, zorder=5, **hollow)
+
+
 def legend_handles(methods: Sequence[str], published: bool) -> list[Line2D]:
     """A filled sign with whisker per method, and the hollow sign of published gains."""
     shared: dict[str, Any] = {"markersize": 8, "linewidth": 2.2}

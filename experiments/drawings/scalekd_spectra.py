@@ -150,7 +150,8 @@ def heat_figure(
     """
     columns = min(4, len(results))
     rows = math.ceil(len(results) / columns)
-    tile, gap, left = 1.45, 0.28, 0.62
+    gap, left = 0.32, 0.62
+    tile = min(1.9, (WIDTH - left - 0.15 - gap * (columns - 1)) / columns)
     lines = 0.32 * len(results)
     maps = rows * (tile + 0.62)
     with sheet(path, WIDTH, maps + lines + 0.55, title=title, caption=caption, above=0.1, below=0.65) as page:

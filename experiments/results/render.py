@@ -30,6 +30,8 @@ WIDE = 4  # table.md: up to this many methods stand side by side, as papers prin
 FIGURE_METHODS = 4  # more would not be told apart in comparison.png
 MANY = 4  # methods (not variants of one) from which their costs are printed, and on several pairs their ranks
 NUMBER = re.compile(r" \((Table \d+)\)")  # of a row's label: the table of the paper that it is of
+VARIED = re.compile(r"(?P<name>[a-z]+) (?P<value>[0-9.]+)")  # a row's label that is a value of an option
+SWEPT = 4  # values from which they are an axis
 MOST_BASELINES = 2  # that the title of a panel names
 DIGITS = 4  # of measured values in CSV and JSON; printed tables have two
 JUDGED = (*BY_VALUE, *BY_DIRECTION)
@@ -447,6 +449,9 @@ def draw(plan: Plan, comparison: Comparison, path: Path, metrics: tuple[str, ...
     if others:  # a line for every method and pair would be a page long
         results = [r for r in results if (r.cell.method, r.cell.variant) in shown]
         methods = [method for method in methods if method in shown]
+    if swept := sweep(results):
+        draw_sweep(plan, comparison, path, metrics, *swept)
+        return
     rows_are_variants = len({r.cell.row_label for r in results}) == 1 or len(methods) > FIGURE_METHODS
     several = len({r.cell.row_label for r in results}) > 1
     labels = {(cell.method, cell.variant): cell.label for cell in plan.cells}
@@ -499,6 +504,55 @@ def draw(plan: Plan, comparison: Comparison, path: Path, metrics: tuple[str, ...
         path,
         title=finding(plan, comparison, metrics),
         caption=f"{scale(plan, metrics)} {signs}",
+    )
+
+
+def sweep(results: Sequence[CellResult]) -> tuple[str, dict[str, list[CellResult]]] | None:
+    """The option that all rows of a table vary and the cells by what they have in common, if that is what they do."""
+    found = [(result, VARIED.fullmatch(result.cell.row_label[1])) for result in results]
+    names = {match["name"] if match else "" for _, match in found}
+    values = {match["value"] for _, match in found if match}
+    if len(names) != 1 or "" in names or len(values) < SWEPT:
+        return None
+    series: dict[str, list[CellResult]] = {}
+    for result, _ in found:
+        series.setdefault(result.cell.row_label[0], []).append(result)
+    return names.pop(), series
+
+
+def draw_sweep(
+    plan: Plan,
+    comparison: Comparison,
+    path: Path,
+    metrics: tuple[str, ...],
+    name: str,
+    series: Mapping[str, Sequence[CellResult]],
+) -> None:
+    """Gains over the values of an option."""
+    from analysis.charts import SweepPoint, sweep_figure
+
+    points = {
+        label: [
+            SweepPoint(
+                at=float(result.cell.row_label[1].split()[-1]),
+                published=result.published_gain if result.verdict != UNVERIFIED else math.nan,
+                measured=result.gain.mean,
+                low=result.gain.low,
+                high=result.gain.high,
+                seeds=tuple(result.gains.values()),
+            )
+            for result in results
+        ]
+        for label, results in series.items()
+    }
+    over = " ".join(dict.fromkeys(panels(plan, [r for each in series.values() for r in each]).values()))
+    sweep_figure(
+        points,
+        path,
+        name=name,
+        unit="points",
+        title=finding(plan, comparison, metrics),
+        caption=f"{scale(plan, metrics)} {over}. Whiskers: 95 % intervals over seeds; dots: seeds; hollow: the paper's gain.",
     )
 
 

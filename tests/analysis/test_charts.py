@@ -17,6 +17,7 @@ from analysis.charts import (
     GainRow,
     MapCell,
     RankRow,
+    SweepPoint,
     by_panel,
     comparison_figure,
     dots_figure,
@@ -27,6 +28,7 @@ from analysis.charts import (
     ranking_figure,
     shares_figure,
     span,
+    sweep_figure,
 )
 from analysis.style import INK
 
@@ -189,6 +191,20 @@ def test_dots_and_shares_are_equal_byte_for_byte(tmp_path):
         shares_figure(shares, tmp_path / f"{name}_shares", kinds=kinds, label="share", title="T", caption="S.")
     for kind in ("dots.png", "dots.svg", "shares.png", "shares.svg"):
         assert (tmp_path / f"one_{kind}").read_bytes() == (tmp_path / f"two_{kind}").read_bytes()
+
+
+def test_a_sweep_draws_every_point_and_is_equal_byte_for_byte(tmp_path):
+    def point(at, measured, published=math.nan):
+        return SweepPoint(
+            at=at, published=published, measured=measured, low=measured - 1, high=measured + 1, seeds=(measured,) * 3
+        )
+
+    series = {"DeiT": [point(0.5, 1.0), point(0.1, -1.0, 2.0)], "CLIP": [point(0.1, 0.0)]}
+    texts = {"name": "alpha", "unit": "points", "title": "T", "caption": "S."}
+    for name in ("a.png", "b.png"):
+        sweep_figure(series, tmp_path / name, **texts)
+    sweep_figure({**series, "CLIP": [point(0.1, 5.0)]}, tmp_path / "c.png", **texts)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes() != (tmp_path / "c.png").read_bytes()
 
 
 def contrast(a, b):
