@@ -552,7 +552,8 @@ def draw_sweep(
         name=name,
         unit="points",
         title=finding(plan, comparison, metrics),
-        caption=f"{scale(plan, metrics)} {over}. Whiskers: 95 % intervals over seeds; dots: seeds; hollow: the paper's gain.",
+        caption=f"{scale(plan, metrics)} {over}. Whiskers: 95 % intervals over seeds; dots: seeds; hollow: "
+        "the paper's gain.",
     )
 
 
