@@ -11,6 +11,7 @@ from experiments import places
 from experiments.planning import schema, standins
 from experiments.planning.declared import settled
 from experiments.planning.keys import device_kind, run_key
+from experiments.planning.replications import Replicated, replicated
 from experiments.planning.schema import Assay, Column, Profile, Row, Stage, Table, TeacherMapping
 from experiments.records import committed
 from experiments.records.environment import device
@@ -75,6 +76,7 @@ class Cell:
     )
     runs: tuple[str, ...] = ()  # keys, one per seed, in seed order
     refused: str | None = None  # why nothing can be run for this cell
+    replicated: tuple[Replicated, ...] = ()  # what third parties measured of the published value
     instead: str = ""  # what its data are, where the profile has others for this row than for its table
     chance: float | None = None  # percent that guessing gives; None where the metric has no such value
 
@@ -289,6 +291,7 @@ class _Planner:
             Cell(
                 metric=metric,
                 published=self.printed(row, column, metric),
+                replicated=self.replicated(row, column, metric),
                 chance=self.chance(metric, keys),
                 **shared,
             )
@@ -328,6 +331,13 @@ class _Planner:
         if value is None:
             return None
         return Published(value=value, source=found.source, confidence=found.confidence, note=found.note)
+
+    def replicated(self, row: Row, column: Column, metric: str) -> tuple[Replicated, ...]:
+        """What third parties measured of a cell's published value."""
+        table, found = schema.published_table(self.table, column), schema.published_row(self.table, row, column)
+        if table is None or found is None:
+            return ()
+        return replicated(schema.source_of(self.table, column)[0], table, found, metric)
 
     # -- runs ---------------------------------------------------------------------------------------------
 

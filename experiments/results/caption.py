@@ -270,7 +270,18 @@ def reading(plan: Plan, comparison: Comparison) -> list[str]:
         sentences.append(
             f"Published values marked {UNVERIFIED} could not be confirmed and give no verdict on the paper."
         )
-    return sentences
+    return sentences + replicated(plan)
+
+
+def replicated(plan: Plan) -> list[str]:
+    """Who measured the replicated values."""
+    attempts = dict.fromkeys(f"{each.who}, {each.source}" for cell in plan.cells for each in cell.replicated)
+    if not attempts:
+        return []
+    return [
+        "Replicated values are third parties' with the official code, and enter nothing else: "
+        f"{listed([*attempts], '; ', most=20)}."
+    ]
 
 
 def judging(comparison: Comparison) -> list[str]:
@@ -281,8 +292,13 @@ def judging(comparison: Comparison) -> list[str]:
     if comparison.looks is not None:
         looks = comparison.looks
         stops = Counter(each.stopped for each in comparison.judgement.cells.values())
-        told: dict[Stop, str] = {"decided": "decided", "no effect": "no effect beyond the margin", "budget": "ended by the budget",
-                "open": "still open", "cannot tell": CANNOT_TELL}  # fmt: skip
+        told: dict[Stop, str] = {
+            "decided": "decided",
+            "no effect": "no effect beyond the margin",
+            "budget": "ended by the budget",
+            "open": "still open",
+            "cannot tell": CANNOT_TELL,
+        }
         seeds = ", ".join(map(str, looks.looks[: looks.taken]))
         return [
             f"Seeds were bought: {looks.taken} of {len(looks.looks)} looks, at {seeds} seeds (planned: "

@@ -34,7 +34,7 @@ from hkd.errors import UserError
 TEXT = ("table", "row", "teacher", "student", "method", "variant", "metric")
 NUMBERS = ("published", "measured", "ci_low", "ci_high")
 GAINS = ("gain", "gain_ci_low", "gain_ci_high", "judged_ci_low", "judged_ci_high", "published_gain")
-SAID = ("judged_by", "verdict", "status", "instead", "source")
+SAID = ("replicated", "judged_by", "verdict", "status", "instead", "source")
 COLUMNS = (*TEXT, *NUMBERS, "n_seeds", *GAINS, *SAID)
 
 HERE = "measured here"  # the source of a cell; of committed records it is what `Record.committed` says
@@ -410,6 +410,7 @@ def frame(plan: Plan, results: list[CellResult]) -> pd.DataFrame:
             "judged_ci_low": result.judged.estimate.low,
             "judged_ci_high": result.judged.estimate.high,
             "published_gain": result.published_gain,
+            "replicated": replications(result.cell),
             "judged_by": result.judged.by,
             "verdict": result.verdict,
             "status": result.status,
@@ -421,6 +422,12 @@ def frame(plan: Plan, results: list[CellResult]) -> pd.DataFrame:
     text = dict.fromkeys((*TEXT, *SAID), "str")
     numbers = dict.fromkeys((*NUMBERS, *GAINS), "float64")
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({**text, **numbers, "n_seeds": "int64"})
+
+
+def replications(cell: Cell) -> str:
+    """`67.94 (a user of issue 23); 70.78 (...)`: what third parties measured, "" where nobody did."""
+    values = (("not reached" if each.value is None else f"{each.value:.2f}", each.who) for each in cell.replicated)
+    return "; ".join(value + (f" ({who})" if who else "") for value, who in values)
 
 
 def validated(table: pd.DataFrame) -> pd.DataFrame:

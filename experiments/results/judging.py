@@ -124,7 +124,7 @@ def look(
         shown: (metric, data) whose positive controls were decided at an earlier look.
     """
     cells = [cell for cell in plan.cells if cell.baseline is not None and not cell.quoted]
-    gains = {place(cell): found for cell in cells if (found := differences(cell, values))}
+    gains = {place(cell): held for cell in cells if (held := differences(cell, values))}
     cells = [cell for cell in cells if place(cell) in gains]
     baselines: dict[Id, Id] = {place(cell): (cell.baseline or NO_CELL, cell.metric) for cell in cells}
     refused: dict[Id, str] = {}

@@ -17,9 +17,10 @@ from typing import Any
 import pandas as pd
 
 from experiments.planning.plan import Cell, Plan
+from experiments.planning.replications import not_reached
 from experiments.records.store import Record
 from experiments.results.caption import caption, heading, listed, metric_name, pooled_texts, with_interval
-from experiments.results.compare import CellResult, Comparison
+from experiments.results.compare import CellResult, Comparison, replications
 from experiments.results.statements import GAINS, performance_profile, probability_of_improvement
 from experiments.results.stats import NOTHING, Estimate, MeanRanks, mean_ranks
 from experiments.results.verdicts import NOT_APPLICABLE, NOT_IN_PROFILE, UNVERIFIED
@@ -27,6 +28,7 @@ from hkd.errors import UserError
 
 Curves = Mapping[str, Sequence[Mapping[str, Any]]]  # by run key: one dict per epoch
 
+INDEPENDENT = 2  # people who could not reach a published value: it is marked
 NOTHING_TO_RUN = (NOT_APPLICABLE, NOT_IN_PROFILE)
 WIDE = 4  # table.md: up to this many methods stand side by side, as papers print them; more stand below one another
 FIGURE_METHODS = 4  # more would not be told apart in comparison.png
@@ -135,7 +137,7 @@ def markdown(plan: Plan, records: Mapping[str, Record], comparison: Comparison) 
     if is_ranked(plan):
         parts += [
             f"Methods over pairs ({metric_name(plan.metrics[0])}; mean ranks within pairs and seeds, 1 the best, none "
-            "for methods that lack a pair; P: probability that a run is above one of the other column on the same pair; "
+            "for methods that lack a pair; P: probability that a run is above one of that column on the same pair; "
             "last columns: share of runs over pairs with a gain above so many points):",
             over_pairs(plan, comparison),
         ]
@@ -182,7 +184,7 @@ def side_by_side(results: Sequence[CellResult], unsaid: dict[str, tuple[str, str
         line = lines[result.cell.row]
         name = heading(result.cell)
         papers = result.cell.printed_label or name  # published values are of the paper's own data
-        names = {"published": papers, "published gain": papers}
+        names = {"published": papers, "published gain": papers, "replicated": papers}
         line.update({f"{names.get(column, name)}: {column}": text for column, text in shown(result).items()})
     return to_markdown(without_empty(pd.DataFrame(lines.values())))
 
@@ -234,6 +236,7 @@ def shown(result: CellResult) -> dict[str, str]:
     """The texts of one cell, in the order of the columns."""
     return {
         "published": published(result.cell),
+        "replicated": replications(result.cell),
         "measured": measured(result),
         "published gain": "" if math.isnan(result.published_gain) else f"{result.published_gain:+.2f}",
         "gain": with_interval(result.shown_gain, signed=True),
@@ -246,7 +249,8 @@ def published(cell: Cell) -> str:
     if cell.published is None:
         return ""
     mark = {"high": "", "medium": " (medium confidence)", "low": f" ({UNVERIFIED})"}[cell.published.confidence]
-    return f"{cell.published.value:.2f}{mark}"
+    missed = not_reached(cell.replicated)
+    return f"{cell.published.value:.2f}{mark}" + (f" (not reached by {missed} others)" if missed >= INDEPENDENT else "")
 
 
 def measured(result: CellResult) -> str:
