@@ -228,7 +228,7 @@ def test_a_crashed_run_fails_the_stage_writes_the_table_and_the_next_repro_runs_
     assert f"{len(fresh)} of " in output
     assert sorted(fresh.values()) == ["done"] * (len(fresh) - 1) + ["failed"]
     assert len(fresh) == 2 * len(clone.seeds())  # kd on both pairs
-    assert {line["status"] for line in clone.table()} == {"done", "partial", "refused"}
+    assert {line["status"] for line in clone.table()} == {"done", "partial", "not in this profile"}
     assert clone.run("hkd", "show", TABLE).returncode == 0
 
     crashed = next(key for key, status in fresh.items() if status == "failed")
@@ -236,7 +236,7 @@ def test_a_crashed_run_fails_the_stage_writes_the_table_and_the_next_repro_runs_
     assert clone.repro() == 1
     assert clone.statuses()[crashed] == "done"
     assert {path: path.read_bytes() for path in others} == others
-    assert {line["status"] for line in clone.table()} == {"done", "refused"}
+    assert {line["status"] for line in clone.table()} == {"done", "not in this profile"}
 
 
 @pytest.mark.long

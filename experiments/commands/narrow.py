@@ -56,7 +56,7 @@ def pair(result: CellResult) -> str:
 def texts(result: CellResult) -> tuple[str, str, str, str]:
     """Published, measured, its interval, and the verdict or what stands in its place; one decimal."""
     gain = result.cell.baseline is not None
-    estimate = result.gain if gain else result.measured
+    estimate = result.shown_gain if gain else result.measured
     sign = "+" if gain else ""
     published = result.published_gain if gain else result.cell.published.value if result.cell.published else math.nan
     word = result.verdict or ("" if result.status in {"done", "quoted"} else result.status)

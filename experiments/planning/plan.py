@@ -11,7 +11,8 @@ from experiments import places
 from experiments.planning import schema, standins
 from experiments.planning.declared import settled
 from experiments.planning.keys import device_kind, run_key
-from experiments.planning.schema import Column, Profile, Row, Stage, Table, TeacherMapping
+from experiments.planning.replications import Replicated, replicated
+from experiments.planning.schema import Assay, Column, Profile, Row, Stage, Table, TeacherMapping
 from experiments.records import committed
 from experiments.records.environment import device
 from hkd.data import DATASETS
@@ -22,6 +23,7 @@ from hkd.options import OptionError, configured
 from hkd.registry import load, lookup
 from hkd.spec import DataSpec, MethodSpec, ModelCard, Recipe, RunSpec, TeacherSpec, Weights
 
+GUESSES = {"top1": 1, "top5": 5}  # classes that a metric lets a model name
 SELECTION_SEED = 1000  # seeds from here on choose settings, on validation rows; reported seeds stay below
 
 
@@ -74,6 +76,9 @@ class Cell:
     )
     runs: tuple[str, ...] = ()  # keys, one per seed, in seed order
     refused: str | None = None  # why nothing can be run for this cell
+    replicated: tuple[Replicated, ...] = ()  # what third parties measured of the published value
+    instead: str = ""  # what its data are, where the profile has others for this row than for its table
+    chance: float | None = None  # percent that guessing gives; None where the metric has no such value
 
     @property
     def id(self) -> tuple[str, str, str]:
@@ -99,6 +104,9 @@ class Plan:
     teachers: dict[str, str] = field(default_factory=dict)  # slug@data -> key of the run that measures its accuracy
     kind: str = "cpu"  # of device that its keys are for
     overridden: tuple[str, ...] = ()  # recipe fields replaced for this plan, with their values: "epochs 1"
+    margins: dict[str, float] = field(default_factory=dict)  # points, by metric; as `Profile.margins`
+    assay: Assay | None = None  # None: cells are judged whatever the set-up
+    chosen: str = ""  # as `Profile.chosen`
 
     @property
     def heading(self) -> str:
@@ -214,6 +222,9 @@ class _Planner:
             teachers=dict(sorted(self.teachers.items())),
             kind=self.kind,
             overridden=overridden,
+            margins=dict(self.profile.margins),
+            assay=self.profile.assay,
+            chosen=self.profile.chosen,
         )
 
     def overridden(self) -> tuple[str, ...]:
@@ -274,11 +285,32 @@ class _Planner:
             "baseline": self.baseline(row, column),
             "runs": tuple(keys),
             "refused": refused,
+            "instead": self.instead(row, column),
         }
         return [
-            Cell(metric=metric, published=self.printed(row, column, metric), **shared)
+            Cell(
+                metric=metric,
+                published=self.printed(row, column, metric),
+                replicated=self.replicated(row, column, metric),
+                chance=self.chance(metric, keys),
+                **shared,
+            )
             for metric in column.metrics or row.metrics or self.table.metrics
         ]
+
+    def instead(self, row: Row, column: Column) -> str:
+        """What the data of a cell are where they are not those that the table's other rows have; else ""."""
+        paper = self.papers_data(row, column)
+        entry = self.data_of(row, column)
+        return "" if entry == paper else self.profile.data[entry].stand_in or standins.data_name(entry)
+
+    def chance(self, metric: str, keys: Sequence[str]) -> float | None:
+        """Percent that guessing gives; None where the metric has no such value, or nothing is run."""
+        if metric not in GUESSES or not keys:
+            return None
+        spec = self.runs[keys[0]].spec.data
+        classes = num_classes(spec.name, json.dumps(spec.options, sort_keys=True), places.data())
+        return 100 * min(1.0, GUESSES[metric] / classes)
 
     def baseline(self, row: Row, column: Column) -> tuple[str, str, str] | None:
         """Which cell the gain of this one is over."""
@@ -299,6 +331,13 @@ class _Planner:
         if value is None:
             return None
         return Published(value=value, source=found.source, confidence=found.confidence, note=found.note)
+
+    def replicated(self, row: Row, column: Column, metric: str) -> tuple[Replicated, ...]:
+        """What third parties measured of a cell's published value."""
+        table, found = schema.published_table(self.table, column), schema.published_row(self.table, row, column)
+        if table is None or found is None:
+            return ()
+        return replicated(schema.source_of(self.table, column)[0], table, found, metric)
 
     # -- runs ---------------------------------------------------------------------------------------------
 
@@ -483,6 +522,12 @@ def data_facts(name: str, options: str, root: Path) -> tuple[str | None, str | N
     data = load(lookup("data set", name, DATASETS))(json.loads(options), root)
     missing = data.missing()
     return (None, missing) if missing else (data.fingerprint(), None)
+
+
+@cache
+def num_classes(name: str, options: str, root: Path) -> int:
+    """Classes of a data set; options as JSON."""
+    return load(lookup("data set", name, DATASETS))(json.loads(options), root).num_classes
 
 
 cached_sha256 = cache(sha256)

@@ -151,6 +151,29 @@ class Machine(Document):
     loader_workers: Workers = 0
 
 
+Points = Annotated[float, Strict(), Field(gt=0, le=100)]  # of a metric in percent
+
+
+class Assay(Document):
+    """What a set-up must show of itself before gains that are measured on it say anything (results/assay.py).
+
+    The student alone lies between `chances` times chance and `ceiling`; a teacher is `lead` better than a student that
+    copies its outputs; at least one of the columns that are known to help elsewhere (`controls`, by `method/variant` or
+    `method`; `table_controls` for single tables) has a decided mean gain; metrics of dense tasks reach `floors`.
+    """
+
+    chances: Annotated[float, Field(ge=1)] = 3.0
+    ceiling: Points = 97.0
+    lead: Annotated[float, Field(ge=0)] = 2.0
+    controls: tuple[str, ...] = ()
+    table_controls: dict[Slug, tuple[str, ...]] = {}
+    floors: dict[str, Points] = {}
+
+    def controls_of(self, table: str) -> tuple[str, ...]:
+        """Positive control columns of a table; some of them may not be in it."""
+        return self.table_controls.get(table, self.controls)
+
+
 class Profile(Document):
     """The scale at which tables are reproduced: maps the paper's data, models and recipes to concrete ones.
 
@@ -175,6 +198,9 @@ class Profile(Document):
     tasks: dict[str, Options] = {}  # settings of tasks at this scale
     machine: Machine = Machine()
     captions: tuple[str, ...] = ()
+    margins: dict[str, Points] = {}  # by metric: effects inside ± this are none that matters
+    assay: Assay = Assay()
+    chosen: str = ""  # how settings were chosen, as a sentence for captions
 
     def entry(self, data: str, models: Iterable[str]) -> str:
         """The entry of `data` for a row of these models: `data` itself, unless that names another for one of them."""
@@ -412,6 +438,11 @@ def load_profile(name: str) -> Profile:
     profile = read_profile(name)
     for table in profile.table_seeds:
         checked("profiles", name, ("table_seeds", table), "table", table, table_ids())
+    for table in profile.assay.table_controls:
+        checked("profiles", name, ("assay", "table_controls", table), "table", table, table_ids())
+    for key, columns in [("controls", profile.assay.controls), *profile.assay.table_controls.items()]:
+        for column in columns:
+            checked("profiles", name, ("assay", key), "method", column.partition("/")[0], KINDS["method"])
     for method, options in profile.methods.items():
         check_options("profiles", name, ("methods", method), "method", method, options)
     for task, options in profile.tasks.items():
@@ -677,7 +708,17 @@ def line_of(node: Any, loc: Loc) -> int:
 
 def valid_keys(model: type[BaseModel]) -> list[str]:
     """Keys that are right somewhere in a document: all field names of the models (nearest-name search only)."""
-    kinds: list[type[BaseModel]] = [model, Stage, Column, Row, DataMapping, TeacherMapping, TeacherEntry, Machine]
+    kinds: list[type[BaseModel]] = [
+        model,
+        Stage,
+        Column,
+        Row,
+        DataMapping,
+        TeacherMapping,
+        TeacherEntry,
+        Machine,
+        Assay,
+    ]
     return sorted({field for kind in kinds for field in kind.model_fields} | set(Recipe.__dataclass_fields__))
 
 

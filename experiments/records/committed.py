@@ -466,7 +466,7 @@ def cells_of(plan: "Plan") -> tuple[Cell, ...]:
             method=cell.method,
             variant=cell.variant,
             metric=cell.metric,
-            runs=dict(zip(plan.seeds, cell.runs, strict=True)),
+            runs=dict(zip(plan.seeds, cell.runs, strict=False)),
         )
         for cell in plan.cells
         if cell.runs

@@ -6,8 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from experiments.planning.plan import Cell, Plan
 from experiments.records.store import Record
-from experiments.results.compare import UNVERIFIED, Comparison, PooledGain, Ranks, sources
+from experiments.results.assay import Control
+from experiments.results.compare import CellResult, Comparison, PooledGain, Ranks, sources
+from experiments.results.judging import Stop
+from experiments.results.statements import several
 from experiments.results.stats import Estimate
+from experiments.results.verdicts import CANNOT_TELL, NO_EFFECT, TOO_NOISY, UNVERIFIED
 
 METRIC_NAMES = {
     "top1": "top-1 accuracy",
@@ -29,11 +33,13 @@ def caption(plan: Plan, records: Mapping[str, Record], comparison: Comparison) -
     """The sentences under the table: what was run, on what, for how long, and how to read it."""
     used = {key: records[key] for key in plan.runs if key in records and records[key].status == "done"}
     measured = {key for cell in plan.cells for key in cell.runs}
-    sentences = [setting(plan), *overridden(plan), *plan.captions, *other_rows(plan)]
+    sentences = [setting(plan), *overridden(plan), *protocol(plan), *plan.captions, *other_rows(plan), *apart(plan)]
     sentences += origin([records[key] for key in plan.runs if key in records])
     sentences += machine(list(used.values()), teachers=not measured.issuperset(used))
     sentences += teachers(plan, records)
+    sentences += sensitivity(plan, comparison)
     sentences += reading(plan, comparison)
+    sentences += over_table(comparison)
     sentences += [
         pooled_sentence(plan, gain)
         for gain in comparison.pooled
@@ -55,6 +61,75 @@ def setting(plan: Plan) -> str:
         f"Profile {plan.profile}; data: {data}; {metric}; "
         f"{len(plan.seeds)} seed{'s' if len(plan.seeds) > 1 else ''} ({spans(plan.seeds)}); {length} per student."
     )
+
+
+def protocol(plan: Plan) -> list[str]:
+    """What readers of distillation papers ask first: at which epoch, chosen how, at which batch, by which teachers."""
+    specs = [plan.runs[key].spec for cell in plan.cells for key in cell.runs]
+    recipes = [spec.recipe for spec in specs if spec.recipe]
+    sentences = []
+    if recipes:
+        batches = sorted({recipe.batch_size for recipe in recipes})
+        size = f"{batches[0]} to {batches[-1]}" if len(batches) > 1 else f"{batches[0]}"
+        sentences.append(
+            "Every student is measured once, after its last epoch, never at the epoch that is best on test images; "
+            f"global batch {size}."
+        )
+    if plan.chosen:
+        sentences.append(plan.chosen)
+    teachers = [plan.runs[key].spec for key in plan.teachers.values()]
+    if teachers:
+        seeds = sorted({spec.seed for spec in teachers})
+        trained = f"trained once, with seed {spans(seeds)}, and " if any(spec.recipe for spec in teachers) else ""
+        sentences.append(
+            f"Teachers are {trained}the same in every seed: what another teacher would change is not in ±."
+        )
+    return sentences
+
+
+def apart(plan: Plan) -> list[str]:
+    """Rows whose data are others than the table's."""
+    labels: dict[str, dict[str, None]] = {}
+    for cell in plan.cells:
+        if cell.instead:
+            labels.setdefault(cell.instead, {})[" → ".join(filter(None, cell.row_label))] = None
+    return [
+        f"On other data than the table ({data}), and in no mean, rank or count over pairs: {listed([*rows], most=20)}."
+        for data, rows in labels.items()
+    ]
+
+
+def sensitivity(plan: Plan, comparison: Comparison) -> list[str]:
+    """What the set-up showed of itself, and which cells it cannot tell of."""
+    if plan.assay is None or not comparison.judgement.cells:
+        return []
+    asked = [f"the student alone lies between {plan.assay.chances:g} × chance and {plan.assay.ceiling:g} %"]
+    asked.append(f"a teacher whose outputs are copied is {plan.assay.lead:g} points better")
+    asked += [f"{name} reaches {floor:g}" for name, floor in plan.assay.floors.items() if name in plan.metrics]
+    failed = [r for r in comparison.cells if r.judged.cannot_tell]
+    judged = len(comparison.judgement.cells)
+    text = f"Assay sensitivity, asked before any verdict ({'; '.join(asked)}): "
+    reasons: dict[str, list[str]] = {}
+    for result in failed:
+        reasons.setdefault(result.judged.cannot_tell, []).append(f"{result.cell.row} {result.cell.label}")
+    told = [f"{listed(cells, most=4)} ({reason})" for reason, cells in reasons.items()]
+    text += f"{judged - len(failed)} of {judged} gains pass" + (f"; {CANNOT_TELL}: {'; '.join(told)}." if told else ".")
+    return [text, control_sentence(plan, comparison.judgement.controls)]
+
+
+def control_sentence(plan: Plan, controls: Sequence[Control]) -> str:
+    """The positive controls and their mean gains."""
+    assert plan.assay is not None
+    if not controls:
+        names = ", ".join(plan.assay.controls_of(plan.table)) or "none named by the profile"
+        return f"Positive controls: no column of this table is one ({names}), so that is not asked."
+    texts = [
+        f"{control.label}{f' on {control.data}' if control.data else ''} "
+        f"{control.gain.mean:+.2f} {interval(control.gain)}"
+        + ("" if len(plan.metrics) == 1 else f" ({metric_name(control.metric)})")
+        for control in controls
+    ]
+    return f"Positive controls, of which one mean gain must be decided: {', '.join(texts)}."
 
 
 def overridden(plan: Plan) -> list[str]:
@@ -162,6 +237,9 @@ def teachers(plan: Plan, records: Mapping[str, Record]) -> list[str]:
 
 def reading(plan: Plan, comparison: Comparison) -> list[str]:
     """How values, intervals and verdicts are to be read."""
+    margins = sorted({plan.margins[metric] for metric in plan.metrics if metric in plan.margins})
+    margin = f"±{' or '.join(f'{each:g}' for each in margins)} points" if margins else ""
+    words = f"; {NO_EFFECT}: its interval lies inside {margin}; {TOO_NOISY}: it reaches beyond" if margin else ""
     if plan.by_value:
         compared = (
             "Compared by value: reproduced means within the larger of 0.5 points and the half-width of the interval."
@@ -169,17 +247,21 @@ def reading(plan: Plan, comparison: Comparison) -> list[str]:
     else:
         compared = (
             f"Values of profile {plan.profile}{' so overridden' if plan.overridden else ''} are not of the paper's "
-            "setting: they are compared with published ones by direction only (sign of the gain; undecided where its "
-            "interval includes 0)."
+            f"setting: they are compared with published ones by direction only (sign of the gain{words})."
         )
     sentences = [
         compared,
-        "± is the half-width of a 95 % t-interval over seeds; gains are paired by seed. A seed draws the student's "
-        "initialisation, the labelled subset and the data order; teacher and test set are fixed.",
+        "± of values is the half-width of a 95 % t-interval over seeds; gains are paired by seed. A seed draws the "
+        "student's initialisation, the labelled subset and the data order; teacher and test set are fixed.",
+        *judging(comparison),
     ]
     counts = comparison.counts("verdict")
     if counts:
-        sentences.append("Verdicts: " + ", ".join(f"{name} {number}" for name, number in counts.items()) + ".")
+        sentences.append(
+            "Verdicts, each of its own cell and not corrected for their number: "
+            + ", ".join(f"{name} {number}" for name, number in counts.items())
+            + "."
+        )
     if any(r.cell.published and r.cell.published.confidence == "medium" for r in comparison.cells):
         sentences.append(
             "Published values marked medium confidence come from a secondary source; their verdicts count."
@@ -188,7 +270,67 @@ def reading(plan: Plan, comparison: Comparison) -> list[str]:
         sentences.append(
             f"Published values marked {UNVERIFIED} could not be confirmed and give no verdict on the paper."
         )
-    return sentences
+    return sentences + replicated(plan)
+
+
+def replicated(plan: Plan) -> list[str]:
+    """Who measured the replicated values."""
+    attempts = dict.fromkeys(f"{each.who}, {each.source}" for cell in plan.cells for each in cell.replicated)
+    if not attempts:
+        return []
+    return [
+        "Replicated values are third parties' with the official code, and enter nothing else: "
+        f"{listed([*attempts], '; ', most=20)}."
+    ]
+
+
+def judging(comparison: Comparison) -> list[str]:
+    """Which interval stands beside gains and judges them."""
+    by = Counter(result.judged.by for result in comparison.cells if result.judged.by)
+    if not by:
+        return []
+    if comparison.looks is not None:
+        looks = comparison.looks
+        stops = Counter(each.stopped for each in comparison.judgement.cells.values())
+        told: dict[Stop, str] = {
+            "decided": "decided",
+            "no effect": "no effect beyond the margin",
+            "budget": "ended by the budget",
+            "open": "still open",
+            "cannot tell": CANNOT_TELL,
+        }
+        seeds = ", ".join(map(str, looks.looks[: looks.taken]))
+        return [
+            f"Seeds were bought: {looks.taken} of {len(looks.looks)} looks, at {seeds} seeds (planned: "
+            f"{', '.join(map(str, looks.looks))}), 5 % error over all looks (Pocock's form of spending); ± of gains is "
+            "that of the repeated interval at a cell's last look. Means over pairs use the seeds of the first look.",
+            "Cells: " + ", ".join(f"{told[stop]} {stops[stop]}" for stop in told if stops[stop]) + ".",
+        ]
+    if not by["moderated t"]:
+        return ["± of gains, which judges them, is the plain t-interval: too few gains to share their spread."]
+    own = f"; {by['plain t']} much noisier or collapsed ones keep their own" if by["plain t"] else ""
+    return [
+        f"± of gains, which judges them, is the half-width of a moderated 95 % interval: the gains of a metric share "
+        f"what they know of their spread (Smyth 2004, robust{own}). table.csv has the plain one beside it."
+    ]
+
+
+def over_table(comparison: Comparison) -> list[str]:
+    """What stands of the table's gains once their number is allowed for; not where looks were taken."""
+    tested = [r for r in comparison.cells if not math.isnan(r.judged.p) and not kept_out(r)]
+    found = several([r.judged.p for r in tested])
+    if comparison.looks is not None or found.tests < 2:
+        return []
+    return [
+        f"Of {found.tests} gains that this set-up can tell of, {found.alone} differ from 0 each for itself; with the "
+        f"table's number of tests allowed for, {found.holm} (Holm: none wrong with 95 %) or {found.false_discovery} "
+        "(Benjamini-Hochberg: at most 5 % of them wrong)."
+    ]
+
+
+def kept_out(result: CellResult) -> bool:
+    """Whether a cell has no part in what is said of its whole table."""
+    return bool(result.judged.cannot_tell or result.cell.instead)
 
 
 def pooled_sentence(plan: Plan, gain: PooledGain) -> str:

@@ -3,10 +3,12 @@
 The frame is tidy: one line per (row, method with its variant, metric), in percent and percentage points.
 """
 
+import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,23 +16,26 @@ import pandas as pd
 from experiments.planning.plan import Cell, Plan, Published
 from experiments.records.committed import Predictions
 from experiments.records.store import ENDED, FINAL, Record
-from experiments.results import stats
-from experiments.results.stats import Estimate, Pooled, RankCorrelation
+from experiments.results import judging, stats
+from experiments.results.judging import NO_JUDGEMENT, NOT_JUDGED, Judged, Judgement
+from experiments.results.sequential import Design
+from experiments.results.stats import NOTHING, Estimate, Pooled, RankCorrelation
+from experiments.results.verdicts import (
+    NOT_APPLICABLE,
+    NOT_IN_PROFILE,
+    STATUSES,
+    VERDICTS,
+    Status,
+    Verdict,
+    verdict,
+)
 from hkd.errors import UserError
 
 TEXT = ("table", "row", "teacher", "student", "method", "variant", "metric")
 NUMBERS = ("published", "measured", "ci_low", "ci_high")
-GAINS = ("gain", "gain_ci_low", "gain_ci_high", "published_gain")
-COLUMNS = (*TEXT, *NUMBERS, "n_seeds", *GAINS, "verdict", "status", "source")
-
-BY_VALUE = ("reproduced", "not reproduced")
-BY_DIRECTION = ("direction holds", "undecided", "contradicted")
-UNVERIFIED = "unverified"
-VERDICTS = ("", *BY_VALUE, *BY_DIRECTION, UNVERIFIED)
-STATUSES = ("done", "partial", "diverged", "refused", "failed", "quoted", "not run")
-
-TOLERANCE = 0.5  # points, by value
-SMALLEST_GAIN = 0.2  # points: published gains below it get no verdict
+GAINS = ("gain", "gain_ci_low", "gain_ci_high", "judged_ci_low", "judged_ci_high", "published_gain")
+SAID = ("replicated", "judged_by", "verdict", "status", "instead", "source")
+COLUMNS = (*TEXT, *NUMBERS, "n_seeds", *GAINS, *SAID)
 
 HERE = "measured here"  # the source of a cell; of committed records it is what `Record.committed` says
 
@@ -39,7 +44,7 @@ Id = tuple[str, str, str]  # row, method, variant
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of one run: a state (one of the statuses except partial and quoted) and the reason if not done."""
+    """What became of one run: a state (a status of records, waiting or not run) and the reason if not done."""
 
     state: str
     reason: str | None = None
@@ -51,7 +56,7 @@ class CellResult:
 
     values, gains: by seed, in percent and points. reasons: why seeds are missing. marks: what a reader must know
     (mixed library versions or device types). source: where its records are from, "" without any. `gain` has n = 0 for
-    baselines.
+    baselines, and the plain t-interval over seeds; `judged` has the one that the verdict stands on.
     """
 
     cell: Cell
@@ -60,11 +65,18 @@ class CellResult:
     gains: dict[int, float]
     gain: Estimate
     published_gain: float  # nan where the paper's values give none
-    verdict: str
-    status: str
+    verdict: Verdict
+    status: Status
     reasons: tuple[str, ...] = ()
     marks: tuple[str, ...] = ()
     source: str = ""
+    judged: Judged = NOT_JUDGED
+    doubted: bool = False  # a published value in it could not be confirmed
+
+    @property
+    def shown_gain(self) -> Estimate:
+        """The gain with the interval that judges it."""
+        return self.judged.estimate if self.judged.estimate.n else self.gain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +113,8 @@ class Comparison:
     ranks: tuple[Ranks, ...]
     missing: tuple[str, ...]  # runs that another attempt should do, with the reason
     exit_status: int  # 1 if there are such runs
+    judgement: Judgement = NO_JUDGEMENT
+    looks: Design | None = None  # taken when seeds were bought; None: a fixed design
 
     def counts(self, column: str) -> dict[str, int]:
         """How often each value of `verdict` or `status` occurs (no verdict is not counted), in their fixed order."""
@@ -109,7 +123,10 @@ class Comparison:
 
 
 def compare(
-    plan: Plan, records: Mapping[str, Record], predictions: Mapping[str, Predictions] | None = None
+    plan: Plan,
+    records: Mapping[str, Record],
+    predictions: Mapping[str, Predictions] | None = None,
+    looks: Design | None = None,
 ) -> Comparison:
     """Compare what a plan's runs measured with what the paper published.
 
@@ -117,23 +134,29 @@ def compare(
         plan: the table at a profile.
         records: by key; runs without one count as not run.
         predictions: by key, where they are kept: arrays row, label and correct per test image.
+        looks: that were taken at the table, if its seeds were bought until it was decided.
 
     Raises:
-        UserError: the table has the same cell twice.
+        UserError: the table has the same cell twice, or a cell mixes records of two settings.
     """
     outcomes: dict[str, Outcome] = {}
     for key in plan.runs:
         outcome(key, plan, records, outcomes)
-    values = {(cell.id, cell.metric): measured_values(cell, plan, records) for cell in plan.cells}
+    values = {judging.place(cell): measured_values(cell, plan, records) for cell in plan.cells}
     published = {(cell.id, cell.metric): cell.published for cell in plan.cells}
     runs = {cell.id: cell.runs for cell in plan.cells}
+    for cell in plan.cells:
+        check_settings(cell, plan, records)
+    diverged = {key for key, found in outcomes.items() if found.state == "diverged"}
+    lost = {judging.place(cell) for cell in plan.cells if not diverged.isdisjoint(cell.runs)}
+    judgement = judging.judge(plan, records, values, lost, looks)
     results, missing = [], {key: found for key, found in outcomes.items() if found.state not in FINAL}
     for cell in plan.cells:
         over = cell.baseline or ("", "", "")
         found = {key: run_outcome(key, cell.metric, records, outcomes) for key in cell.runs}
         missing.update({key: run for key, run in found.items() if run.state not in FINAL})
         results.append(
-            judge(
+            result_of(
                 cell,
                 plan,
                 values[cell.id, cell.metric],
@@ -142,16 +165,66 @@ def compare(
                 [found[key] for key in cell.runs],
                 mixtures(records[key] for key in (*cell.runs, *runs.get(over, ())) if key in records),
                 sources(records[key] for key in cell.runs if key in records),
+                judgement.cells.get(judging.place(cell), NOT_JUDGED),
             )
         )
     return Comparison(
         frame=validated(frame(plan, results)),
         cells=tuple(results),
-        pooled=tuple(pool(plan, results, predictions or {})),
-        ranks=tuple(rank(plan, results)),
+        pooled=tuple(pool(plan, first_look(results, plan, looks), predictions or {})),
+        ranks=tuple(rank(plan, first_look(results, plan, looks))),
         missing=tuple(f"{plan.runs[key].label or key}: {run.reason or run.state}" for key, run in missing.items()),
         exit_status=int(bool(missing)),
+        judgement=judgement,
+        looks=looks,
     )
+
+
+def first_look(results: list[CellResult], plan: Plan, looks: Design | None) -> list[CellResult]:
+    """Results at the seeds that every row has: of a table with looks those of the first, as rows stopped at others."""
+    if looks is None:
+        return results
+    seeds = set(plan.seeds[: looks.looks[0]])
+    held = []
+    for result in results:
+        values = {seed: value for seed, value in result.values.items() if seed in seeds}
+        gains = {seed: value for seed, value in result.gains.items() if seed in seeds}
+        gain = stats.mean(list(gains.values())) if gains else NOTHING
+        held.append(replace(result, values=values, gains=gains, gain=gain))
+    return held
+
+
+def check_settings(cell: Cell, plan: Plan, records: Mapping[str, Record]) -> None:
+    """Refuse a cell whose records are of two settings: their mean would be of nothing.
+
+    Raises:
+        UserError: two records of the cell differ in more than the seed.
+    """
+    first: Mapping[str, Any] | None = None
+    for key in cell.runs:
+        if key not in records or records[key].status != "done":
+            continue
+        spec = {name: records[key].spec.get(name) for name in ("task", "student", "method", "recipe", "task_options")}
+        if first is None:
+            first = spec
+        elif (other := differing(first, spec)) is not None:
+            place, one, two = other
+            raise UserError(
+                f"Cell {'/'.join(filter(None, cell.id))} of '{plan.table}' mixes records of two settings "
+                f"({place}: {one!r} and {two!r}); delete those of one of them, or run the table again."
+            )
+
+
+def differing(one: Mapping[str, Any], two: Mapping[str, Any], at: str = "") -> tuple[str, Any, Any] | None:
+    """The first setting that both specs have with other values: (its place, one, the other)."""
+    for name in one.keys() & two.keys():
+        a, b, place = one[name], two[name], f"{at}.{name}".strip(".")
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            if (found := differing(a, b, place)) is not None:
+                return found
+        elif json.dumps(a, sort_keys=True, default=list) != json.dumps(b, sort_keys=True, default=list):
+            return place, a, b
+    return None
 
 
 # -- what became of the runs -----------------------------------------------------------------------------------
@@ -168,9 +241,12 @@ def outcome(key: str, plan: Plan, records: Mapping[str, Record], known: dict[str
     else:
         for need in run.needs:
             above = outcome(need, plan, records, known)
-            if above.state in ("failed", "diverged", "refused"):
-                label = plan.runs[need].label or need
+            label = plan.runs[need].label or need
+            if above.state in ("diverged", "refused"):
                 found = Outcome(state=above.state, reason=f"needs {label}, which {ENDED[above.state]}")
+                break
+            if above.state in ("failed", "waiting"):
+                found = Outcome(state="waiting", reason=above.reason if above.state == "waiting" else f"{label} failed")
                 break
             if found.reason is None and above.reason is not None and above.state == "not run":
                 found = Outcome(state="not run", reason=above.reason)
@@ -217,10 +293,10 @@ def sources(records: Iterable[Record]) -> str:
     return "; ".join([HERE] * (None in found) + sorted(name for name in found if name is not None))
 
 
-# -- statuses and verdicts -------------------------------------------------------------------------------------
+# -- one cell ----------------------------------------------------------------------------------------------------
 
 
-def judge(
+def result_of(
     cell: Cell,
     plan: Plan,
     values: dict[int, float],
@@ -229,6 +305,7 @@ def judge(
     outcomes: list[Outcome],
     marks: tuple[str, ...],
     source: str,
+    judged: Judged,
 ) -> CellResult:
     """One cell's estimates, status and verdict."""
     measured, gain = stats.mean(list(values.values())), stats.paired_gain(values, baseline)
@@ -236,7 +313,8 @@ def judge(
     if cell.published is not None and published_baseline is not None:
         # Rounded, as the difference of two printed numbers has their digits and no more.
         published_gain = round(cell.published.value - published_baseline.value, 6)
-    doubted = [cell.published] if plan.by_value else [cell.published, published_baseline]
+    printed = [cell.published] if plan.by_value else [cell.published, published_baseline]
+    doubted = cell.baseline is not None and any(value is not None and value.confidence == "low" for value in printed)
     return CellResult(
         cell=cell,
         values=values,
@@ -248,68 +326,63 @@ def judge(
             cell,
             by_value=plan.by_value,
             measured=measured,
-            gain=gain,
+            gain=judged.estimate,
             published_gain=published_gain,
-            low_confidence=any(value is not None and value.confidence == "low" for value in doubted),
+            low_confidence=doubted,
+            cannot_tell=judged.cannot_tell,
+            margin=plan.margins.get(cell.metric),
         ),
         status=status(cell, outcomes),
-        reasons=reasons(cell, plan, outcomes),
+        reasons=(*reasons(cell, plan, outcomes), *collapses(judged)),
         marks=marks,
         source=source,
+        judged=judged,
+        doubted=doubted,
     )
 
 
-def status(cell: Cell, outcomes: list[Outcome]) -> str:
+def collapses(judged: Judged) -> tuple[str, ...]:
+    """Which seeds ended at chance; they stay in the mean."""
+    return (f"{seed_names(judged.collapsed)}: collapsed to chance",) if judged.collapsed else ()
+
+
+def seed_names(seeds: Sequence[int]) -> str:
+    """`seed 1`, `seeds 1, 3`."""
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+
+
+def status(cell: Cell, outcomes: list[Outcome]) -> Status:
     """A cell's status from the states of its runs: partial if only some are done, else the worst of them."""
     if cell.quoted:
         return "quoted"
     states = [found.state for found in outcomes]
     if cell.refused or not states:
-        return "refused"
+        return NOT_IN_PROFILE
     if "done" in states:
         return "done" if set(states) == {"done"} else "partial"
-    return next(state for state in ("failed", "not run", "diverged", "refused") if state in states)
+    order: tuple[tuple[str, Status], ...] = (
+        ("failed", "failed"),
+        ("waiting", "waiting"),
+        ("not run", "not run"),
+        ("diverged", "diverged"),
+        ("refused", NOT_APPLICABLE),
+    )
+    return next(word for state, word in order if state in states)
 
 
 def reasons(cell: Cell, plan: Plan, outcomes: list[Outcome]) -> tuple[str, ...]:
     """Why a cell lacks seeds, equal reasons together: `seeds 1, 3: diverged (the loss is not finite at step 7)`."""
     if cell.refused:
-        return (f"refused: {cell.refused}",)
+        return (f"{NOT_IN_PROFILE}: {cell.refused}",)
     seeds: dict[str, list[int]] = {}
     for seed, found in zip(plan.seeds, outcomes, strict=False):
         if found.state != "done":
-            text = found.state if found.reason is None else f"{found.state} ({found.reason.rstrip('.')})"
+            state = NOT_APPLICABLE if found.state == "refused" else found.state
+            text = state if found.reason is None else f"{state} ({found.reason.rstrip('.')})"
             seeds.setdefault(text, []).append(seed)
     return tuple(
-        text
-        if len(which) == len(plan.seeds)
-        else f"seed{'s' if len(which) > 1 else ''} {', '.join(map(str, which))}: {text}"
-        for text, which in seeds.items()
+        text if len(which) == len(outcomes) else f"{seed_names(which)}: {text}" for text, which in seeds.items()
     )
-
-
-def verdict(
-    cell: Cell, *, by_value: bool, measured: Estimate, gain: Estimate, published_gain: float, low_confidence: bool
-) -> str:
-    """The verdict on a cell, or "" where there is none to give.
-
-    By value: reproduced if measured and published differ by at most 0.5 points or the half-width of the measured
-    value's interval, whichever is larger. By direction: holds if the gain's interval lies on the side of the published
-    gain, contradicted if on the other, undecided if it includes 0 or there is none.
-    """
-    if cell.baseline is None or cell.added or cell.quoted or cell.published is None:
-        return ""
-    if not by_value and math.isnan(published_gain):
-        return ""  # no published direction
-    if low_confidence:
-        return UNVERIFIED
-    if abs(published_gain) < SMALLEST_GAIN or (measured if by_value else gain).n == 0:
-        return ""
-    if by_value:
-        tolerance = TOLERANCE if math.isnan(measured.half_width) else max(TOLERANCE, measured.half_width)
-        return BY_VALUE[0] if abs(measured.mean - cell.published.value) <= tolerance else BY_VALUE[1]
-    agreement = gain.sign * np.sign(published_gain)
-    return BY_DIRECTION[1 - int(agreement)]
 
 
 # -- the frame ---------------------------------------------------------------------------------------------------
@@ -334,16 +407,27 @@ def frame(plan: Plan, results: list[CellResult]) -> pd.DataFrame:
             "gain": result.gain.mean,
             "gain_ci_low": result.gain.low,
             "gain_ci_high": result.gain.high,
+            "judged_ci_low": result.judged.estimate.low,
+            "judged_ci_high": result.judged.estimate.high,
             "published_gain": result.published_gain,
+            "replicated": replications(result.cell),
+            "judged_by": result.judged.by,
             "verdict": result.verdict,
             "status": result.status,
+            "instead": result.cell.instead,
             "source": result.source,
         }
         for result in results
     ]
-    text = dict.fromkeys((*TEXT, "verdict", "status", "source"), "str")
+    text = dict.fromkeys((*TEXT, *SAID), "str")
     numbers = dict.fromkeys((*NUMBERS, *GAINS), "float64")
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({**text, **numbers, "n_seeds": "int64"})
+
+
+def replications(cell: Cell) -> str:
+    """`67.94 (a user of issue 23); 70.78 (...)`: what third parties measured, "" where nobody did."""
+    values = (("not reached" if each.value is None else f"{each.value:.2f}", each.who) for each in cell.replicated)
+    return "; ".join(value + (f" ({who})" if who else "") for value, who in values)
 
 
 def validated(table: pd.DataFrame) -> pd.DataFrame:
@@ -361,7 +445,7 @@ def validated(table: pd.DataFrame) -> pd.DataFrame:
     )
     schema = pa.DataFrameSchema(
         {
-            **dict.fromkeys((*TEXT, "verdict", "status", "source"), text),
+            **dict.fromkeys((*TEXT, *SAID), text),
             **dict.fromkeys((*NUMBERS, *GAINS), number),
             "n_seeds": pa.Column(int, pa.Check.ge(0)),
             "verdict": pa.Column(str, pa.Check.isin(VERDICTS)),
@@ -405,7 +489,8 @@ def pool(plan: Plan, results: list[CellResult], predictions: Mapping[str, Predic
         here = {result.cell.id: result for result in results if result.cell.metric == metric}
         columns: dict[tuple[str, str], list[CellResult]] = {}
         for result in here.values():
-            if result.cell.baseline and result.cell.baseline[0] == result.cell.row:
+            apart = result.cell.instead  # rows of other data are not averaged with the table's
+            if result.cell.baseline and result.cell.baseline[0] == result.cell.row and not apart:
                 column = columns.setdefault((result.cell.method, result.cell.variant), [])
                 if not column or column[0].cell.baseline[1:] == result.cell.baseline[1:]:  # type: ignore[index]
                     column.append(result)
@@ -467,7 +552,7 @@ def rank(plan: Plan, results: list[CellResult]) -> list[Ranks]:
             r
             for r in results
             if r.cell.metric == metric and not r.cell.added and r.gain.n and not math.isnan(r.published_gain)
-            and r.verdict != UNVERIFIED
+            and not r.doubted and not r.cell.instead
         ]  # fmt: skip
         groups: dict[str, list[CellResult]] = {}
         for result in usable:

@@ -67,7 +67,7 @@ class MeasuredCell:
 class Reference:
     """The measured values of a table with what they depend on: the form of both sides of a check.
 
-    data: fingerprints by data set. versions: of libraries, and device types, over all runs.
+    data: fingerprints by data set. versions: of libraries, and device types, over all runs. cpus: likewise, if known.
     """
 
     table: str
@@ -75,6 +75,7 @@ class Reference:
     data: dict[str, list[str]]
     versions: dict[str, list[str]]
     cells: tuple[MeasuredCell, ...]
+    cpus: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +146,7 @@ def reference(
             for name, version in record.environment.get("versions", {}).items():
                 versions.setdefault(name, set()).add(str(version))
             versions.setdefault("device", set()).add(str(record.environment.get("device", "unknown")))
+    cpus = {str(record.environment["cpu"]) for record in records.values() if record.environment.get("cpu")}
     fingerprints: dict[str, set[str]] = {}
     for name, fingerprint in data:
         fingerprints.setdefault(name, set()).add(fingerprint)
@@ -163,6 +165,7 @@ def reference(
             )
             for cell in cells
         ),
+        cpus=tuple(sorted(cpus)),
     )
 
 
@@ -222,7 +225,7 @@ def check(measured: Reference, reference: Reference) -> RegressionReport:
         return report(measured, "untested", ("nothing measured yet",), [])
     lines = [*method_lines(now, before), *cell_lines(now, before)]
     undecided = undecidable(lines, now, before)
-    untested = (*undecided, *untested)
+    untested = (*undecided, *untested, *other_digits(measured, reference, lines))
     lost = [
         f"{now[which].name}: seeds {', '.join(map(str, seeds))} diverged, which the reference has values for"
         for which in now
@@ -231,10 +234,18 @@ def check(measured: Reference, reference: Reference) -> RegressionReport:
     dropped = [f"{line['what']} dropped by {line['drop']:.2f} points" for line in lines if line["regression"]]
     if lost or dropped:
         return report(measured, "regression", (*lost, *dropped, *untested), lines)
-    reasons = untested if lines else (*untested, "every measured digit equals the reference")
+    reasons: tuple[str, ...] = untested if lines else (*untested, "every measured digit equals the reference")
     if measured.versions != reference.versions:
         reasons = (*reasons, f"library versions or devices differ: {changed(measured.versions, reference.versions)}")
     return report(measured, "untested" if undecided else "pass", reasons, lines)
+
+
+def other_digits(measured: Reference, reference: Reference, lines: list[dict]) -> tuple[str, ...]:
+    """Where digits of equal keys moved: that another processor did it, if the two sides are not of the same one."""
+    if not lines or not measured.cpus or not reference.cpus or measured.cpus == reference.cpus:
+        return ()
+    here, there = " and ".join(measured.cpus), " and ".join(reference.cpus)
+    return (f"same key, other digits: another CPU ({there} -> {here}); compared by its statistics",)
 
 
 def undecidable(

@@ -18,14 +18,27 @@ from typing import Any
 import pandas as pd
 
 from experiments.planning.plan import Cell, Plan
+from experiments.planning.replications import not_reached
 from experiments.records.store import Record
 from experiments.results.caption import caption, heading, listed, metric_name, pooled_texts, with_interval
-from experiments.results.compare import BY_DIRECTION, BY_VALUE, UNVERIFIED, CellResult, Comparison
-from experiments.results.stats import MeanRanks, mean_ranks
+from experiments.results.compare import CellResult, Comparison, replications
+from experiments.results.statements import GAINS, performance_profile, probability_of_improvement
+from experiments.results.stats import NOTHING, Estimate, MeanRanks, mean_ranks
+from experiments.results.verdicts import (
+    BY_DIRECTION,
+    BY_VALUE,
+    CANNOT_TELL,
+    HOLDS,
+    NOT_APPLICABLE,
+    NOT_IN_PROFILE,
+    UNVERIFIED,
+)
 from hkd.errors import UserError
 
 Curves = Mapping[str, Sequence[Mapping[str, Any]]]  # by run key: one dict per epoch
 
+INDEPENDENT = 2  # people who could not reach a published value: it is marked
+NOTHING_TO_RUN = (NOT_APPLICABLE, NOT_IN_PROFILE)
 WIDE = 4  # table.md: up to this many methods stand side by side, as papers print them; more stand below one another
 FIGURE_METHODS = 4  # more would not be told apart in comparison.png
 MANY = 4  # methods (not variants of one) from which their costs are printed, and on several pairs their ranks
@@ -34,8 +47,7 @@ VARIED = re.compile(r"(?P<name>[a-z]+) (?P<value>[0-9.]+)")  # a row's label tha
 SWEPT = 4  # values from which they are an axis
 MOST_BASELINES = 2  # that the title of a panel names
 DIGITS = 4  # of measured values in CSV and JSON; printed tables have two
-JUDGED = (*BY_VALUE, *BY_DIRECTION)
-NOT_APPLICABLE = "refused"
+JUDGED = (*BY_VALUE, *BY_DIRECTION, CANNOT_TELL)
 COST = ("step_ms", "step_ratio", "extra_params_m", "peak_memory_mib", "cpu_s", "gpu_s", "wall_s")
 
 
@@ -99,7 +111,7 @@ def fill(plan: Plan, records: Mapping[str, Record], comparison: Comparison, fold
         draw(plan, comparison, folder / name, shown)
     if is_ranked(plan):
         ranked = ranking(plan, comparison)
-        write_csv(ranks(plan, ranked), folder / "ranks.csv")
+        write_csv(ranks(plan, ranked, comparison), folder / "ranks.csv")
         draw_ranking(plan, ranked, folder / "ranking.png")
         draw_map(plan, comparison, folder / "gains.png")
 
@@ -136,6 +148,13 @@ def markdown(plan: Plan, records: Mapping[str, Record], comparison: Comparison) 
     pooled = pooled_table(plan, comparison)
     if pooled:
         parts += ["Gains pooled over pairs (mean over pairs for each seed, then over seeds):", pooled]
+    if is_ranked(plan):
+        parts += [
+            f"Methods over pairs ({metric_name(plan.metrics[0])}; mean ranks within pairs and seeds, 1 the best, none "
+            "for methods that lack a pair; P: probability that a run is above one of that column on the same pair; "
+            "last columns: share of runs over pairs with a gain above so many points):",
+            over_pairs(plan, comparison),
+        ]
     parts.append("\n".join(f"- {sentence}" for sentence in caption(plan, records, comparison)))
     return "\n\n".join(parts) + "\n"
 
@@ -166,6 +185,7 @@ def row_labels(cell: Cell, unsaid: dict[str, tuple[str, str]]) -> dict[str, str]
             if is_named:
                 del unsaid[slug]
         texts[column] = text
+    texts[COLUMNS_KEPT[1]] += OTHER_DATA if cell.instead else ""
     return texts
 
 
@@ -178,7 +198,7 @@ def side_by_side(results: Sequence[CellResult], unsaid: dict[str, tuple[str, str
         line = lines[result.cell.row]
         name = heading(result.cell)
         papers = result.cell.printed_label or name  # published values are of the paper's own data
-        names = {"published": papers, "published gain": papers}
+        names = {"published": papers, "published gain": papers, "replicated": papers}
         line.update({f"{names.get(column, name)}: {column}": text for column, text in shown(result).items()})
     return to_markdown(without_empty(pd.DataFrame(lines.values())))
 
@@ -189,6 +209,7 @@ def without_empty(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 COLUMNS_KEPT = ("Teacher", "Student")
+OTHER_DATA = " (other data)"  # mark of a row whose data is another stand-in than its table's
 TEXT_COLUMNS = ("Teacher", "Student", "Method", "verdict", "Gain of", "over")
 
 
@@ -229,9 +250,10 @@ def shown(result: CellResult) -> dict[str, str]:
     """The texts of one cell, in the order of the columns."""
     return {
         "published": published(result.cell),
+        "replicated": replications(result.cell),
         "measured": measured(result),
         "published gain": "" if math.isnan(result.published_gain) else f"{result.published_gain:+.2f}",
-        "gain": with_interval(result.gain, signed=True),
+        "gain": with_interval(result.shown_gain, signed=True),
         "verdict": result.verdict,
     }
 
@@ -241,7 +263,8 @@ def published(cell: Cell) -> str:
     if cell.published is None:
         return ""
     mark = {"high": "", "medium": " (medium confidence)", "low": f" ({UNVERIFIED})"}[cell.published.confidence]
-    return f"{cell.published.value:.2f}{mark}"
+    missed = not_reached(cell.replicated)
+    return f"{cell.published.value:.2f}{mark}" + (f" (not reached by {missed} others)" if missed >= INDEPENDENT else "")
 
 
 def measured(result: CellResult) -> str:
@@ -396,7 +419,7 @@ def gains(plan: Plan, comparison: Comparison) -> pd.DataFrame:
 
 def pair(cell: Cell) -> str:
     """A row's label: teacher and student as printed."""
-    return " → ".join(filter(None, cell.row_label))
+    return " → ".join(filter(None, cell.row_label)) + (OTHER_DATA if cell.instead else "")
 
 
 def mean_curves(plan: Plan, curves: Curves) -> pd.DataFrame:
@@ -441,7 +464,7 @@ def draw(plan: Plan, comparison: Comparison, path: Path, metrics: tuple[str, ...
     results = [
         r
         for r in comparison.cells
-        if r.cell.metric in metrics and r.cell.baseline and not r.cell.quoted and r.status != "refused"
+        if r.cell.metric in metrics and r.cell.baseline and not r.cell.quoted and r.status not in NOTHING_TO_RUN
     ]
     methods = list(dict.fromkeys((r.cell.method, r.cell.variant) for r in results))
     shown = {(name, "") for name in ("kd", plan.paper)} & {*methods}
@@ -459,7 +482,7 @@ def draw(plan: Plan, comparison: Comparison, path: Path, metrics: tuple[str, ...
     rows: list[GainRow] = []
     for result in results:
         cell = result.cell
-        own = result.verdict != UNVERIFIED
+        own = not result.doubted
         name = NUMBER.sub("", pair(cell))
         rows.append(
             GainRow(
@@ -467,8 +490,8 @@ def draw(plan: Plan, comparison: Comparison, path: Path, metrics: tuple[str, ...
                 method="measured" if rows_are_variants else cell.label,
                 published=result.published_gain if own else math.nan,
                 measured=result.gain.mean,
-                low=result.gain.low,
-                high=result.gain.high,
+                low=result.shown_gain.low,
+                high=result.shown_gain.high,
                 pooled=False,
                 panel=over[cell.id],
                 seeds=tuple(result.gains.values()),
@@ -494,7 +517,8 @@ def draw(plan: Plan, comparison: Comparison, path: Path, metrics: tuple[str, ...
                     verdict="",
                 )
             )
-    signs = "Whiskers: 95 % intervals over seeds" + ("; dots: seeds" if len(plan.seeds) <= FEW_SEEDS else "")
+    signs = "Whiskers: the 95 % intervals over seeds that judge gains"
+    signs += "; dots: seeds" if len(plan.seeds) <= FEW_SEEDS else ""
     if any(not math.isnan(row["published"]) for row in rows):
         signs += "; hollow: published." if others else "; hollow: the paper's gain."
         signs += "" if plan.by_value else " Measured gains are compared with published ones by direction only."
@@ -535,10 +559,10 @@ def draw_sweep(
         label: [
             SweepPoint(
                 at=float(result.cell.row_label[1].split()[-1]),
-                published=result.published_gain if result.verdict != UNVERIFIED else math.nan,
+                published=math.nan if result.doubted else result.published_gain,
                 measured=result.gain.mean,
-                low=result.gain.low,
-                high=result.gain.high,
+                low=result.shown_gain.low,
+                high=result.shown_gain.high,
                 seeds=tuple(result.gains.values()),
             )
             for result in results
@@ -596,9 +620,9 @@ def finding(plan: Plan, comparison: Comparison, metrics: tuple[str, ...]) -> str
     metric = f", {metric_name(metrics[0])}" if len(metrics) == 1 and len(plan.metrics) > 1 else ""
     if not counts:
         return f"{plan.title}{metric}\n{plan.here}".rstrip()
-    parts = [f"{counts[word]} {word}" for word in JUDGED if counts[word]]
+    parts = [f"{counts[word]} {'hold' if word == HOLDS else word}" for word in JUDGED if counts[word]]
     rest = f"{rest[:1].upper()}{rest[1:]}." if rest else ""
-    return f"{name}{metric}: of {counts.total()} gains {', '.join(parts)}\n{rest} {plan.here}".rstrip()
+    return f"{name}{metric}: of {counts.total()} published gains {', '.join(parts)}\n{rest} {plan.here}".rstrip()
 
 
 # -- ranks and the map of gains --------------------------------------------------------------------------------------
@@ -613,13 +637,64 @@ def ranking(plan: Plan, comparison: Comparison) -> MeanRanks:
     """Mean ranks of the methods, by printed label, over the rows and in the first metric of a table."""
     values: dict[str, dict[str, dict[int, float]]] = {}
     for result in comparison.cells:
-        if result.cell.metric == plan.metrics[0] and not result.cell.quoted:
+        if result.cell.metric == plan.metrics[0] and not result.cell.quoted and not result.cell.instead:
             values.setdefault(result.cell.row, {})[result.cell.label] = result.values
     return mean_ranks(values)
 
 
-def ranks(plan: Plan, ranked: MeanRanks) -> pd.DataFrame:
+def improvements(plan: Plan, comparison: Comparison) -> dict[str, tuple[Estimate, Estimate, tuple[float, ...]]]:
+    """Per printed label, in the first metric: probability of improvement over the baseline and over plain KD, and the
+    performance profile of gains; rows of other data are left out.
+    """
+    values: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
+    gains: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
+    labels: dict[tuple[str, str], str] = {}
+    baselines: dict[tuple[str, str], tuple[str, str]] = {}
+    for result in comparison.cells:
+        cell = result.cell
+        if cell.metric == plan.metrics[0] and not cell.quoted and not cell.instead:
+            which = cell.method, cell.variant
+            values.setdefault(which, {})[cell.row] = result.values
+            labels[which] = cell.label
+            if cell.baseline is not None and cell.baseline[0] == cell.row:
+                gains.setdefault(which, {})[cell.row] = result.gains
+                baselines.setdefault(which, (cell.baseline[1], cell.baseline[2]))
+    plain = values.get(("kd", ""), {})
+    return {
+        labels[which]: (
+            probability_of_improvement(values[which], values.get(baselines[which], {})),
+            probability_of_improvement(values[which], plain if which != ("kd", "") else {}),
+            performance_profile(gains[which]),
+        )
+        for which in gains
+    }
+
+
+def over_pairs(plan: Plan, comparison: Comparison) -> str:
+    """Mean ranks, probabilities of improvement and performance profiles as Markdown, the best rank first."""
+    ranked, better = ranking(plan, comparison), improvements(plan, comparison)
+    names = sorted(ranked.ranks, key=lambda name: ranked.ranks[name].mean)
+    names += [name for name in better if name not in ranked.ranks]
+    lines = []
+    for name in names:
+        over_base, over_kd, profile = better.get(name, (NOTHING, NOTHING, (math.nan,) * len(GAINS)))
+        line = {"Method": name, "mean rank": with_interval(ranked.ranks.get(name, NOTHING))}
+        line |= {"P over baseline": share(over_base), "P over KD": share(over_kd)}
+        line |= {f"gain > {tau:g}": "" if math.isnan(p) else f"{p:.2f}" for tau, p in zip(GAINS, profile, strict=True)}
+        lines.append(line)
+    return to_markdown(pd.DataFrame(lines))
+
+
+def share(estimate: Estimate) -> str:
+    """`0.84 [0.71, 0.95]`."""
+    if not estimate.n:
+        return ""
+    return f"{estimate.mean:.2f}" + ("" if estimate.reason else f" [{estimate.low:.2f}, {estimate.high:.2f}]")
+
+
+def ranks(plan: Plan, ranked: MeanRanks, comparison: Comparison) -> pd.DataFrame:
     """Mean ranks as ranks.csv has them, the best first; methods that lack a pair are not in it."""
+    better = improvements(plan, comparison)
     lines = [
         {
             "table": plan.table,
@@ -629,10 +704,26 @@ def ranks(plan: Plan, ranked: MeanRanks) -> pd.DataFrame:
             "ci_high": rank.high,
             "n_seeds": rank.n,
             "n_pairs": len(ranked.pairs),
+            **improvement_numbers(*better.get(label, (NOTHING, NOTHING, ()))),
         }
         for label, rank in sorted(ranked.ranks.items(), key=lambda item: item[1].mean)
     ]
-    return pd.DataFrame(lines, columns=["table", "method", "mean_rank", "ci_low", "ci_high", "n_seeds", "n_pairs"])
+    columns = ["table", "method", "mean_rank", "ci_low", "ci_high", "n_seeds", "n_pairs"]
+    return pd.DataFrame(lines, columns=[*columns, *improvement_numbers(NOTHING, NOTHING, ())])
+
+
+def improvement_numbers(over_base: Estimate, over_kd: Estimate, profile: tuple[float, ...]) -> dict[str, float]:
+    """Probabilities of improvement and shares of runs with a gain, by their columns in ranks.csv."""
+    shares = profile or (math.nan,) * len(GAINS)
+    return {
+        "p_over_baseline": over_base.mean,
+        "p_over_baseline_low": over_base.low,
+        "p_over_baseline_high": over_base.high,
+        "p_over_kd": over_kd.mean,
+        "p_over_kd_low": over_kd.low,
+        "p_over_kd_high": over_kd.high,
+        **{f"share_gain_above_{tau:g}": value for tau, value in zip(GAINS, shares, strict=True)},
+    }
 
 
 def draw_ranking(plan: Plan, ranked: MeanRanks, path: Path) -> None:
@@ -670,8 +761,8 @@ def draw_map(plan: Plan, comparison: Comparison, path: Path) -> None:
             pair=pair(result.cell),
             method=result.cell.label,
             gain=result.gain.mean,
-            sure=result.gain.sign != 0,
-            refused=result.status == NOT_APPLICABLE and not result.cell.refused,
+            sure=result.shown_gain.sign != 0,
+            refused=result.status == NOT_APPLICABLE,
         )
         for result in results
         if result.cell.row in here and result.cell.label in columns

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from experiments.records.store import Store
-from experiments.results.compare import BY_VALUE
+from experiments.results.verdicts import BY_VALUE
 from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel
 from hkd.models.weights import save_weights
@@ -137,7 +137,9 @@ def statuses(shared):
 
 def table(shared):
     with open(shared / "hkd" / "checkout" / "results" / "walk" / TABLE / "table.csv") as lines:
-        return [line for line in csv.DictReader(lines) if line["status"] != "refused"]  # rows without models
+        return [
+            line for line in csv.DictReader(lines) if line["status"] != "not in this profile"
+        ]  # rows without models
 
 
 def free_port():

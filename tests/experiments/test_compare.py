@@ -9,7 +9,8 @@ import pytest
 from experiments.planning.plan import Published
 from experiments.records.committed import Records
 from experiments.records.store import Store
-from experiments.results.compare import BY_DIRECTION, COLUMNS, compare, sources
+from experiments.results.compare import COLUMNS, compare, sources
+from experiments.results.verdicts import BY_DIRECTION
 from hkd.errors import UserError
 
 ROW = "swin_l-mobilenet_v1"
@@ -50,8 +51,8 @@ def test_a_line_holds_the_mean_and_the_paired_gain(synthetic):
 @pytest.mark.parametrize(
     ("scalekd", "expected"),
     [
-        ([82.0, 84.0, 84.0], "direction holds"),
-        ([80.5, 80.5, 82.0], "undecided"),
+        ([82.0, 84.0, 84.0], "holds"),
+        ([80.5, 80.5, 82.0], "too noisy"),
         ([78.0, 78.0, 79.5], "contradicted"),
     ],
 )
@@ -64,13 +65,13 @@ def test_other_profiles_are_judged_by_direction(synthetic, scalekd, expected):
 def test_a_published_loss_is_confirmed_by_a_measured_loss(synthetic):
     plan = changed(synthetic.plan(pairs=1, seeds=3), "scalekd", published=Published(value=70.0, source="x"))
     values = {"supervised": [80.0, 81.0, 82.0], "kd": [80.0, 81.0, 83.0], "scalekd": [78.0, 78.0, 79.5]}
-    assert line(compare(plan, synthetic.with_values(plan, values)))["verdict"] == "direction holds"
+    assert line(compare(plan, synthetic.with_values(plan, values)))["verdict"] == "holds"
 
 
-def test_one_seed_leaves_a_direction_undecided(synthetic):
+def test_one_seed_is_too_noisy_for_a_direction(synthetic):
     plan = synthetic.plan(pairs=1, seeds=1)
     values = {"supervised": [80.0], "kd": [81.0], "scalekd": [90.0]}
-    assert line(compare(plan, synthetic.with_values(plan, values)))["verdict"] == "undecided"
+    assert line(compare(plan, synthetic.with_values(plan, values)))["verdict"] == "too noisy"
 
 
 @pytest.mark.parametrize(
@@ -157,10 +158,11 @@ def test_a_cell_whose_runs_all_ended_badly_says_how_and_only_failures_ask_for_an
         key = f"{ROW}/scalekd/{seed}"
         records[key] = replace(records[key], status=state, metrics={}, reason="the reason")
     comparison = compare(plan, records)
-    assert line(comparison)["status"] == state
+    word = {"refused": "not applicable"}.get(state, state)
+    assert line(comparison)["status"] == word
     assert line(comparison)["n_seeds"] == 0
     assert comparison.exit_status == exit_status
-    assert comparison.cells[2].reasons == (f"{state} (the reason)",)
+    assert comparison.cells[2].reasons == (f"{word} (the reason)",)
 
 
 def test_one_diverged_seed_is_partial_and_no_reason_to_try_again(synthetic):
@@ -177,7 +179,7 @@ def test_refused_and_quoted_cells_have_no_runs_and_ask_for_none(synthetic):
     plan = changed(synthetic.plan(), "scalekd", runs=(), refused="no mapping for 'mobilenet_v1'")
     plan = changed(plan, "kd", runs=(), quoted=True)
     comparison = compare(plan, synthetic.records(plan))
-    assert line(comparison)["status"] == "refused"
+    assert line(comparison)["status"] == "not in this profile"
     assert line(comparison, "kd")["status"] == "quoted"
     assert comparison.exit_status == 0
 

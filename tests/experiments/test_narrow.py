@@ -35,7 +35,8 @@ def test_every_cell_stands_with_its_gain_interval_and_verdict(done):
     for result in done.comparison.cells:
         if result.cell.baseline is None or not result.verdict:
             continue
-        mean, low, high = (f"{value:+.1f}" for value in (result.gain.mean, result.gain.low, result.gain.high))
+        gain = result.shown_gain
+        mean, low, high = (f"{value:+.1f}" for value in (gain.mean, gain.low, gain.high))
         assert any(f"{mean}" in line and f"[{low}, {high}]" in line and result.verdict in line for line in lines)
 
 

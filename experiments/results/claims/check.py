@@ -1,21 +1,23 @@
 """Each claim against what was measured.
 
 Values come from own records and committed ones and from the numbers that figures left as measures.json; nothing is
-executed. An interval is Student's t over seeds, paired by seed; where a figure's numbers have no second seed it is the
-one over images. A claim holds if the 95 % interval lies wholly where the claim says, fails if it lies wholly outside,
-and is undecided between; without the values it is untested.
+executed. An interval is Student's t over seeds, paired by seed, and for the gain of one cell the moderated one that
+judges it in its table; where a figure's numbers have no second seed it is the one over images. Rows of other data than
+their table's are in no mean over rows. A claim holds if the 95 % interval lies wholly where the claim says, fails if it
+lies wholly outside, and is undecided between; without the values it is untested.
 """
 
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from experiments import places
 from experiments.planning import schema
 from experiments.planning.asked import planned
+from experiments.planning.plan import Plan
 from experiments.planning.schema import Table, load_params
 from experiments.records.committed import Records, path_of
 from experiments.records.store import Store
@@ -42,10 +44,15 @@ Id = tuple[str, str, str]  # method, variant, metric
 
 @dataclass(frozen=True)
 class Measured:
-    """Values of a table at a profile: row -> (method, variant, metric) -> seed -> value; and where they were read."""
+    """Values of a table at a profile: row -> (method, variant, metric) -> seed -> value; and where they were read.
+
+    judged: gains over the cell's own baseline in the same row, with the intervals that judge them in the table.
+    """
 
     rows: Mapping[str, Mapping[Id, Mapping[int, float]]]
     basis: str
+    apart: frozenset[str] = frozenset()  # rows of other data than the table's, which no mean over rows takes in
+    judged: Mapping[tuple[str, Id, Id], Estimate] = field(default_factory=dict)  # gain of a cell: (row, cell, over)
 
 
 class Profile:
@@ -73,7 +80,7 @@ class Profile:
                 records = Records(plan, self.store, self.references)
                 kinds = ((RUNS, records.own), (COMMITTED, records.keys() - records.own.keys()))
                 basis = " and ".join(kind for kind, keys in kinds if keys)
-                self.tables[name] = Measured(by_row(regression.measured_values(plan, records).cells), basis)
+                self.tables[name] = measured_of(plan, records, basis)
         return self.tables[name]
 
     def figure(self, name: str) -> tuple[dict[str, Any], str]:
@@ -102,6 +109,20 @@ def read_measures(path: Path) -> dict[str, Any]:
         return document
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError):
         raise UserError(f"{path} is not a figure's numbers; delete it and run its figure again.") from None
+
+
+def measured_of(plan: Plan, records: Records, basis: str) -> Measured:
+    """What a plan's records hold, with the intervals that judge single gains."""
+    from experiments.results.compare import compare  # pandas takes a second to import
+
+    judged: dict[tuple[str, Id, Id], Estimate] = {}
+    for result in compare(plan, records).cells if records else ():
+        cell, estimate = result.cell, result.judged.estimate
+        if cell.baseline is not None and cell.baseline[0] == cell.row and estimate.n:
+            ours = cell.method, cell.variant, cell.metric
+            judged[cell.row, ours, (cell.baseline[1], cell.baseline[2], cell.metric)] = estimate
+    apart = frozenset(cell.row for cell in plan.cells if cell.instead)
+    return Measured(by_row(regression.measured_values(plan, records).cells), basis, apart, judged)
 
 
 def by_row(cells: Iterable[MeasuredCell]) -> dict[str, dict[Id, dict[int, float]]]:
@@ -162,7 +183,7 @@ def check(claim: Claim, paper: str, profile: Profile) -> Checked:
     shown, rows = min(deciding, key=lambda each: claim.expect.room(each[0].mean, each[0].mean)[0])
     missing = 0
     if isinstance(statistic, Difference) and statistic.rows is None:
-        missing = unmeasured(statistic, table, metric, rows)
+        missing = unmeasured(statistic, table, metric, rows, measured.apart)
     return Checked(
         paper=paper,
         claim=claim,
@@ -176,11 +197,11 @@ def check(claim: Claim, paper: str, profile: Profile) -> Checked:
     )
 
 
-def unmeasured(statistic: Difference, table: Table, metric: str, rows: Sequence[str]) -> int:
-    """How many rows of a table have the columns that are compared and are not in an estimate."""
+def unmeasured(statistic: Difference, table: Table, metric: str, rows: Sequence[str], apart: frozenset[str]) -> int:
+    """How many rows of a table have the columns that are compared and are not in an estimate; those apart aside."""
     overs = [over for over, _ in statistic.comparisons]
     count = 0
-    for row in {each.row for each in table.rows} - {*rows}:
+    for row in {each.row for each in table.rows} - {*rows} - apart:
         columns = columns_of(table, row)
         wanted = [resolve(name, columns, metric) for name in (statistic.column, *filter(None, overs))]
         count += None not in wanted and len({*wanted}) == len(wanted)
@@ -192,7 +213,8 @@ def by_seed(
 ) -> dict[str, dict[int, float]]:
     """Difference of two columns (or, over nothing, the value of one) by row and seed, where both were measured."""
     found = {}
-    for row in [each.row for each in table.rows] if rows is None else rows:
+    every = [each.row for each in table.rows if each.row not in measured.apart]
+    for row in every if rows is None else rows:
         columns, values = columns_of(table, row), measured.rows.get(row, {})
         first, second = resolve(column, columns, metric), resolve(over, columns, metric) if over else None
         if first is None or (over and second is None) or (over and first == second):
@@ -213,12 +235,26 @@ def difference(
     if statistic.rows is not None and set(pooled.rows) != set(statistic.rows):
         return stats.NOTHING, ()
     if not against:
-        return pooled.estimate, pooled.rows
+        single = judged_gain(statistic, over, pooled.rows, table, metric, measured)
+        return single or pooled.estimate, pooled.rows
     theirs = by_seed(table, measured, against, statistic.against_column or statistic.column, over, metric)
     if set(theirs) != set(against):
         return stats.NOTHING, ()
     kept = {row: ours[row] for row in pooled.rows}
     return stats.paired_gain(mean_by_seed(kept), mean_by_seed(theirs)), (*pooled.rows, *against)
+
+
+def judged_gain(
+    statistic: Difference, over: str, rows: Sequence[str], table: Table, metric: str, measured: Measured
+) -> Estimate | None:
+    """The gain of one cell over its own baseline with the interval that judges it; None where a claim is of more."""
+    if len(rows) != 1 or not over:
+        return None
+    columns = columns_of(table, rows[0])
+    ours, theirs = resolve(statistic.column, columns, metric), resolve(over, columns, metric)
+    if ours is None or theirs is None:
+        return None
+    return measured.judged.get((rows[0], (*ours, metric), (*theirs, metric)))
 
 
 def mean_by_seed(rows: Mapping[str, Mapping[int, float]]) -> dict[int, float]:
