@@ -281,5 +281,6 @@ def picture_grid(columns: Mapping[str, Sequence[Any]], path: Path, *, title: str
                 shown = np.asarray(picture)
                 axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
                 blank(axes)
+                axes.spines[:].set(visible=True, color=GRID, linewidth=0.6)  # white on white would have no edge
                 if y == 0:
                     axes.set_title(name, fontsize=10, pad=4)

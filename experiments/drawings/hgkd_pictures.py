@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import NullLocator
 from torch import Tensor
 
 from analysis.style import COLOURS, GREY, GRID, HEADING_LINE, MARKERS, Lettering, picture_grid, sheet
@@ -158,13 +158,13 @@ def draw_paintings(
         batch, taps = masked_pass(step, images)
         columns[f"{name}: masked"] = pictures_of(hide(images, batch.extra["visible"]))
         with torch.no_grad():
-            columns[f"{name}: painted"] = pictures_of(method.picture(batch, taps))
+            columns[f"{name}: reconstructed"] = pictures_of(method.picture(batch, taps))
     picture_grid(
         columns,
         path,
-        title=f"Hidden pixels, painted by the models that predict them\n{setting}",
-        caption="Where pixels are normalised by cell for training, a painted cell has the true mean and contrast of "
-        "that cell: they are not the model's merit.",
+        title=f"Hidden pixels, reconstructed by the models that predict them\n{setting}",
+        caption="Where pixels are normalised by cell for training, a reconstructed cell has the true mean and contrast "
+        "of that cell: they are not the model's merit.",
     )
 
 
@@ -180,7 +180,8 @@ def draw_queue(
     """
     texts: dict[str, Any] = {
         "title": f"How many queue entries the similarity looks at\n{setting}",
-        "caption": f"Grey line: the queue holds {size}.",
+        "caption": f"Effective entries: exp of the entropy of the teacher's softmax over the queue, mean over an epoch; "
+        f"grey line: the queue holds {size}.",
         "lettering": Lettering(heading_line=HEADING_LINE),
     }
     with sheet(path, 6.4, 2.2, above=0.3, below=0.66, vector=False, **texts) as page:
@@ -190,8 +191,12 @@ def draw_queue(
             axes.plot(*zip(*xy, strict=True), color=COLOURS[i], marker=MARKERS[i], markersize=4, label=name)
         axes.axhline(size, color=GREY, linewidth=0.8)
         axes.set_ylim(0, size * 1.08)
+        axes.set_xscale("log")  # most happens in the first epochs
+        axes.set_xticks([1, 2, 5, 10, 20, 50, 100], minor=False)
+        axes.set_xlim(0.9, 1.1 * max(line["epoch"] for lines in curves.values() for line in lines))
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_ylabel("effective entries")
         axes.grid(axis="y", color=GRID, linewidth=0.6)
         axes.legend(loc="best")
