@@ -180,8 +180,8 @@ def draw_queue(
     """
     texts: dict[str, Any] = {
         "title": f"How many queue entries the similarity looks at\n{setting}",
-        "caption": f"Effective entries: 1 / Σ p² of the teacher's softmax p over the queue, mean over an epoch; grey line: "
-        f"the queue holds {size}.",
+        "caption": f"Effective entries: 1 / Σ p² of the teacher's softmax p over the queue, mean over an epoch; "
+        f"grey line: the queue holds {size}.",
         "lettering": Lettering(heading_line=HEADING_LINE),
     }
     with sheet(path, 6.4, 2.2, above=0.3, below=0.66, vector=False, **texts) as page:
