@@ -1,4 +1,4 @@
-"""`hkd tables`, `plan`, `run`, `show`, `check`, `claims`, `report`, `worker` and `reference update`: tables and what they say."""
+"""Tables and what they say: `hkd tables`, `plan`, `run`, `show`, `check`, `claims`, `report`, `reference update`."""
 
 import os
 import sys

@@ -41,7 +41,7 @@ def build(
     """Write all pages; equal records give equal bytes.
 
     Args:
-        folder: of the report; made if it is not there. Files of an earlier report that are not written again are removed.
+        folder: of the report; made if it is not there. Files of an earlier report that this one lacks are removed.
         store: records of this machine, which take precedence over committed ones.
         profile: the only one; None: that of params.yaml, and every other at which something was measured.
         tables: only these; None: all.
@@ -55,7 +55,7 @@ def build(
         return written(folder, gather(store, profile=profile, tables=tables), against, live)
     except OSError as error:
         raise UserError(
-            f"Cannot write {folder} ({error.strerror}); make it writable, free some space, or name another with --output."
+            f"Cannot write {folder} ({error.strerror}); make it writable, free some space, or name another: --output."
         ) from None
 
 
@@ -109,7 +109,7 @@ def remove_left_over(folder: Path, files: list[str]) -> None:
     put(folder, LISTED, "\n".join(sorted(files)) + "\n")
 
 
-# -- while runs go on -----------------------------------------------------------------------------------------------------
+# -- while runs go on ------------------------------------------------------------------------------------------------
 
 
 def keep_live(

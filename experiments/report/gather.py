@@ -176,7 +176,7 @@ def last_epoch(path: Path) -> int:
 
 
 def astray(store: Store, profiles: Iterable[str], entries: Sequence[Entry], tables: Sequence[str] | None) -> list[str]:
-    """Records that no page shows: of tables and profiles that are gone, and runs of this store that no plan asks for."""
+    """Records that no page shows: of tables and profiles that are gone, and runs here that no plan asks for."""
     sentences = []
     known, references = set(schema.table_ids()), places.references()
     for folder in sorted(path for path in references.glob("*") if path.is_dir()):
@@ -190,12 +190,12 @@ def astray(store: Store, profiles: Iterable[str], entries: Sequence[Entry], tabl
             )
     if tables is None:
         asked = {key for entry in entries if entry.plan for key in entry.plan.runs}
-        foreign = [key for key in store.keys() if key not in asked]
+        foreign = set(store.keys()) - asked
         if foreign:
             one = len(foreign) == 1
             sentences.append(
-                f"{len(foreign)} record{'' if one else 's'} of this machine {'is' if one else 'are'} not shown: no table "
-                f"at profile {', '.join(profiles)} asks for {'it' if one else 'them'} (other settings, profiles or "
-                "versions of the code)."
+                f"{len(foreign)} record{'' if one else 's'} of this machine {'is' if one else 'are'} not shown: no "
+                f"table at profile {', '.join(profiles)} asks for {'it' if one else 'them'} (other settings, profiles "
+                "or versions of the code)."
             )
     return sentences

@@ -1,7 +1,6 @@
 """From findings to pages: what each template is given."""
 
 import ast
-import json
 import math
 import re
 from collections import Counter
@@ -26,15 +25,14 @@ from experiments.report.checks import checked_claims
 from experiments.report.gather import Entry, Findings
 from experiments.report.pictures import pictures
 from experiments.report.svg import number
-from experiments.results.caption import LOSSES, caption, heading, listed, metric_name, pooled_sentence
+from experiments.results.caption import LOSSES, caption, heading, listed, metric_name
 from experiments.results.claims.check import Checked
-from experiments.results.claims.documents import Difference, Value, load_claims
+from experiments.results.claims.documents import Difference, Value
 from experiments.results.claims.report import sample
 from experiments.results.compare import HERE, SMALLEST_GAIN, CellResult
 from experiments.results.render import is_ranked, methods_of, ranking
 from experiments.results.stats import LEVEL, Estimate
 from experiments.teachers import how_made
-from hkd.errors import UserError
 from hkd.methods import METHODS
 
 FOLDER = Path(__file__).parent
@@ -62,15 +60,30 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     found.filters |= {
-        "number": lambda value, digits=1, signed=False: number(value, digits, signed=signed),
+        "number": printed,
         "exact": exact,
-        "tone": lambda name: words.word(name).tone,
-        "mark": lambda name: words.word(name).mark,
+        "tone": tone,
+        "mark": mark,
     }
     for file in ("macros.html", "cells.html"):
         module = found.get_template(file).module
         found.globals |= {name: part for name, part in vars(module).items() if callable(part)}
     return found
+
+
+def printed(value: float, digits: int = 1, signed: bool = False) -> str:
+    """A number as pages print it."""
+    return number(value, digits, signed=signed)
+
+
+def tone(name: str) -> str:
+    """The class of a word's colour."""
+    return words.word(name).tone
+
+
+def mark(name: str) -> str:
+    """The sign before a word."""
+    return words.word(name).mark
 
 
 def exact(value: float) -> str:
@@ -129,7 +142,7 @@ class Site:
         for row in entry.rows:
             yield self.row(entry, row)
 
-    # -- the overview ----------------------------------------------------------------------------------------------
+    # -- the overview --------------------------------------------------------------------------------------------------
 
     def index(self) -> Page:
         """Papers and tables with their verdicts."""
@@ -165,8 +178,9 @@ class Site:
         judged = sum(counts.values())
         said = ", ".join(f"{count} {name}" for name, count in words.in_order(dict(counts)).items())
         return (
-            f"At profile {self.findings.main}, {measured} of {len(cells)} cells of {len(entries)} tables and figures were "
-            f"measured; {judged} could be compared with a paper: {said}. Cells that several tables print are counted once."
+            f"At profile {self.findings.main}, {measured} of {len(cells)} cells of {len(entries)} tables and figures "
+            f"were measured; {judged} could be compared with a paper: {said}. Cells that several tables print are "
+            "counted once."
         )
 
     def paper(self, key: str, entries: Sequence[Entry]) -> dict[str, str]:
@@ -175,7 +189,10 @@ class Site:
         if key in schema.names("published"):
             facts = schema.load_published(key).paper
         own = [(entry, gain) for entry in entries for gain in self.headline(entry)]
-        effect = Markup("no gain pooled over pairs; see its tables")
+        effect = Markup("no gain is pooled over its pairs")
+        told = next((entry for entry in entries if entry.finding), None)
+        if told is not None:
+            effect = Markup('{} (<a href="t/{}.html">{}</a>)').format(told.finding, told.page, told.title)
         if own:
             entry, gain = max(own, key=lambda each: len(each[1].pooled.rows))
             estimate = gain.pooled.estimate
@@ -225,7 +242,7 @@ class Site:
             "minutes": f"{minutes:.0f}" if minutes >= 1 else "",
         }
 
-    # -- tables ----------------------------------------------------------------------------------------------------
+    # -- tables --------------------------------------------------------------------------------------------------------
 
     def table(self, entry: Entry) -> Page:
         """A table: finding, counts, cells by metric, pooled gains, ranks, cost, protocol."""
@@ -249,11 +266,12 @@ class Site:
         """The cells of one metric."""
         results = [result for result in entry.cells if result.cell.metric == metric]
         limit = axis(results)
-        views, before = [], ""
+        views, before, several = [], "", len({result.cell.row for result in results}) < len(results)
         for result in results:
             href = f"../c/{entry.page}/{result.cell.row}.html#{anchor(result.cell)}"
             view = cell_view(entry, result, limit, href)
-            view.id, view.first = f"{result.cell.row}.{anchor(result.cell)}", result.cell.row != before
+            view.id = f"{result.cell.row}.{anchor(result.cell)}"
+            view.place = ("again" if result.cell.row == before else "first") if several else ""
             before = result.cell.row
             views.append(view)
         columns = {"verdict": (6, "word"), "method": (1, "label"), "pair": (0, "pair")}
@@ -307,9 +325,9 @@ class Site:
         results = entry.rows[row]
         limit = axis(results)
         views = []
-        for i, result in enumerate(results):
+        for result in results:
             view = cell_view(entry, result, limit, f"#{anchor(result.cell)}")
-            view.first, view.several = i == 0, len({each.cell.metric for each in results}) > 1
+            view.several = len({each.cell.metric for each in results}) > 1
             views.append(view)
         groups: dict[tuple[str, str], list[CellResult]] = {}
         for result in results:
@@ -332,7 +350,7 @@ class Site:
         }
         return Page(f"c/{entry.page}/{row}.html", "row.html", facts)
 
-    # -- claims ----------------------------------------------------------------------------------------------------
+    # -- claims --------------------------------------------------------------------------------------------------------
 
     @cached_property
     def checked(self) -> tuple[list[Checked], list[str]]:
@@ -398,14 +416,14 @@ class Site:
                 estimate.high,
                 limit=limit,
                 tone="measured",
-                label=f"{interval_text(estimate, '', 2)}, on an axis from {number(-limit)} to {number(limit)}; expected "
-                f"{each.claim.expect.text}",
+                label=f"{interval_text(estimate, '', 2)}, on an axis from {number(-limit)} to {number(limit)}; "
+                f"expected {each.claim.expect.text}",
             )
             if drawn
             else "",
         }
 
-    # -- methods, teachers, figures, how to read it ----------------------------------------------------------------------
+    # -- methods, teachers, figures, how to read it --------------------------------------------------------------------
 
     @cached_property
     def methods(self) -> list[str]:
@@ -515,7 +533,7 @@ class Site:
         return Page("about.html", "about.html", facts)
 
 
-# -- facts that several pages show ---------------------------------------------------------------------------------------
+# -- facts that several pages show -------------------------------------------------------------------------------------
 
 
 def profile_facts(name: str) -> dict[str, Any]:
@@ -566,8 +584,8 @@ def own_runs(entry: Entry) -> str:
     if not entry.own:
         return ""
     return (
-        f"{len(entry.own)} of the {len(entry.records)} runs were made on this machine, and take precedence over committed "
-        "records."
+        f"{len(entry.own)} of the {len(entry.records)} runs were made on this machine, and take precedence over "
+        "committed records."
     )
 
 
@@ -578,7 +596,7 @@ def going_on(entry: Entry) -> str:
 
 
 def axis(results: Sequence[CellResult]) -> float:
-    """The half-width of an axis for gains: means and published gains lie on it, and intervals unless they are far wider."""
+    """The half-width of an axis for gains: means and published gains lie on it, and intervals not far wider."""
     centres = [abs(v) for r in results for v in (r.gain.mean, r.published_gain) if not math.isnan(v)]
     ends = [abs(v) for r in results for v in (r.gain.low, r.gain.high) if not math.isnan(v)]
     wide = min(max(ends, default=0.0), 2.5 * max(centres, default=0.0))
@@ -606,7 +624,7 @@ def cell_view(entry: Entry, result: CellResult, limit: float, href: str) -> Simp
     doubt = cell.published.confidence if cell.published and cell.published.confidence != "high" else ""
     return SimpleNamespace(
         id="",
-        first=False,
+        place="",
         several=False,
         own=any(key in entry.own for key in cell.runs),
         pair=pair(cell),
@@ -642,6 +660,12 @@ def cell_view(entry: Entry, result: CellResult, limit: float, href: str) -> Simp
         seeds=result.measured.n,
         asked=len(cell.runs),
     )
+
+
+def published_gain(result: CellResult) -> str:
+    """`, published +3.4`, or nothing."""
+    gain = result.published_gain
+    return "" if math.isnan(gain) else f", published {number(gain, 1, signed=True)}"
 
 
 def tip(result: CellResult, digits: int) -> str:
@@ -711,7 +735,7 @@ def subject(claim: Any) -> str:
     return claim.statistic.figure if isinstance(claim.statistic, Value) else claim.statistic.table
 
 
-# -- one cell in words ---------------------------------------------------------------------------------------------------
+# -- one cell in words -------------------------------------------------------------------------------------------------
 
 
 def row_section(

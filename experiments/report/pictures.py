@@ -36,13 +36,8 @@ def pictures(entry: Entry, folder: Path) -> list[dict[str, Any]]:
         what = path.stem.removeprefix(entry.name).strip("_").replace("_", " ") or "the table"
         source = "drawn on this machine" if drawn else f"kept with the docs, {KEPT.as_posix()}/{path.name}"
         caption = f"{entry.title}: {what}"
-        found.append(
-            {
-                "caption": caption,
-                "source": source,
-                **copied(path, f"{entry.page}_{path.stem}" if drawn else path.stem, folder),
-            }
-        )
+        name = f"{entry.page}_{path.stem}" if drawn else path.stem
+        found.append({"caption": caption, "source": source, **copied(path, name, folder)})
     return found
 
 

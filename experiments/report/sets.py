@@ -78,8 +78,8 @@ def sentence(found: Compared, names: tuple[str, str]) -> str:
     common = sum(line["common"] for line in found.tables)
     flips = sum(line["flipped"] for line in found.tables)
     return (
-        f"{names[0].capitalize()} against {names[1]}: {common} cells are in both, {len(found.cells)} differ, and the gain "
-        f"of {flips} changed its place beside 0."
+        f"{names[0].capitalize()} against {names[1]}: {common} cells are in both, {len(found.cells)} differ, and the "
+        f"gain of {flips} changed its place beside 0."
     )
 
 

@@ -25,13 +25,9 @@ WORDS = {
     "direction holds": Word("✓", "good", "the interval of the gain lies on the side of 0 that the paper reports"),
     "contradicted": Word("✗", "bad", "the interval of the gain lies on the other side of 0 than the paper reports"),
     "no effect seen": Word("≈", "flat", "the interval lies so near to 0 that an effect worth having is excluded"),
-    "too noisy": Word(
-        "?", "open", "the interval includes 0 and reaches too far from it to say that there is no effect"
-    ),
+    "too noisy": Word("?", "open", "the interval includes 0 and reaches too far from it to exclude an effect"),
     "undecided": Word("?", "open", "the interval lies on both sides, or there is none"),
-    "cannot tell here": Word(
-        "∅", "mute", "the set-up could not have shown an effect: chance, ceiling, or a weak teacher"
-    ),
+    "cannot tell here": Word("∅", "mute", "the set-up could not have shown an effect: chance, ceiling, weak teacher"),
     "unverified": Word("!", "mute", "the published value could not be confirmed, so it is not judged"),
     # of claims
     "fails": Word("✗", "bad", "the interval lies wholly outside what the sentence says"),
@@ -46,7 +42,7 @@ WORDS = {
     "waiting": Word("…", "none", "another run must be done first"),
     "under way": Word("▸", "flat", "it is being run"),
     "failed": Word("✗", "bad", "the run crashed"),
-    "quoted": Word("”", "none", "printed from the paper; nothing to run"),
+    "quoted": Word("¶", "none", "printed from the paper; nothing to run"),
     "not run": Word("–", "none", "nobody has run it"),
 }
 OTHER = Word("•", "none", "")
