@@ -1,4 +1,4 @@
-"""`hkd tables`, `plan`, `run`, `show`, `check`, `claims`, `worker` and `reference update`: tables and what they say."""
+"""Tables and what they say: `hkd tables`, `plan`, `run`, `show`, `check`, `claims`, `report`, `reference update`."""
 
 import os
 import sys
@@ -235,6 +235,39 @@ def claims(*, profile: str | None = None) -> int:
     write(found, places.results() / "claims")
     print_markdown(markdown(found), out())
     out().print(Text(f"{summary(found)}; written to {places.results() / 'claims'}"))
+    return 0
+
+
+@app.command
+def report(
+    *,
+    profile: str | None = None,
+    output: Path | None = None,
+    against: Path | None = None,
+    live: Annotated[Whole | None, Parameter(validator=Number(gte=1))] = None,
+) -> int:
+    """Write every table, cell, run and claim as static pages, to be opened by a double click. Nothing is run.
+
+    Committed records, and those of this machine, which are marked and take precedence.
+
+    Args:
+        profile: the only scale to be shown; otherwise that of params.yaml, and all at which something was measured.
+        output: folder of the pages; the default is results/report.
+        against: folder of committed records (results/reference of another checkout) to be compared with.
+        live: look again every so many seconds, and rewrite the pages of tables whose runs go on, until Ctrl-C.
+    """
+    from experiments.report.build import build, keep_live  # imports jinja2 and matplotlib
+
+    folder = places.results() / "report" if output is None else places.folder(output, "--output")
+    other = None if against is None else places.folder(against, "--against")
+    store, console = Store(places.runs()), out()
+    done = build(folder, store, profile=profile, against=other, live=live)
+    console.print(Text(f"{len(done.files)} files, {decimal(done.size)}: open {done.start}"))
+    for line in (*done.findings.astray, *(entry.problem for entry in done.findings.entries if entry.problem)):
+        console.print(Text(line))
+    if live is not None:
+        console.print(Text(f"Looking every {live} s; Ctrl-C ends it."))
+        keep_live(folder, store, done, live, tell=lambda pages: console.print(Text(f"again: {', '.join(pages)}")))
     return 0
 
 

@@ -109,6 +109,7 @@ class Table(Document):
     columns: tuple[Column, ...] = ()
     rows: tuple[Row, ...]
     captions: tuple[str, ...] = ()
+    finding: dict[Slug, str] = {}  # by profile: what came out there, in a sentence or two
 
 
 class DataMapping(Document):

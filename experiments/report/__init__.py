@@ -1,0 +1,1 @@
+"""The report: every table, cell, run and claim as static pages, from committed records and those of this machine."""
