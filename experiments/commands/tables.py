@@ -271,6 +271,16 @@ def report(
     return 0
 
 
+@app.command
+def docs() -> int:
+    """Write what follows from findings and committed records: docs/results-PAPER.md and the README's lines."""
+    from experiments.results.pages import write
+
+    changed = write()
+    out().print(Text("\n".join(map(str, changed)) if changed else "All pages are as they should be."))
+    return 0
+
+
 def complain(done: Reproduction) -> int:
     """Name the runs that another attempt should bring, those too for which committed records stand; the exit code."""
     assert done.report is not None

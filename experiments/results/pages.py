@@ -1,0 +1,150 @@
+"""docs/results-<paper>.md and the lines of the README that say what came out, from findings and committed records.
+
+A finding stands beside its table (`finding:` in its YAML), counts stand in results/reference/<profile>/tables.json.
+Nothing is planned or compared here: a test compares the pages with what they follow from, `hkd docs` writes them.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from experiments import places
+from experiments.planning import schema, standins
+from experiments.planning.schema import Profile, Table
+from experiments.results.overview import Summary, committed
+from experiments.results.verdicts import DECIDED, VERDICTS
+from hkd.errors import UserError
+from hkd.files import atomic_write
+
+PAPERS = {"scalekd": "ScaleKD", "hcd": "HCD", "hgkd": "H-GKD", "hybrid": "Hybrid Distill"}
+HEADLINE = {"scalekd": "scalekd_table3", "hcd": "hcd_schedule", "hgkd": "hgkd_resnet50", "hybrid": "hybrid_table3"}
+REPEATED = ("hcd_cifar100_core", "hybrid_ablations")  # whose cells stand in other tables too: not counted twice
+PROFILES = ("laptop", "cifar_subset", "cub_subset")  # in this order; the first is the README's
+REAL = "real photographs, miniature models"
+BEGIN, END = "<!-- what came out: written by `hkd docs` -->", "<!-- end -->"
+
+
+def documents() -> dict[Path, str]:
+    """Every file that follows from findings and counts, with its content.
+
+    Raises:
+        UserError: the README has no place for its lines.
+    """
+    summaries = {profile: committed(profile) for profile in PROFILES}
+    tables = [schema.load_table(name) for name in schema.table_ids()]
+    found = {
+        places.repository() / "docs" / f"results-{paper}.md": page(
+            paper, [table for table in tables if table.paper == paper], summaries
+        )
+        for paper in PAPERS
+    }
+    readme = places.repository() / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or END not in text[text.find(BEGIN) :]:
+        raise UserError(f"{readme} has no place for what came out: put {BEGIN} and {END} into it, a line each.")
+    head, _, rest = text.partition(BEGIN)
+    lines = "\n".join(came_out(tables, summaries[PROFILES[0]]))
+    found[readme] = f"{head}{BEGIN}\n{lines}\n{END}{rest.partition(END)[2]}"
+    return found
+
+
+def write() -> list[Path]:
+    """Write them; returns those that changed."""
+    changed = []
+    for path, text in documents().items():
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            with atomic_write(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+            changed.append(path)
+    return changed
+
+
+def counted(summaries: Iterable[Summary]) -> dict[str, int]:
+    """Verdicts of several tables, in their fixed order."""
+    counts = Counter[str]()
+    for summary in summaries:
+        counts.update(summary.verdicts)
+    return {name: counts[name] for name in VERDICTS if counts[name]}
+
+
+def words(counts: Mapping[str, int]) -> str:
+    """`7 hold, 2 contradicted`."""
+    return ", ".join(f"{count} {'hold' if name == 'holds' else name}" for name, count in counts.items())
+
+
+def came_out(tables: Iterable[Table], summaries: Mapping[str, Summary]) -> Iterator[str]:
+    """The README's lines: one for each paper, and one for what they cannot say."""
+    by_name = {table.id: table for table in tables}
+    once = {id_: each for id_, each in summaries.items() if id_ not in REPEATED}
+    for paper, name in PAPERS.items():
+        of_paper = [each for id_, each in once.items() if by_name[id_].paper == paper]
+        counts = words(counted(of_paper))
+        finding = by_name[HEADLINE[paper]].finding.get(PROFILES[0], "")
+        yield f"- **{name}** ({counts or 'no published direction'}): {finding} [More](docs/results-{paper}.md)."
+    every = counted(once.values())
+    decided, total = sum(every.get(word, 0) for word in DECIDED), sum(every.values())
+    yield ""
+    yield (
+        f"**What this cannot say:** anything about the papers' own numbers. Nothing has run at a paper's scale yet: "
+        f"miniature models learn digits here, and {total - decided} of {total} verdicts are open."
+    )
+
+
+def page(paper: str, tables: Iterable[Table], summaries: Mapping[str, Mapping[str, Summary]]) -> str:
+    """The page of one paper: how its published directions stand, then a section for each table."""
+    tables = list(tables)
+    laptops = summaries[PROFILES[0]]
+    here = [laptops[table.id] for table in tables if table.id in laptops and table.id not in REPEATED]
+    laptop = schema.load_profile(PROFILES[0])
+    lines = [
+        f"# {PAPERS[paper]}: what came out",
+        "",
+        f"Of the paper's published gains, at the `{laptop.name}` profile: {words(counted(here)) or 'none to judge'}. "
+        "Verdicts are by direction, from intervals over seeds: [statistics.md](statistics.md).",
+        "",
+        f"{standins.in_short(laptop)} Every table, cell and run is a page of the report: `./run report`.",
+        "The sentences are kept beside each table (`finding:` in `experiments/tables/`); `hkd docs` writes this page.",
+    ]
+    told = [table for table in tables if table.finding or pictures(table.id)]
+    for table in told:
+        lines += ["", *section(table, summaries, laptop)]
+    rest = [f"`{table.id}`" for table in tables if table not in told]
+    if rest:
+        lines += [
+            "",
+            f"Without a finding of their own, but with numbers that [claims](claims.md) use: {', '.join(rest)}.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def section(table: Table, summaries: Mapping[str, Mapping[str, Summary]], laptop: Profile) -> Iterator[str]:
+    """A table: its finding by profile, verdicts, cost, and its picture where the docs have one."""
+    yield f"## {standins.named(table.title, laptop)}"
+    yield ""
+    for profile in PROFILES:
+        if profile not in table.finding:
+            continue
+        kind = "" if profile == PROFILES[0] else f"*{REAL}* (`{profile}`): "
+        yield f"{kind}{table.finding[profile]}"
+        yield ""
+    facts = []
+    for profile in PROFILES:
+        summary = summaries[profile].get(table.id)
+        if summary is not None:
+            cost = f", {summary.cpu_s / 60:.0f} CPU min" if summary.cpu_s else ""
+            verdicts = words(summary.verdicts) or "nothing published to judge"
+            facts.append(f"`{profile}`: {verdicts}; {summary.runs} runs{cost}")
+    yield f"`./run {table.id}`" + (f" · {'. '.join(facts)}." if facts else "")
+    for picture in pictures(table.id):
+        yield ""
+        yield f"![{table.title}](pictures/{picture})"
+
+
+def pictures(table: str) -> list[str]:
+    """Names of the docs' pictures of a table, without those of tables whose names go on where its own ends."""
+    folder = places.repository() / "docs" / "pictures"
+    longer = [name for name in schema.table_ids() if name.startswith(f"{table}_")]
+    names = sorted(
+        path.name for path in folder.glob(f"{table}*.png") if path.stem == table or path.stem[len(table)] == "_"
+    )
+    return [name for name in names if not any(name.startswith(other) for other in longer)]
