@@ -9,12 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.commands.printed import new_table
-from experiments.execution.progress import time_left
-from experiments.execution.schedule import default_workers
-from experiments.planning.estimate import Cost, Durations, cost, total
+from experiments.planning.estimate import Cost, cost, total
 from experiments.planning.plan import Plan, PlannedRun
-from experiments.records.store import FINAL, Record, Store
-from experiments.reproduce import runtime_for
+from experiments.records.store import FINAL, Record
 from hkd.errors import UserError
 
 EXPENSIVE = 10.0  # GPU-hours from which `hkd run` asks first
@@ -55,16 +52,6 @@ def by_kind(plan: Plan, done: set[str]) -> Table:
     for label, runs in kinds.items():
         add_cost(table, label, runs, done)
     return table
-
-
-def expected_here(plan: Plan, store: Store) -> float | None:
-    """Seconds that the rest of a table should take with the default workers; None if nothing similar was ever run."""
-    records = store.load_all(plan.runs)
-    todo = {key: run for key, run in plan.runs.items() if key not in records or records[key].status not in FINAL}
-    if not todo:
-        return None
-    workers = default_workers(runtime_for(plan.profile))
-    return time_left(todo, {}, {}, Durations(records, plan.runs), workers, 0.0)
 
 
 def hours(cost: Cost) -> str:

@@ -115,6 +115,7 @@ class Comparison:
     exit_status: int  # 1 if there are such runs
     judgement: Judgement = NO_JUDGEMENT
     looks: Design | None = None  # taken when seeds were bought; None: a fixed design
+    bought: Design | None = None  # beside a fixed design: looks that were taken at this table at another time
 
     def counts(self, column: str) -> dict[str, int]:
         """How often each value of `verdict` or `status` occurs (no verdict is not counted), in their fixed order."""

@@ -67,7 +67,7 @@ class MeasuredCell:
 class Reference:
     """The measured values of a table with what they depend on: the form of both sides of a check.
 
-    data: fingerprints by data set. versions: of libraries, and device types, over all runs. cpus: likewise, where known.
+    data: fingerprints by data set. versions: of libraries, and device types, over all runs. cpus: where they are known.
     """
 
     table: str
