@@ -201,14 +201,15 @@ def check_settings(cell: Cell, plan: Plan, records: Mapping[str, Record]) -> Non
     Raises:
         UserError: two records of the cell differ in more than the seed.
     """
-    first: Mapping[str, Any] | None = None
+    first: dict[str, Any] = {}
     for key in cell.runs:
         if key not in records or records[key].status != "done":
             continue
-        spec = {name: records[key].spec.get(name) for name in ("task", "student", "method", "recipe", "task_options")}
-        if first is None:
-            first = spec
-        elif (other := differing(first, spec)) is not None:
+        held = records[key].spec
+        spec = {name: held[name] for name in ("task", "student", "method", "recipe", "task_options") if name in held}
+        if (other := differing(first, spec)) is None:
+            first = {**spec, **first}
+        else:
             place, one, two = other
             raise UserError(
                 f"Cell {'/'.join(filter(None, cell.id))} of '{plan.table}' mixes records of two settings "
