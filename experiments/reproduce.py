@@ -13,17 +13,20 @@ from filelock import FileLock, Timeout
 
 from experiments import places
 from experiments.execution.events import Event
-from experiments.execution.schedule import ExecutionReport, run_plan
+from experiments.execution.progress import time_left
+from experiments.execution.schedule import ExecutionReport, default_workers, run_plan
 from experiments.execution.storage import not_written
 from experiments.planning import schema
+from experiments.planning.estimate import Durations
 from experiments.planning.plan import Plan
 from experiments.records.committed import Records
-from experiments.records.store import Store
+from experiments.records.store import FINAL, Store
 from hkd.errors import UserError
 from hkd.training.job import Runtime
 
 if TYPE_CHECKING:  # pandas takes a second to import, and planning does without
     from experiments.results.compare import Comparison
+    from experiments.results.sequential import Design
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,7 @@ def reproduce(
     workers: int | None = None,
     scheduler_file: Path | None = None,
     runtime: Runtime | None = None,
+    looks: "Design | None" = None,
     on_event: Callable[[Event], None] = lambda event: None,
     wait: bool = True,
     on_wait: Callable[[str], None] = lambda sentence: None,
@@ -74,6 +78,7 @@ def reproduce(
         store: where records are.
         workers, scheduler_file, on_event: as for `run_plan`.
         runtime: None takes the profile's.
+        looks: that are taken with this one, where seeds are bought; it counts only if no run failed.
         wait: for another process that is at this table; False refuses.
         on_wait: told who holds the table before waiting.
 
@@ -89,8 +94,14 @@ def reproduce(
             runtime=runtime or runtime_for(plan.profile),
             on_event=on_event,
         )
-        done = compared(plan, store)
         folder = places.tables(plan.profile) / plan.table
+        if looks is not None and report.failed:
+            looks = looks.model_copy(update={"taken": looks.taken - 1}) if looks.taken > 1 else None
+        done = compared(plan, store, looks)
+        if looks is None:
+            from experiments.results.sequential import stored
+
+            done = replace(done, comparison=replace(done.comparison, bought=stored(folder)))
         from experiments.drawings.base import drawing
         from experiments.results.render import write_table
 
@@ -105,13 +116,30 @@ def reproduce(
     return replace(done, folder=folder, report=report)
 
 
-def compared(plan: Plan, store: Store) -> Reproduction:
-    """A table from the records that are stored here or else committed; nothing is executed or written."""
+def compared(plan: Plan, store: Store, looks: "Design | None" = None) -> Reproduction:
+    """A table from the records that are stored here or else committed; nothing is executed or written.
+
+    Args:
+        plan: the table at a profile.
+        store: where records are.
+        looks: that were taken, where its seeds were bought.
+    """
     from experiments.results.compare import compare
 
     found = Records(plan, store, places.references())
-    comparison = compare(plan, found, found.predictions(measured_runs(plan)))
+    comparison = compare(plan, found, found.predictions(measured_runs(plan)), looks)
     return Reproduction(plan=plan, records=found, comparison=comparison)
+
+
+def expected_here(plan: Plan, records: Records) -> float | None:
+    """Seconds that the rest of a table should take with the default workers, going by own records and committed ones.
+
+    None if nothing similar was ever run.
+    """
+    todo = {
+        key: run for key, run in plan.runs.items() if key not in records.own or records.own[key].status not in FINAL
+    }
+    return time_left(todo, {}, {}, Durations(records, plan.runs), default_workers(runtime_for(plan.profile)), 0.0)
 
 
 def measured_runs(plan: Plan) -> list[str]:

@@ -11,13 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.commands.printed import is_wide, new_table
-from experiments.execution.progress import clock, time_left
-from experiments.execution.schedule import default_workers
+from experiments.execution.progress import clock
 from experiments.planning.estimate import Cost, Durations, cost, total
 from experiments.planning.plan import Plan, PlannedRun
 from experiments.records.committed import Records
 from experiments.records.store import FINAL, Record
-from experiments.reproduce import runtime_for
+from experiments.reproduce import expected_here
 from hkd.errors import UserError
 
 EXPENSIVE = 10.0  # GPU-hours from which `hkd run` asks first
@@ -80,7 +79,7 @@ def print_costs(plans: Sequence[tuple[Plan, Records]], console: Console) -> None
         durations = Durations(records, plan.runs)
         costs = Costs.of(plan.runs.values(), finished, durations)
         if len(plans) == 1:
-            wall = wall_seconds(plan, finished, durations)
+            wall = expected_here(plan, records)
             by = " here" if records.own else " (by committed records)"
             console.print(Text(headline(f"{plan.table} ({plan.profile})", costs, wall, by)))
             console.print(Text(plan.heading))
@@ -119,12 +118,6 @@ def headline(name: str, costs: Costs, wall: float | None, by: str = "") -> str:
         return said + "all done"
     time = f"about {clock(wall)}{by}" if wall is not None else f"{hours(costs.left)} GPU-hours"
     return said + f"{costs.left.runs:,} left: {time}, {decimal(round(costs.left.disk))}"
-
-
-def wall_seconds(plan: Plan, done: set[str], durations: Durations) -> float | None:
-    """Seconds that the rest of a table should take with the default workers; None if nothing similar was ever run."""
-    todo = {key: run for key, run in plan.runs.items() if key not in done}
-    return time_left(todo, {}, {}, durations, default_workers(runtime_for(plan.profile)), 0.0) if todo else 0.0
 
 
 def hours(cost: Cost) -> str:

@@ -5,7 +5,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
@@ -22,10 +22,16 @@ from experiments.execution.progress import Progress, clock
 from experiments.planning import schema, standins
 from experiments.planning.asked import planned
 from experiments.planning.estimate import ASSUMPTIONS
+from experiments.planning.plan import Plan
 from experiments.records.committed import Records, path_of
 from experiments.records.store import Store
 from experiments.reproduce import Reproduction, compared, reproduce
 from hkd.errors import UserError
+
+if TYPE_CHECKING:
+    from experiments.results.sequential import Design
+
+Until = Literal["decided"]
 
 
 @app.command
@@ -57,7 +63,14 @@ def tables(*, profile: str | None = None) -> int:
 
 
 @app.command
-def plan(*table: str, profile: str | None = None, seeds: Whole | None = None) -> int:
+def plan(
+    *table: str,
+    profile: str | None = None,
+    seeds: Whole | None = None,
+    until: Until | None = None,
+    max_seeds: Whole | None = None,
+    margin: float | None = None,
+) -> int:
     """Say what tables would cost and how much of it is done, without running anything.
 
     Methods are asked which pairs of the named tables they will refuse, and why.
@@ -66,8 +79,20 @@ def plan(*table: str, profile: str | None = None, seeds: Whole | None = None) ->
         table: names of tables; the costs of all of them when none is given.
         profile: scale; the default is in params.yaml.
         seeds: seeds per cell; the default is in params.yaml, then the profile's.
+        until: forecast what seeds and minutes it takes to decide the named tables.
+        max_seeds: with --until: the most seeds that any row may take.
+        margin: with --until: points inside which an effect is none that matters; the default is the profile's.
     """
     store, console = Store(places.runs()), out()
+    if until or max_seeds is not None or margin is not None:
+        from experiments.until import asked, check_asked  # pandas takes a second to import
+
+        check_asked(until, seeds, margin, max_seeds)
+        if not table:
+            raise UserError("Name the tables to decide: `hkd plan TABLE --until decided`.")
+        for name in table:
+            tell_forecast(name, *asked(name, profile, margin, max_seeds), store)
+        return 0
     plans = [planned(name, profile, seeds) for name in table or schema.table_ids()]
     print_costs([(each, Records(each, store, places.references())) for each in plans], console)
     if len(plans) > 1:
@@ -99,6 +124,10 @@ def run(
     data: Path | None = None,
     yes: Annotated[bool, Parameter(env_var="HKD_YES")] = False,
     wait: bool = True,
+    until: Until | None = None,
+    max_seeds: Whole | None = None,
+    margin: float | None = None,
+    minutes: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
 ) -> int:
     """Reproduce a table: execute the runs that are missing, compare, write results/PROFILE/TABLE/, print it.
 
@@ -111,10 +140,43 @@ def run(
         data: folder of the data sets; the default is $HKD_DATA, then data/.
         yes: do not ask before many GPU-hours (batch jobs cannot answer).
         wait: wait for another process that is at this table, or fail.
+        until: `decided` runs more seeds, look by look, for the rows of which something is open, with 5 % error in all.
+        max_seeds: with --until: the most seeds that any row may take; looks are at 5, 8, 12, 18 and 27.
+        margin: with --until: points inside which an effect is none that matters; the default is the profile's.
+        minutes: with --until: begin no look that would not end in time; the first one is always taken.
     """
+    if until or max_seeds is not None or margin is not None:
+        from experiments.until import check_asked
+
+        check_asked(until, seeds, margin, max_seeds)
+    if minutes is not None and not until:
+        raise UserError("--minutes bounds what deciding a table may take; give --until decided with it.")
     if data is not None:
         os.environ["HKD_DATA"] = str(places.folder(data, "--data"))
-    chosen, store, console = planned(table, profile, seeds), Store(places.runs()), out()
+    store, console = Store(places.runs()), out()
+    if until:
+        from experiments.until import asked, buy, state
+
+        whole, looks = asked(table, profile, margin, max_seeds)
+        confirm(whole, store.load_all(whole.runs), yes)
+        bought = buy(
+            whole,
+            looks,
+            store,
+            minutes=minutes,
+            tell=lambda sentence: console.print(Text(sentence)),
+            watch=lambda plan, note: Progress(plan, Records(plan, store, places.references()), console, note),
+            workers=workers,
+            scheduler_file=scheduler_file,
+            wait=wait,
+            on_wait=lambda sentence: console.print(Text(sentence)),
+        )
+        show_table(bought.done, console)
+        console.print(Text(state(bought.done.comparison.judgement, bought.looks)))
+        if bought.stopped:
+            console.print(Text(f"No further look: {bought.stopped}."))
+        return complain(bought.done) if bought.done.report is not None else 0
+    chosen = planned(table, profile, seeds)
     records = Records(chosen, store, places.references())  # committed ones say how long a run takes
     confirm(chosen, records.own, yes)
     began = time.monotonic()
@@ -156,12 +218,20 @@ def worker(
 def show(table: str, *, profile: str | None = None, seeds: Whole | None = None) -> int:
     """Print a table from the records that exist, here or else committed; nothing is run or written.
 
+    A table whose seeds were bought (`hkd run TABLE --until decided`) is shown as its looks left it, unless --seeds says
+    how many a fixed design has.
+
     Args:
         table: name of the table.
         profile: scale; the default is in params.yaml.
         seeds: seeds per cell; the default is in params.yaml, then the profile's.
     """
+    from experiments.until import shown
+
     store = Store(places.runs())
+    if seeds is None and (bought := shown(table, profile, store)) is not None:
+        show_table(bought, out())
+        return 0
     show_table(compared(planned(table, profile, seeds, shown_from=store), store), out())
     return 0
 
@@ -279,6 +349,28 @@ def docs() -> int:
     changed = write()
     out().print(Text("\n".join(map(str, changed)) if changed else "All pages are as they should be."))
     return 0
+
+
+def tell_forecast(name: str, whole: Plan, looks: "Design", store: Store) -> None:
+    """Print what deciding a table should take."""
+    from experiments.until import forecast
+
+    found, console = forecast(whole, looks, store), out()
+    shown_rows = new_table("row", "seeds now", "seeds expected")
+    now = dict.fromkeys(found.seeds, looks.seeds if looks.taken else 0)
+    for row, count in found.seeds.items():
+        shown_rows.add_row(row, str(min(now[row], count)), str(count))
+    console.print(
+        Text(f"{name} ({whole.profile}): looks at {', '.join(map(str, looks.looks))} seeds, {looks.taken} taken")
+    )
+    console.print(shown_rows)
+    console.print(
+        Text(
+            f"If means and spreads stay what they are: {found.settled} of {found.cells} cells settled, {found.never} "
+            f"still open after {looks.looks[-1]} seeds, {found.unknown} without two seeds to go by"
+            + (f"; about {clock(found.seconds)} here" if found.seconds is not None else "")
+        )
+    )
 
 
 def complain(done: Reproduction) -> int:

@@ -52,11 +52,12 @@ class Progress:
     Args:
         plan: what is executed.
         records: those that exist already; their times make the first estimates.
+        note: what stands at the end of every line, such as the cells that are open.
         console: where to show it; a terminal gets the live display, anything else a line every few seconds.
     """
 
-    def __init__(self, plan: Plan, records: Mapping[str, Record], console: Console):
-        self.plan, self.console = plan, console
+    def __init__(self, plan: Plan, records: Mapping[str, Record], console: Console, note: str = ""):
+        self.plan, self.console, self.note = plan, console, note
         self.records = records
         self.durations: Durations | None = None
         self.todo: dict[str, PlannedRun] = {}
@@ -130,7 +131,8 @@ class Progress:
         if self.under_way or self.left:
             parts += [f"{len(self.under_way)} running", f"{self.left} left"]
             parts.append(time_words(self.time_left()) if self.workers else STARTING[self.workers])
-        return f"{self.plan.table} ({self.plan.profile}): " + ", ".join(parts)
+        note = f"; {self.note}" if self.note else ""
+        return f"{self.plan.table} ({self.plan.profile}): " + ", ".join(parts) + note
 
     def line(self) -> str:
         """The headline and the first run under way, for logs."""

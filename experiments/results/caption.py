@@ -57,8 +57,10 @@ def setting(plan: Plan) -> str:
     length = f"{epochs[0]} to {epochs[-1]} epochs" if len(epochs) > 1 else f"{(epochs or [0])[0]} epochs"
     unit = "" if set(plan.metrics) <= set(LOSSES) else " in percent, gains in points"
     metric = ", ".join(map(metric_name, plan.metrics)) + unit
+    of_rows = sorted({len(cell.runs) for cell in plan.cells if cell.runs})
+    fewest = f"{of_rows[0]} to " if len(of_rows) > 1 else ""
     return (
-        f"Profile {plan.profile}; data: {data}; {metric}; "
+        f"Profile {plan.profile}; data: {data}; {metric}; {fewest}"
         f"{len(plan.seeds)} seed{'s' if len(plan.seeds) > 1 else ''} ({spans(plan.seeds)}); {length} per student."
     )
 
@@ -306,12 +308,21 @@ def judging(comparison: Comparison) -> list[str]:
             "that of the repeated interval at a cell's last look. Means over pairs use the seeds of the first look.",
             "Cells: " + ", ".join(f"{told[stop]} {stops[stop]}" for stop in told if stops[stop]) + ".",
         ]
+    warned = []
+    if comparison.bought is not None:
+        looks = comparison.bought
+        warned.append(
+            f"This table was looked at {looks.taken} times, up to {looks.seeds} seeds (--until decided); what stands "
+            "here is a fixed design, whose number of seeds must not have been chosen by what those looks showed."
+        )
     if not by["moderated t"]:
-        return ["± of gains, which judges them, is the plain t-interval: too few gains to share their spread."]
+        plain = "± of gains, which judges them, is the plain t-interval: too few gains to share their spread."
+        return [plain, *warned]
     own = f"; {by['plain t']} much noisier or collapsed ones keep their own" if by["plain t"] else ""
     return [
         f"± of gains, which judges them, is the half-width of a moderated 95 % interval: the gains of a metric share "
-        f"what they know of their spread (Smyth 2004, robust{own}). table.csv has the plain one beside it."
+        f"what they know of their spread (Smyth 2004, robust{own}). table.csv has the plain one beside it.",
+        *warned,
     ]
 
 

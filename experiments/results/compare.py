@@ -115,6 +115,7 @@ class Comparison:
     exit_status: int  # 1 if there are such runs
     judgement: Judgement = NO_JUDGEMENT
     looks: Design | None = None  # taken when seeds were bought; None: a fixed design
+    bought: Design | None = None  # beside a fixed design: looks that were taken at this table at another time
 
     def counts(self, column: str) -> dict[str, int]:
         """How often each value of `verdict` or `status` occurs (no verdict is not counted), in their fixed order."""
@@ -200,14 +201,15 @@ def check_settings(cell: Cell, plan: Plan, records: Mapping[str, Record]) -> Non
     Raises:
         UserError: two records of the cell differ in more than the seed.
     """
-    first: Mapping[str, Any] | None = None
+    first: dict[str, Any] = {}
     for key in cell.runs:
         if key not in records or records[key].status != "done":
             continue
-        spec = {name: records[key].spec.get(name) for name in ("task", "student", "method", "recipe", "task_options")}
-        if first is None:
-            first = spec
-        elif (other := differing(first, spec)) is not None:
+        held = records[key].spec
+        spec = {name: held[name] for name in ("task", "student", "method", "recipe", "task_options") if name in held}
+        if (other := differing(first, spec)) is None:
+            first = {**spec, **first}
+        else:
             place, one, two = other
             raise UserError(
                 f"Cell {'/'.join(filter(None, cell.id))} of '{plan.table}' mixes records of two settings "

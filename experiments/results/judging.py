@@ -35,7 +35,7 @@ class Judged:
     by: whose spread the interval uses; "" without an interval. cannot_tell: why the set-up cannot show an effect; "" if
     it can. p: two-sided, of no gain, nan without an interval or where looks were taken (their levels are not 5 %).
     collapsed: seeds at chance. stopped: in a table with looks, why the cell took no more seeds. level: two-sided error
-    of the interval.
+    of the interval. spread: that the interval uses.
     """
 
     estimate: Estimate = NOTHING
@@ -45,18 +45,23 @@ class Judged:
     collapsed: tuple[int, ...] = ()
     stopped: Stop = ""
     level: float = 1 - LEVEL
+    spread: Spread | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """All cells of a table that have a gain, by (id, metric), and the positive controls that were looked at."""
+    """All cells of a table that have a gain, by (id, metric), and the positive controls that were looked at.
+
+    seeds: of a table with looks, how many each row took.
+    """
 
     cells: dict[Id, Judged] = field(default_factory=dict)
     controls: tuple[Control, ...] = ()
+    seeds: dict[str, int] = field(default_factory=dict)
 
     @property
     def open_rows(self) -> tuple[str, ...]:
-        """Rows that another look could decide something of."""
+        """Rows of which another look could decide something."""
         return tuple(dict.fromkeys(id[0] for (id, _), each in self.cells.items() if each.stopped == "open"))
 
 
@@ -79,9 +84,13 @@ def judge(
         return look(plan, records, values, lost, 1 - LEVEL, frozenset())
     found: dict[Id, Judged] = {}
     controls: dict[tuple[str, str], list[Control]] = {}
+    seeds: dict[str, int] = {}
     for n, level in zip(looks.looks[: looks.taken], looks.levels, strict=False):
-        seeds = set(plan.seeds[:n])
-        held = {which: {s: v for s, v in by_seed.items() if s in seeds} for which, by_seed in values.items()}
+        seeds |= dict.fromkeys(going_on(plan, found), n)  # the others stopped, and have no more to be looked at
+        held = {
+            which: {s: v for s, v in by_seed.items() if s in plan.seeds[: seeds[which[0][0]]]}
+            for which, by_seed in values.items()
+        }
         shown = frozenset(key for key, group in controls.items() if any(c.decided for c in group))
         now = look(plan, records, held, lost, level, shown)
         for control in now.controls:
@@ -92,7 +101,17 @@ def judge(
         for which, each in now.cells.items():
             if which not in found or found[which].stopped == "open":
                 found[which] = stopped(each, plan.margins.get(which[1]), last=last)
-    return Judgement(cells=found, controls=tuple(c for group in controls.values() for c in group))
+    return Judgement(cells=found, controls=tuple(c for group in controls.values() for c in group), seeds=seeds)
+
+
+def going_on(plan: Plan, found: Mapping[Id, Judged]) -> set[str]:
+    """Rows that take part in the next look: those with an open cell and those that their gains are over."""
+    if not found:
+        return {cell.row for cell in plan.cells}
+    rows = {which[0][0] for which, each in found.items() if each.stopped == "open"}
+    while more := {cell.baseline[0] for cell in plan.cells if cell.row in rows and cell.baseline} - rows:
+        rows |= more
+    return rows
 
 
 def stopped(each: Judged, margin: float | None, *, last: bool) -> Judged:
@@ -141,7 +160,8 @@ def look(
                 plan.assay,
                 copies=copies,
             )
-            collapsed[place(cell)] = assay.collapsed(cell, values[place(cell)], plan.assay)
+            if not refused[place(cell)]:  # of students that are there anyway it says nothing
+                collapsed[place(cell)] = assay.collapsed(cell, values[place(cell)], plan.assay)
     spreads: dict[Id, Spread] = {}
     for metric in plan.metrics:
         able = {which: list(g.values()) for which, g in gains.items() if which[1] == metric and not refused.get(which)}
@@ -170,7 +190,7 @@ def judged(gains: Sequence[float], spread: Spread | None, level: float) -> Judge
         spread = plain[""]
     by: By = "plain t" if spread.own else "moderated t"
     estimate = moderated.interval(gains, spread, 1 - level)
-    return Judged(estimate=estimate, by=by, p=moderated.p_value(gains, spread), level=level)
+    return Judged(estimate=estimate, by=by, p=moderated.p_value(gains, spread), level=level, spread=spread)
 
 
 def controls_of(

@@ -7,26 +7,33 @@ confidence intervals.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field, ValidationError
 from scipy import optimize, stats
 
+from experiments.documents import Document
 from experiments.results.stats import LEVEL
 from hkd.errors import UserError
 
 LOOKS = (5, 8, 12, 18, 27)  # seeds at which a table is looked at
+FILE = "looks.json"  # beside the table
 ERROR = 1 - LEVEL  # over all looks
 GRID = 96  # points of the integration between the boundaries of a look
 
 
-@dataclass(frozen=True, kw_only=True)
-class Design:
-    """Numbers of seeds at which a table is looked at, fixed before the first look, and how many looks were taken."""
+class Design(Document):
+    """Numbers of seeds at which a table is looked at, fixed before the first look, and how many looks were taken.
 
-    looks: tuple[int, ...] = LOOKS
-    taken: int = 0
+    margins: points, by metric, inside which an effect is none that matters; fixed as well. Stored with the table.
+    """
+
+    looks: tuple[Annotated[int, Field(ge=2)], ...] = LOOKS
+    taken: Annotated[int, Field(ge=0)] = 0
+    margins: dict[str, float] = {}
 
     @property
     def levels(self) -> tuple[float, ...]:
@@ -52,6 +59,25 @@ def design(max_seeds: int | None = None) -> Design:
             f"give at least {LOOKS[0]} (looks are at {', '.join(map(str, LOOKS))})."
         )
     return Design(looks=looks)
+
+
+def stored(folder: Path) -> Design | None:
+    """The looks that were taken at the table of a folder, if there were any.
+
+    Raises:
+        UserError: the file is not what was written.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        found = Design.model_validate_json(path.read_bytes())
+    except (ValidationError, OSError) as error:
+        first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
+        raise UserError(f"{path} does not say which looks were taken ({first}); restore it.") from None
+    if list(found.looks) != sorted(set(found.looks)) or not 0 < found.taken <= len(found.looks):
+        raise UserError(f"{path} does not say which looks were taken (of {list(found.looks)}); restore it.")
+    return found
 
 
 def spent(share: float) -> float:

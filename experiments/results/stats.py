@@ -193,11 +193,11 @@ def welch(a: Sequence[float], b: Sequence[float]) -> Estimate:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p values, in the order given: reject those below the wished-for family-wise level."""
-    if not len(p_values):
-        return []
-    from statsmodels.stats.multitest import multipletests  # a second to import, and seldom needed
-
-    return [float(p) for p in multipletests(p_values, method="holm")[1]]
+    order = np.argsort(p_values)
+    adjusted = np.empty(len(order))
+    rising = np.maximum.accumulate(np.asarray(p_values, dtype=float)[order] * np.arange(len(order), 0, -1))
+    adjusted[order] = np.minimum(rising, 1.0)
+    return [float(p) for p in adjusted]
 
 
 @dataclass(frozen=True, kw_only=True)

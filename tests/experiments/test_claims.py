@@ -274,3 +274,22 @@ def test_checking_claims_imports_no_torch():
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=schema.HERE.parent)
+
+
+def test_a_claim_on_the_gain_of_one_cell_stands_on_the_interval_that_judges_it(rows):
+    judged = {
+        (ROWS[0], ("scalekd", "", "top1"), ("supervised", "", "top1")): Estimate(mean=4.3, low=3.9, high=4.7, n=3)
+    }
+    here = Here(rows)
+    here.tables[TABLE] = Measured(rows, "runs", judged=judged)
+    assert check(claim(over="supervised", rows=(ROWS[0],)), "scalekd", here).estimate.low == 3.9
+    assert check(claim(over="kd", rows=(ROWS[0],)), "scalekd", here).estimate.low != 3.9  # another contrast
+    assert check(claim(over="supervised", rows=ROWS[:2]), "scalekd", here).estimate.low != 3.9  # a mean
+
+
+def test_rows_of_other_data_are_in_no_mean_over_rows(rows):
+    here = Here(rows)
+    here.tables[TABLE] = Measured(rows, "runs", apart=frozenset({ROWS[1]}))
+    found = check(claim(over="supervised"), "scalekd", here)
+    assert found.rows == (ROWS[0],)
+    assert check(claim(over="supervised", rows=(ROWS[1],)), "scalekd", here).rows == (ROWS[1],)

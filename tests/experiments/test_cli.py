@@ -328,3 +328,32 @@ def test_a_clone_is_run_by_its_own_code(tmp_path):
         [sys.executable, str(command), "tables"], cwd=clone, env=environment, capture_output=True, text=True, check=True
     )
     assert ran.stdout.strip() == "the clone ['tables']"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--seeds", "1"), "cannot decide anything of one seed"),
+        (("--margin", "0"), "--margin is 0 points"),
+        (("--margin", "-1"), "--margin is -1 points"),
+        (("--max-seeds", "4"), "below the first look at 5 seeds"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_a_decision_that_cannot_be_bought_is_refused_in_one_sentence(capsys, command, options, message):
+    assert hkd(command, "scalekd_table9", "--until", "decided", *options) == 1
+    said = capsys.readouterr().err.strip()
+    assert message in said
+    assert len(said.splitlines()) == 1
+
+
+def test_a_table_without_gains_has_nothing_to_decide(capsys):
+    assert hkd("run", "hybrid_fig1", "--until", "decided") == 1
+    assert "has no gains" in capsys.readouterr().err
+
+
+def test_a_forecast_says_seeds_by_row(capsys):
+    assert hkd("plan", "scalekd_table9", "--until", "decided") == 0
+    said = capsys.readouterr().out
+    assert "looks at 5, 8, 12, 18, 27 seeds, 0 taken" in said
+    assert "of 12 cells settled" in said

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ import pytest
 from experiments.planning.plan import Published
 from experiments.records.committed import Records
 from experiments.records.store import Store
+from experiments.results.caption import caption
 from experiments.results.compare import COLUMNS, compare, sources
-from experiments.results.verdicts import BY_DIRECTION
+from experiments.results.stats import Estimate
+from experiments.results.verdicts import BY_DIRECTION, CANNOT_TELL, UNVERIFIED, verdict
 from hkd.errors import UserError
 
 ROW = "swin_l-mobilenet_v1"
@@ -305,3 +308,86 @@ def test_several_metrics_give_a_line_each(synthetic):
     assert len(frame) == 6
     assert list(frame["metric"][:2]) == ["top1", "top5"]
     assert frame["gain"][4] == pytest.approx(frame["gain"][5])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "published", "expected"),
+    [
+        (0.5, 2.0, 3.0, "holds"),
+        (0.1, 0.9, 3.0, "holds"),  # decided comes before no effect
+        (-2.0, -0.5, -3.0, "holds"),
+        (0.5, 2.0, -3.0, "contradicted"),
+        (-0.9, 0.9, 3.0, "no effect seen"),
+        (-0.9, 1.0, 3.0, "too noisy"),
+        (-0.5, 9.0, 3.0, "too noisy"),
+        (math.nan, math.nan, 3.0, "too noisy"),
+        (0.5, 2.0, 0.19, ""),
+    ],
+)
+def test_a_direction_is_judged_by_where_the_interval_lies(synthetic, low, high, published, expected):
+    cell = synthetic.plan(pairs=1).cells[2]
+    gain = Estimate(mean=(low + high) / 2, low=low, high=high, n=3)
+    given = {"by_value": False, "measured": gain, "gain": gain, "published_gain": published}
+    judge = partial(verdict, cell, **given, low_confidence=False, margin=1.0)
+    assert judge(cannot_tell="") == expected
+    assert judge(cannot_tell="chance") == (CANNOT_TELL if expected else "")
+    assert verdict(cell, **given, low_confidence=True, cannot_tell="", margin=1.0) == UNVERIFIED
+    without = verdict(cell, **given, low_confidence=False, cannot_tell="", margin=None)
+    assert without == ("too noisy" if expected == "no effect seen" else expected)
+
+
+def test_what_cannot_tell_is_said_before_what_is_unverified(synthetic):
+    cell, gain = synthetic.plan(pairs=1).cells[2], Estimate(mean=1.0, low=0.5, high=1.5, n=3)
+    given = {"by_value": False, "measured": gain, "gain": gain, "published_gain": 3.0, "margin": 1.0}
+    assert verdict(cell, **given, low_confidence=True, cannot_tell="ceiling") == CANNOT_TELL
+
+
+def test_the_plain_interval_stands_beside_the_one_that_judges(synthetic):
+    plan = synthetic.plan(seeds=3)
+    comparison = compare(plan, synthetic.records(plan))
+    found = line(comparison)
+    assert found["judged_by"] == "moderated t"
+    plain = comparison.cells[2].gain
+    assert (found["gain_ci_low"], found["gain_ci_high"]) == (plain.low, plain.high)
+    judged = comparison.cells[2].judged.estimate
+    assert (found["judged_ci_low"], found["judged_ci_high"]) == (judged.low, judged.high)
+    halves = [(r.judged.estimate.half_width, r.gain.half_width) for r in comparison.cells if r.gain.n]
+    assert np.median([a for a, _ in halves]) < 0.7 * np.median([b for _, b in halves])
+
+
+def test_rows_of_other_data_are_in_no_pool_rank_or_count(synthetic):
+    plan = synthetic.plan()
+    cells = tuple(replace(cell, instead="single digits" if cell.row == ROW else "") for cell in plan.cells)
+    records = synthetic.records(plan)
+    comparison = compare(replace(plan, cells=cells), records)
+    assert all(ROW not in gain.pooled.rows for gain in comparison.pooled)
+    assert {len(gain.pooled.rows) for gain in comparison.pooled} == {10}
+    assert comparison.ranks[0].correlation.n == 10
+    assert line(comparison)["instead"] == "single digits"
+    text = "\n".join(caption(replace(plan, cells=cells), records, comparison))
+    assert "On other data than the table (single digits), and in no mean, rank or count over pairs: Swin-L" in text
+    assert "Of 20 gains that this set-up can tell of" in text
+
+
+def test_records_of_two_settings_in_one_cell_are_refused(synthetic):
+    plan = synthetic.plan(pairs=1)
+    records = synthetic.records(plan)
+    key = f"{ROW}/scalekd/3"
+    records[key] = replace(records[key], spec={**records[key].spec, "recipe": {"epochs": 12}})
+    compare(plan, records)  # the others do not say what theirs was
+    other = f"{ROW}/scalekd/1"
+    records[other] = replace(records[other], spec={**records[other].spec, "recipe": {"epochs": 60}})
+    with pytest.raises(
+        UserError, match=r"swin_l-mobilenet_v1/scalekd of 'scalekd_table3' mixes .*recipe.epochs: 60 and 12"
+    ):
+        compare(plan, records)
+
+
+def test_a_cell_whose_teacher_crashed_waits_for_it(synthetic):
+    plan = synthetic.plan()
+    records = {"teacher/swin_l": replace(synthetic.records(plan)["teacher/swin_l"], status="failed", metrics={})}
+    comparison = compare(plan, records)
+    assert line(comparison)["status"] == "waiting"
+    assert line(comparison, "supervised")["status"] == "not run"
+    assert comparison.cells[2].reasons == ("waiting (teacher swin_l failed)",)
+    assert comparison.exit_status == 1

@@ -1,6 +1,5 @@
 """What counts as a regression, what as stale, and how often noise alone raises an alarm."""
 
-import gc
 from dataclasses import replace
 
 import numpy as np
@@ -21,14 +20,6 @@ def shifted(records, points, where=""):
         key: replace(r, metrics={"top1": r.metrics["top1"] - points}) if where in key else r
         for key, r in records.items()
     }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cheap_garbage_collection():
-    """statsmodels collects garbage in every call of Holm's procedure: keep what pytest holds out of that."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
@@ -224,3 +215,17 @@ def test_the_report_reads_as_a_table(plan, records, reference):
     assert text.startswith("scalekd_table3 (laptop): regression\n- all rows, kd top1 dropped by 3.00 points")
     assert "| what " in text
     assert regression.EXIT["regression"] == 1
+
+
+def test_other_digits_of_another_cpu_are_named_and_judged_by_their_statistics(plan, records, reference):
+    other = {
+        key: replace(r, environment={**r.environment, "cpu": "Another processor"})
+        for key, r in shifted(records, 0.01).items()
+    }
+    report = check(measured_values(plan, other), reference)
+    assert report.status == "pass"
+    assert report.reasons == (
+        "same key, other digits: another CPU (A processor -> Another processor); compared by its statistics",
+    )
+    same = check(measured_values(plan, shifted(records, 0.01)), reference)
+    assert not any("another CPU" in reason for reason in same.reasons)
