@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,6 +48,7 @@ NAVIGATION = (
 )
 EXACT = 4  # digits of numbers that are copied, as in table.csv
 MOST_SEEDS = 100  # more than these are not foretold
+FARTHEST = 5.0  # times the median gain: the edge of an axis
 CHARTS = 2  # series of curves that are drawn
 
 
@@ -147,7 +149,11 @@ class Site:
     def index(self) -> Page:
         """Papers and tables with their verdicts."""
         main = self.findings.at(self.findings.main)
-        lines = [self.line(entry) for entry in self.findings.entries]
+        papers = list(dict.fromkeys(entry.paper for entry in self.findings.entries))
+        lines = [
+            self.line(entry)
+            for entry in sorted(self.findings.entries, key=lambda e: (papers.index(e.paper), e.kind == "figure"))
+        ]
         for before, line in zip([None, *lines], lines, strict=False):
             line["first"] = before is None or before["paper"] != line["paper"]
         keys = dict.fromkeys(entry.paper for entry in main)
@@ -596,11 +602,14 @@ def going_on(entry: Entry) -> str:
 
 
 def axis(results: Sequence[CellResult]) -> float:
-    """The half-width of an axis for gains: means and published gains lie on it, and intervals not far wider."""
+    """The half-width of an axis for gains: all intervals, means and published gains lie on it, unless a few are so far
+    out that the others could not be told apart; these end at its edge in an arrow."""
     centres = [abs(v) for r in results for v in (r.gain.mean, r.published_gain) if not math.isnan(v)]
     ends = [abs(v) for r in results for v in (r.gain.low, r.gain.high) if not math.isnan(v)]
-    wide = min(max(ends, default=0.0), 2.5 * max(centres, default=0.0))
-    return svg.symmetric([*centres, wide], least=1e-3 if results and results[0].cell.metric in LOSSES else 1.0)
+    most = max([*ends, *centres], default=0.0)
+    if len(centres) > 3:
+        most = min(most, FARTHEST * median(centres))
+    return svg.symmetric([most], least=1e-3 if results and results[0].cell.metric in LOSSES else 1.0)
 
 
 def digits_of(metric: str) -> int:
