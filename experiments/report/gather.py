@@ -5,6 +5,7 @@ stop: it stands on the page of its table as a sentence.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -115,7 +116,7 @@ def gather(store: Store, *, profile: str | None = None, tables: Sequence[str] | 
     main = profile or load_params().profile
     schema.load_profile(main)
     others = [] if profile else [name for name in schema.names("profiles") if name != main]
-    wanted = [name for name in schema.table_ids() if tables is None or name in tables]
+    wanted = [name for name in main_first() if tables is None or name in tables]
     asked = [(main, name) for name in wanted]
     asked += [(other, name) for other in others for name in wanted if is_somewhere(other, name)]
     entries = [read(name, at, name if at == main else f"{name}@{at}", store) for at, name in asked]
@@ -123,6 +124,14 @@ def gather(store: Store, *, profile: str | None = None, tables: Sequence[str] | 
     return Findings(
         main=main, profiles=profiles, entries=tuple(entries), astray=tuple(astray(store, profiles, entries, tables))
     )
+
+
+def main_first() -> list[str]:
+    """Tables and figures in the order of dvc.yaml, which has the main table of each paper first; others after them."""
+    pipeline = places.repository() / "dvc.yaml"
+    text = pipeline.read_text(encoding="utf-8") if pipeline.is_file() else ""
+    order = {name: place for place, name in enumerate(re.findall(r"^  (\w+):$", text, flags=re.M))}
+    return sorted(schema.table_ids(), key=lambda name: order.get(name, len(order)))
 
 
 def is_somewhere(profile: str, table: str) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,9 +30,10 @@ from experiments.results.caption import LOSSES, caption, heading, listed, metric
 from experiments.results.claims.check import Checked
 from experiments.results.claims.documents import Difference, Value
 from experiments.results.claims.report import sample
-from experiments.results.compare import HERE, SMALLEST_GAIN, CellResult
+from experiments.results.compare import HERE, CellResult
 from experiments.results.render import is_ranked, methods_of, ranking
 from experiments.results.stats import LEVEL, Estimate
+from experiments.results.verdicts import CANNOT_TELL, SMALLEST_GAIN
 from experiments.teachers import how_made
 from hkd.methods import METHODS
 
@@ -47,6 +49,7 @@ NAVIGATION = (
 )
 EXACT = 4  # digits of numbers that are copied, as in table.csv
 MOST_SEEDS = 100  # more than these are not foretold
+FARTHEST = 5.0  # times the median gain: the edge of an axis
 CHARTS = 2  # series of curves that are drawn
 
 
@@ -147,7 +150,11 @@ class Site:
     def index(self) -> Page:
         """Papers and tables with their verdicts."""
         main = self.findings.at(self.findings.main)
-        lines = [self.line(entry) for entry in self.findings.entries]
+        papers = list(dict.fromkeys(entry.paper for entry in self.findings.entries))
+        lines = [
+            self.line(entry)
+            for entry in sorted(self.findings.entries, key=lambda e: (papers.index(e.paper), e.kind == "figure"))
+        ]
         for before, line in zip([None, *lines], lines, strict=False):
             line["first"] = before is None or before["paper"] != line["paper"]
         keys = dict.fromkeys(entry.paper for entry in main)
@@ -596,11 +603,14 @@ def going_on(entry: Entry) -> str:
 
 
 def axis(results: Sequence[CellResult]) -> float:
-    """The half-width of an axis for gains: means and published gains lie on it, and intervals not far wider."""
-    centres = [abs(v) for r in results for v in (r.gain.mean, r.published_gain) if not math.isnan(v)]
-    ends = [abs(v) for r in results for v in (r.gain.low, r.gain.high) if not math.isnan(v)]
-    wide = min(max(ends, default=0.0), 2.5 * max(centres, default=0.0))
-    return svg.symmetric([*centres, wide], least=1e-3 if results and results[0].cell.metric in LOSSES else 1.0)
+    """The half-width of an axis for gains: all intervals, means and published gains lie on it, unless a few are so far
+    out that the others could not be told apart; these end at its edge in an arrow."""
+    centres = [abs(v) for r in results for v in (r.shown_gain.mean, r.published_gain) if not math.isnan(v)]
+    ends = [abs(v) for r in results for v in (r.shown_gain.low, r.shown_gain.high) if not math.isnan(v)]
+    most = max([*ends, *centres], default=0.0)
+    if len(centres) > 3:
+        most = min(most, FARTHEST * median(centres))
+    return svg.symmetric([most], least=1e-3 if results and results[0].cell.metric in LOSSES else 1.0)
 
 
 def digits_of(metric: str) -> int:
@@ -635,20 +645,20 @@ def cell_view(entry: Entry, result: CellResult, limit: float, href: str) -> Simp
         published=cell.published.value if cell.published else math.nan,
         doubt=f"{doubt} confidence" if doubt else "",
         measured=result.measured,
-        gain=result.gain,
+        gain=result.shown_gain,
         href=href,
         tip=tip(result, digits + 1),
         strip=""
         if not result.gain.n
         else svg.strip(
-            result.gain.mean,
-            result.gain.low,
-            result.gain.high,
+            result.shown_gain.mean,
+            result.shown_gain.low,
+            result.shown_gain.high,
             limit=limit,
             tone=words.word(result.verdict).tone,
             published=result.published_gain,
             seeds=list(result.gains.values()),
-            label=f"gain {interval_text(result.gain, '', digits)}"
+            label=f"gain {interval_text(result.shown_gain, '', digits)}"
             + (
                 ""
                 if math.isnan(result.published_gain)
@@ -677,7 +687,7 @@ def tip(result: CellResult, digits: int) -> str:
     else:
         parts.append(result.status)
     if result.gain.n:
-        parts.append(f"gain {interval_text(result.gain, '', digits)}")
+        parts.append(f"gain {interval_text(result.shown_gain, '', digits)}")
     if not math.isnan(result.published_gain):
         parts.append(f"published gain {number(result.published_gain, 2, signed=True)}")
     if result.cell.published:
@@ -819,9 +829,14 @@ def in_words(result: CellResult, base: CellResult | None) -> list[str]:
     if result.gain.n and base is not None:
         found.append(
             f"Gain: {cell.label} minus {pair_or_label(result, base)}, seed by seed, then the mean over "
-            f"{result.gain.n} seed{'s' if result.gain.n > 1 else ''}: {interval_text(result.gain, unit, digits)}."
+            f"{result.gain.n} seed{'s' if result.gain.n > 1 else ''}: {interval_text(result.shown_gain, unit, digits)}."
         )
-    if result.verdict:
+        found += by_whom(result, digits)
+    if result.judged.cannot_tell and result.verdict != CANNOT_TELL:
+        found.append(f"This set-up could not show an effect: {result.judged.cannot_tell.rstrip('.')}.")
+    if result.verdict == CANNOT_TELL:
+        found.append(f"Cannot tell here: {result.judged.cannot_tell.rstrip('.')}.")
+    elif result.verdict:
         meaning = words.word(result.verdict).meaning
         found.append(
             f"{place_of(result)}: {result.verdict}"
@@ -839,9 +854,17 @@ def in_words(result: CellResult, base: CellResult | None) -> list[str]:
     return found
 
 
+def by_whom(result: CellResult, digits: int) -> list[str]:
+    """Whose spread the interval of a gain uses, beside the plain interval where that is another."""
+    plain = f"[{number(result.gain.low, digits, signed=True)}, {number(result.gain.high, digits, signed=True)}]"
+    if result.judged.by != "moderated" or math.isnan(result.gain.low):
+        return []
+    return [f"Its spread is shared with the table's other gains (moderated); by its own seeds alone: {plain}."]
+
+
 def place_of(result: CellResult) -> str:
     """Where the gain's interval lies, and where the published gain does."""
-    gain = result.gain
+    gain = result.shown_gain
     if math.isnan(gain.low):
         text = f"There is no interval ({gain.reason})" if gain.reason else "There is no interval"
     else:
@@ -854,14 +877,13 @@ def place_of(result: CellResult) -> str:
 
 def more_seeds(result: CellResult) -> str:
     """How many more seeds would put the interval on one side of 0 if mean and spread stayed; "" if it is there."""
-    gain = result.gain
-    if gain.n < 2 or math.isnan(gain.low) or gain.sign or not gain.mean:
+    gain, spread = result.shown_gain, result.judged.spread
+    if gain.n < 2 or math.isnan(gain.low) or gain.sign or not gain.mean or spread is None:
         return ""
     level = (1 + LEVEL) / 2
-    spread = gain.half_width / distributions.t.ppf(level, gain.n - 1) * math.sqrt(gain.n)
-    for n in range(gain.n + 1, gain.n + MOST_SEEDS + 1):
-        if distributions.t.ppf(level, n - 1) * spread / math.sqrt(n) < abs(gain.mean):
-            more = n - gain.n
+    for more in range(1, MOST_SEEDS + 1):
+        half = distributions.t.ppf(level, spread.df + more) * math.sqrt(spread.variance / (gain.n + more))
+        if half < abs(gain.mean):
             return f" With this mean and spread about {more} more seed{'s' if more > 1 else ''} would exclude 0."
     return f" With this mean and spread not even {MOST_SEEDS} more seeds would exclude 0."
 

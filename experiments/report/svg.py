@@ -62,9 +62,9 @@ def strip(
     parts = [f'<path class="z" d="M{short(middle)} 1v{STRIP_HEIGHT - 2}"/>']
     if not math.isnan(low):
         parts.append(f'<path class="i" d="M{short(x(low))} {short(y)}H{short(x(high))}"/>')
-        for value, edge, turn in ((low, 1, 5), (high, STRIP - 1, -5)):
-            if abs(value) > limit:
-                parts.append(f'<path class="i" d="M{edge + turn} {short(y - 4)}l{-turn} 4 {turn} 4"/>')
+    for edge, turn, beyond in ((1, 5, min(low, mean) < -limit), (STRIP - 1, -5, max(high, mean) > limit)):
+        if beyond:
+            parts.append(f'<path class="i" d="M{edge + turn} {short(y - 4)}l{-turn} 4 {turn} 4"/>')
     if 1 < len(seeds) <= SEEDS_SHOWN:
         parts.append('<path class="s" d="' + "".join(f"M{short(x(seed))} {short(y)}h0" for seed in seeds) + '"/>')
     if not math.isnan(mean):
