@@ -857,7 +857,7 @@ def in_words(result: CellResult, base: CellResult | None) -> list[str]:
 def by_whom(result: CellResult, digits: int) -> list[str]:
     """Whose spread the interval of a gain uses, beside the plain interval where that is another."""
     plain = f"[{number(result.gain.low, digits, signed=True)}, {number(result.gain.high, digits, signed=True)}]"
-    if result.judged.by != "moderated" or math.isnan(result.gain.low):
+    if result.judged.by != "moderated t" or math.isnan(result.gain.low):
         return []
     return [f"Its spread is shared with the table's other gains (moderated); by its own seeds alone: {plain}."]
 
