@@ -10,7 +10,8 @@ then
 
 - every run has the status, metrics, curves, weights and predictions of the undisturbed one, and so have the tables;
 - asked for once more, the tables execute nothing;
-- no temporary, damaged or half-made file, held lock, process or shared memory is left;
+- no temporary, damaged or half-made file, held lock, process or shared memory is left (but for the semaphores of
+  32 bytes of Python's queues where their resource tracker was killed too; they are counted);
 - no traceback was printed, but for those of Python's own resource tracker after it was itself killed.
 
 One line is printed for a kill and one for a life; the exit code is 1 if anything was found.
@@ -47,6 +48,7 @@ SPREAD_S = 3.0  # between a write and the kill, at most
 GONE_S = 60.0  # until the processes of a killed client have noticed, on a machine that is busy with others
 LIFE_S = 1800.0  # a life that takes longer hangs
 TRACEBACK = re.compile(r"^Traceback .*\n(.*)", re.MULTILINE)  # and the first place of it
+SEMAPHORE = "sem."  # of Python's queues: 32 bytes each, deleted by its resource tracker, which a group's kill ends too
 SHARES = {"worker": 0.55, "client": 0.25, "group": 0.2}  # of what is killed
 PROFILE = """
 name: kills
@@ -227,6 +229,7 @@ class Life:
     """What came of one store that was killed in again and again."""
 
     kills: int = 0
+    semaphores: int = 0
     found: list[str] = field(default_factory=list)
     codes: Counter[int] = field(default_factory=Counter)
 
@@ -252,7 +255,7 @@ class Trial:
             client.start()
             assert client.process is not None
             assert client.process.wait() == 0, client.log.read_text()
-        self.expected = facts(calm)
+        self.expected = facts(calm / "runs", calm / "results" / "kills")
 
     def place(self, name: str) -> Path:
         """A folder for one store."""
@@ -289,12 +292,14 @@ class Trial:
             for process in marked(f"{place}:"):
                 process.kill()
         life.codes.update(code for client in clients for code in client.codes)
-        life.found += different(self.expected, facts(place))
+        life.found += different(self.expected, facts(place / "runs", place / "results" / "kills"))
         for client in clients:
             told = TRACEBACK.findall(client.log.read_text(errors="replace"))
             life.found += [f"a traceback in {client.log}"] * any("resource_tracker.py" not in line for line in told)
-        after = shared_memory() - self.memory
-        life.found += [f"shared memory {name}" for name in sorted(after) if not is_mapped(name)]
+        left_over = [name for name in sorted(shared_memory() - self.memory) if not is_mapped(name)]
+        life.semaphores = sum(name.startswith(SEMAPHORE) for name in left_over)
+        life.found += [f"shared memory {name}" for name in left_over if not name.startswith(SEMAPHORE)]
+        self.memory |= {*left_over}
         return life
 
     def wait(self, place: Path) -> None:
@@ -323,12 +328,14 @@ class Trial:
             what = "client"  # nothing else is there yet
         if what == "client":
             client.process.kill()
+            client.process.wait()
             return f"client {own}"
         for process in client.processes():  # the whole session, whatever groups it made
             try:
                 process.kill()
             except psutil.Error:
                 continue
+        client.process.wait()
         return f"group {own}"
 
 
@@ -355,9 +362,9 @@ def latest(place: Path) -> tuple[int, float]:
     return len(times), max(times, default=0.0)
 
 
-def facts(place: Path) -> dict[str, Any]:
-    """All that must not depend on how often a table was killed: of every run, and of the tables' files."""
-    store, told = Store(place / "runs"), {}
+def facts(runs: Path, results: Path) -> dict[str, Any]:
+    """All that must not depend on how often a table was killed: of every run of a store, and of tables' files."""
+    store, told = Store(runs), {}
     for key in [*store.keys()]:
         record = store.load(key)
         assert record is not None
@@ -373,7 +380,7 @@ def facts(place: Path) -> dict[str, Any]:
             "curves": [{name: value for name, value in line.items() if name != "seconds"} for line in curves],
         }
     for name in ("table.csv", "gains.csv"):
-        for path in (place / "results" / "kills").glob(f"*/{name}"):
+        for path in results.glob(f"*/{name}"):
             told[f"{path.parent.name}/{name}"] = path.read_text()
     return told
 
@@ -459,7 +466,8 @@ def main(arguments: list[str] | None = None) -> int:
             life = trial.life(lives, min(given.each, given.kills - kills))
             kills, lives, failures = kills + life.kills, lives + 1, failures + len(life.found)
             codes = ", ".join(f"{code}: {count}" for code, count in sorted(life.codes.items()))
-            print(f"life {lives - 1}: {life.kills} kills in {time.monotonic() - since:.0f} s, exit codes {{{codes}}}: "
+            print(f"life {lives - 1}: {life.kills} kills in {time.monotonic() - since:.0f} s, exit codes {{{codes}}}, "
+                  f"{life.semaphores} semaphores: "
                   + ("; ".join(life.found) or "digits equal, nothing left"), flush=True)  # fmt: skip
         print(f"{kills} kills in {lives} lives, {time.monotonic() - began:.0f} s: {failures} faults found", flush=True)
     return int(bool(failures))
