@@ -258,11 +258,11 @@ class _Execution:
         self.on_event(Event(kind="finished", key=run.key, facts={**facts, "root": root, "lost": len(lost)}))
         if record.status == "failed":
             self.failed[run.key] = record.reason or ""
-        if record.status == "done" and root:
-            self.graph.done(run.key)
-        else:
+        if record.status != "done":
             self.graph.drop(run.key)
             self.give_up(lost, record)
+        elif root:
+            self.graph.done(run.key)
 
     def give_up(self, keys: list[str], needed: Record) -> None:
         """Settle runs whose need has no result: refused where that is final, failed where it will be tried again."""

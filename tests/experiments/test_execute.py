@@ -1,11 +1,13 @@
 """Executing plans: with fake tasks, in this process and in worker processes."""
 
+import errno
 import json
 import logging
 import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import dask
@@ -16,9 +18,9 @@ from filelock import FileLock
 from experiments.execution.events import Event
 from experiments.execution.graph import Graph
 from experiments.execution.pools import choose_gpus, refuse_threads
-from experiments.execution.run import write_live
+from experiments.execution.run import log_to, write_live
 from experiments.execution.schedule import bound, run_plan
-from experiments.execution.storage import StorageError
+from experiments.execution.storage import StorageError, disk_error
 from experiments.records.store import Store
 from hkd.errors import UserError
 from hkd.methods import METHODS
@@ -167,6 +169,55 @@ def test_a_folder_of_the_store_that_cannot_be_written_stops_everything(store):
     with pytest.raises(StorageError, match="Permission denied"):
         execute(store, fake_run("a", do="store_not_writable"), fake_run("b"))
     assert list(store.keys()) == []
+
+
+def test_a_store_that_goes_away_in_the_middle_stops_everything(store, tmp_path):
+    runs = fake_run("a", do="lose_store_once", file=str(tmp_path / "lost")), fake_run("b")
+    with pytest.raises(StorageError, match=r"Cannot write to .*a.student.safetensors: No such file or directory\."):
+        execute(store, *runs)
+    assert not store.root.exists()
+    assert execute(store, *runs).trained == ("a", "b")
+
+
+def test_a_lock_that_cannot_be_made_stops_everything(store):
+    (store.folder("b") / "lock").mkdir(parents=True)
+    with pytest.raises(StorageError, match=r"Cannot write to .*b.lock: Is a directory"):
+        execute(store, fake_run("a"), fake_run("b"))
+    assert [*store.keys()] == ["a"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS])
+def test_a_librarys_own_error_of_a_disk_is_known_by_the_systems_words(tmp_path, code):
+    error = disk_error(RuntimeError(f"PytorchStreamWriter failed writing file: {os.strerror(code)}"), tmp_path)
+    assert (error.errno, error.filename) == (code, str(tmp_path))
+    assert disk_error(RuntimeError("shapes do not match"), tmp_path) is None
+
+
+def test_a_log_that_takes_no_line_prints_no_traceback(tmp_path, capsys):
+    (tmp_path / "run.log").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space"), log_to(tmp_path / "run.log"):  # what is left is written at its end
+        logging.getLogger("hkd").info("something")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_record_that_another_command_wrote_meanwhile_is_not_written_over(store):
+    done = execute(store, fake_run("t")).records["t"]
+
+    def other_command_is_faster(event):
+        if event.kind == "finished" and event.key == "t":
+            store.write(replace(done, key="s", label="fake s"))
+
+    (store.folder("t") / "record.json").unlink()
+    report = execute(store, fake_run("t", do="complain"), fake_run("s", teacher="t"), on_event=other_command_is_faster)
+    assert statuses(report) == {"t": "failed", "s": "done"}
+    assert store.load("s").status == "done"
+
+
+def test_a_run_that_another_command_is_doing_gets_no_record_of_failure(store):
+    with FileLock(store.lock("s").lock_file):
+        report = execute(store, fake_run("t", do="complain"), fake_run("s", teacher="t"))
+    assert statuses(report) == {"t": "failed", "s": "failed"}
+    assert store.load("s") is None
 
 
 def test_a_data_file_that_cannot_be_read_fails_only_its_run(store, tmp_path):
