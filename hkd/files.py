@@ -29,10 +29,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        if error.errno is None or error.filename not in (None, str(temporary), temporary):  # of something else
+    except (OSError, RuntimeError) as error:
+        # torch.save says in words of its own that the file took no more; what the system said is its context.
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        own = isinstance(cause, OSError) and cause.errno and cause.filename in (None, str(temporary), temporary)
+        if not own:  # it is about something else
             raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        assert isinstance(cause, OSError)
+        raise OSError(cause.errno, cause.strerror, str(path)) from error
     finally:
         with suppress(OSError):  # on a disk that became read-only; what made it fail is what is told
             temporary.unlink(missing_ok=True)

@@ -120,16 +120,18 @@ rows:{SHARED}  - row: tuned
 """
 
 
-def checkout(folder: Path) -> Path:
-    """A copy of the sources with the profile and the tables above, whose runs write a checkpoint after every step."""
+def checkout(folder: Path, profile: str, *tables: str) -> Path:
+    """A copy of the sources with a profile `kills` and tables, whose runs write a checkpoint after every step."""
     for name in ("hkd", "analysis", "experiments"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("params.yaml", "dvc.yaml", "pyproject.toml"):
         shutil.copy2(ROOT / name, folder / name)
     data = folder / "experiments"
-    (data / "profiles" / "kills.yaml").write_text(PROFILE)
-    for name, text in zip(TABLES, (ONE, TWO), strict=True):
-        (data / "tables" / f"{name}.yaml").write_text(text)
+    (data / "profiles" / "kills.yaml").write_text(profile)
+    for text in tables:
+        name = re.search(r"^id: (\w+)$", text, re.MULTILINE)
+        assert name is not None
+        (data / "tables" / f"{name[1]}.yaml").write_text(text)
     job = folder / "hkd" / "training" / "job.py"
     text = job.read_text()
     for name, value in (("checkpoint_every_s", "5.0"), ("report_every_s", "0.25")):
@@ -246,7 +248,7 @@ class Trial:
 
     def __init__(self, folder: Path, seed: int, tables: tuple[str, ...] = TABLES):
         self.folder, self.rng, self.tables = folder, random.Random(seed), tables
-        self.sources = checkout(folder / "sources")
+        self.sources = checkout(folder / "sources", PROFILE, ONE, TWO)
         self.elsewhere = renaming()
         self.memory = shared_memory()
         calm = self.place("calm")

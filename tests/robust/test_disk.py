@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -163,6 +164,58 @@ def test_a_clock_that_is_set_moves_no_duration(table, tmp_path, monkeypatch):
     assert 0 <= done.seconds < 60
 
 
+SHORT = kills.PROFILE.replace("override: {}", "override: {epochs: 1, batch_size: 25, warmup_epochs: 0.0}")
+MOUNTED = r"""
+step() {
+    "$@" > "$PLACE/$NAME.out" 2> "$PLACE/$NAME.err"
+    echo $? > "$PLACE/$NAME.code"
+}
+mount -t tmpfs -o size=2500k none "$HKD_RUNS"
+NAME=small step "$@"
+mount -o remount,size=100m "$HKD_RUNS"
+NAME=larger step "$@"
+cp -r "$HKD_RUNS" "$PLACE/kept"
+mount -o remount,ro "$HKD_RUNS"
+NAME=finished step "$@"
+mount --bind "$HKD_RESULTS" "$HKD_RESULTS"
+mount -o remount,bind,ro "$HKD_RESULTS"
+NAME=results step "$@"
+mount -t tmpfs -o ro none "$HKD_RUNS"
+umount "$HKD_RESULTS"
+NAME=readonly step "$@"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode != 0 if shutil.which("unshare")
+    else True, reason="this system lets us mount nothing",
+)  # fmt: skip
+def test_disks_that_are_small_or_read_only_are_one_sentence_from_two_workers(tmp_path):
+    sources = kills.checkout(tmp_path / "sources", SHORT, REAL)
+    environment = {**os.environ, "PYTHONPATH": str(sources), "PLACE": str(tmp_path)}
+    for name in ("HKD_RUNS", "HKD_RESULTS"):
+        environment[name] = str(tmp_path / name.lower())
+        (tmp_path / name.lower()).mkdir()
+    command = [sys.executable, "-m", "experiments.cli", "run", "disk_table", "--profile", "kills", "--workers", "2"]
+    script = ["unshare", "--mount", "sh", "-c", MOUNTED, "sh", *command]
+    subprocess.run(script, cwd=sources, env=environment, check=True)
+    expected = {
+        "small": (2, "Cannot write to .*hkd_runs.*: No space left on device"),
+        "larger": (0, None),
+        "finished": (0, None),  # a store that nothing is written to may be read-only
+        "results": (2, "Cannot write to .*hkd_results.*: Read-only file system"),
+        "readonly": (2, "Cannot write to .*hkd_runs.*: Read-only file system"),
+    }
+    for name, (code, says) in expected.items():
+        told = (tmp_path / f"{name}.err").read_text()
+        assert (tmp_path / f"{name}.code").read_text().strip() == str(code), (name, told)
+        assert len(told.splitlines()) == (says is not None), (name, told)
+        assert says is None or re.search(says, told), (name, told)
+    assert not [*(tmp_path / "kept").rglob("*.tmp")]
+    assert len([*(tmp_path / "kept").glob("*/record.json")]) == 3
+
+
 @pytest.fixture
 def real(tmp_path, monkeypatch):
     """A table of a teacher and two students with a step or two each, in this process; a checkpoint after each."""
@@ -170,8 +223,7 @@ def real(tmp_path, monkeypatch):
     for name in ("tables", "profiles", "published", "manifests"):
         shutil.copytree(schema.HERE / name, papers / name)
     (papers / "tables" / "disk_table.yaml").write_text(REAL)
-    short = "override: {epochs: 1, batch_size: 25, warmup_epochs: 0.0}"
-    (papers / "profiles" / "kills.yaml").write_text(kills.PROFILE.replace("override: {}", short))
+    (papers / "profiles" / "kills.yaml").write_text(SHORT)
     monkeypatch.setattr(schema, "HERE", papers)
     for cached in (schema.read, schema.document):
         cached.cache_clear()
@@ -242,7 +294,7 @@ def test_each_write_of_a_whole_table_fails_in_turn_and_its_digits_stay(real, mon
     for name in ("checkpoint.pt", "curves.jsonl", "student.safetensors", "predictions.npz", "record.json"):
         assert {("open", f"{name} (temporary)"), ("os.rename", f"{name} (temporary)")} <= failed
         assert ("fsync", f"{name} (temporary)") in failed
-    for name in ("lock", "run.log", "table.md", "table.csv", "metrics.json", "comparison_top1.png"):
+    for name in ("lock", "run.log", "table.md", "table.csv", "cost.csv", "metrics.json"):
         assert ("open", name) in failed
 
 
