@@ -8,7 +8,11 @@ import torch
 
 from hkd.files import HOST, atomic_write, sweep
 
-FULL = "/dev/full"
+
+def full(temporary):
+    """The same path on a disk that takes no byte."""
+    temporary.symlink_to("/dev/full")
+    return temporary
 
 
 def write_text(temporary):
@@ -33,8 +37,7 @@ def test_a_full_disk_leaves_the_old_content_and_the_error_names_the_file(tmp_pat
     path = tmp_path / "name"
     path.write_text("old")
     with pytest.raises(OSError, match="No space left on device") as told, atomic_write(path) as temporary:
-        temporary.symlink_to(FULL)
-        write(temporary)
+        write(full(temporary))
     assert (told.value.errno, told.value.filename) == (errno.ENOSPC, str(path))
     assert [each.name for each in tmp_path.iterdir()] == ["name"]
     assert path.read_text() == "old"
