@@ -290,20 +290,31 @@ def scheduler_address(scheduler_file: Path) -> str:
 
 @contextmanager
 def local_cluster(workers: int) -> Iterator[Any]:
-    """A client of worker processes on this machine, which are gone when the context is left, however it is left."""
+    """A client of worker processes on this machine, which are gone when the context is left, however it is left.
+
+    Raises:
+        UserError: they could not be started, or one was killed before it was ready.
+    """
     from distributed import Client, LocalCluster
 
-    cluster = LocalCluster(
-        n_workers=workers,
-        threads_per_worker=1,
-        processes=True,
-        memory_limit=0,
-        dashboard_address=None,
-        scheduler_kwargs={
-            "dashboard_address": "127.0.0.1:0"
-        },  # its own port is fixed, and two commands would meet there
-        silence_logs=logging.CRITICAL,
-    )
+    try:
+        cluster = LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            memory_limit=0,
+            dashboard_address=None,
+            scheduler_kwargs={
+                "dashboard_address": "127.0.0.1:0"
+            },  # its own port is fixed, and two commands would meet there
+            silence_logs=logging.CRITICAL,
+        )
+    except (RuntimeError, OSError) as error:
+        why = error.__cause__ or error
+        raise UserError(
+            f"The worker processes could not be started ({type(why).__name__}: {why}); run the same command again, with "
+            "fewer of them (--workers) if memory is short."
+        ) from error
     client = Client(cluster, set_as_default=False)
     try:
         yield client

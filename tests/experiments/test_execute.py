@@ -360,6 +360,16 @@ def test_two_workers_share_the_runs_and_report_progress(store):
     assert store.load("s0").environment["threads"] == 1
 
 
+def test_workers_that_are_killed_before_they_are_ready_are_one_sentence(store, monkeypatch):
+    def killed(**options):
+        raise RuntimeError("Nanny failed to start.") from RuntimeError("Nanny failed to start worker process")
+
+    monkeypatch.setattr("distributed.LocalCluster", killed)
+    with pytest.raises(UserError, match=r"could not be started \(RuntimeError: Nanny failed to start worker process\)"):
+        execute(store, fake_run("a"), workers=2)
+    assert [*store.keys()] == []
+
+
 @pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_one_that_always_dies_fails_only_its_run(store):
     report = execute(
