@@ -312,8 +312,8 @@ def local_cluster(workers: int) -> Iterator[Any]:
     except (RuntimeError, OSError) as error:
         why = error.__cause__ or error
         raise UserError(
-            f"The worker processes could not be started ({type(why).__name__}: {why}); run the same command again, with "
-            "fewer of them (--workers) if memory is short."
+            f"The worker processes could not be started ({type(why).__name__}: {why}); run the same command again, "
+            "with fewer of them (--workers) if memory is short."
         ) from error
     client = Client(cluster, set_as_default=False)
     try:
