@@ -298,7 +298,7 @@ class Trial:
         for client in clients:
             told = TRACEBACK.findall(client.log.read_text(errors="replace"))
             life.found += [f"a traceback in {client.log}"] * any("resource_tracker.py" not in line for line in told)
-        left_over = [name for name in sorted(shared_memory() - self.memory) if not is_mapped(name)]
+        left_over = sorted(shared_memory() - self.memory - mapped_memory())
         life.semaphores = sum(name.startswith(SEMAPHORE) for name in left_over)
         life.found += [f"shared memory {name}" for name in left_over if not name.startswith(SEMAPHORE)]
         self.memory |= {*left_over}
@@ -437,15 +437,15 @@ def shared_memory() -> set[str]:
     return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
 
-def is_mapped(name: str) -> bool:
-    """Whether a process uses this shared memory: then it is its own, or another's on this machine."""
-    for process in psutil.process_iter():
+def mapped_memory() -> set[str]:
+    """Names of shared memory that a process uses: it is not left over, whoever it belongs to."""
+    names = set[str]()
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            if any(name in each.path for each in process.memory_maps()):
-                return True
-        except (psutil.Error, OSError):
+            names.update(re.findall(r" /dev/shm/(\S+)", (process / "maps").read_text()))
+        except OSError:  # gone, or not ours to read
             continue
-    return False
+    return names
 
 
 def main(arguments: list[str] | None = None) -> int:
