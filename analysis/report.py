@@ -13,6 +13,7 @@ from tabulate import tabulate
 
 from analysis.measures.base import all_measures, measure_called
 from analysis.style import house_style, save
+from hkd.files import atomic_write
 
 COLUMNS = (
     "model",
@@ -92,12 +93,15 @@ def write(analyses: Sequence[Analysis], folder: Path, record: dict[str, Any] | N
         raise ValueError(f"Each model of an analysis needs a name of its own, also as that of a file; got {names}.")
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / "table.csv", folder / "table.md"]
-    pd.concat([analysis.table() for analysis in analyses]).to_csv(files[0], index=False)
-    files[1].write_text(markdown(analyses), encoding="utf-8")
+    with atomic_write(files[0]) as temporary:
+        pd.concat([analysis.table() for analysis in analyses]).to_csv(temporary, index=False)
+    with atomic_write(files[1]) as temporary:
+        temporary.write_text(markdown(analyses), encoding="utf-8")
     for name, analysis in zip(names, analyses, strict=True):
         files.append(folder / f"{name}.npz")
         arrays: dict[str, Any] = analysis.arrays()
-        np.savez_compressed(files[-1], **arrays)
+        with atomic_write(files[-1]) as temporary, open(temporary, "wb") as stream:
+            np.savez_compressed(stream, **arrays)
     files += draw(analyses, folder)
     models = [
         {
@@ -111,7 +115,8 @@ def write(analyses: Sequence[Analysis], folder: Path, record: dict[str, Any] | N
         for each in analyses
     ]
     files.append(folder / "analysis.json")
-    files[-1].write_text(json.dumps({"models": models, **(record or {})}, indent=2) + "\n", encoding="utf-8")
+    with atomic_write(files[-1]) as temporary:
+        temporary.write_text(json.dumps({"models": models, **(record or {})}, indent=2) + "\n", encoding="utf-8")
     return files
 
 

@@ -21,6 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from hkd.files import atomic_write
+
 # Okabe & Ito 2008, "Color Universal Design"; the marker is a second sign beside the colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("s", "o", "^", "v", "P", "X", "*")
@@ -79,11 +81,11 @@ def canvas(width: float, height: float) -> Figure:
 
 def save(figure: Figure, path: Path) -> None:
     """Write a PNG or SVG without date and version in it, so that equal figures are equal bytes."""
-    with mpl.rc_context({"svg.hashsalt": "hkd"}):
+    with mpl.rc_context({"svg.hashsalt": "hkd"}), atomic_write(path) as temporary:
         if path.suffix == ".svg":
-            figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+            figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None})
         else:
-            figure.savefig(path, dpi=DPI, format="png", metadata={"Software": None})
+            figure.savefig(temporary, dpi=DPI, format="png", metadata={"Software": None})
 
 
 # -- sheets: a heading, panels, a caption --------------------------------------------------------------------------

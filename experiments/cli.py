@@ -16,6 +16,7 @@ from cyclopts import CycloptsError
 from experiments import places
 from experiments.commands import looking, numerics, runs, tables, weights
 from experiments.commands.app import app
+from experiments.execution.storage import STORAGE_ERRORS
 from hkd.errors import UserError
 
 COMMANDS = (tables, runs, numerics, weights, looking)  # importing them adds them to the app
@@ -40,13 +41,22 @@ def main(arguments: list[str] | None = None) -> Any:
         print("\nInterrupted: finished runs are kept, and the same command continues with the others.", file=sys.stderr)
         code = 130
     except BrokenPipeError:  # whoever read our output, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it flushes
+        discard_output()
         code = 141  # as a shell says of a process that a closed pipe ended
     except OSError as error:  # of files that commands were given or need; without a name it is not about a file
-        if error.filename is None:
+        if error.filename is None and error.errno not in STORAGE_ERRORS:
             raise
-        code = refuse(f"{error.filename} cannot be used ({error.strerror}); put that right, or name another place.")
+        name = error.filename
+        if name is None:  # print and flush know none; whoever writes a file does
+            discard_output()
+            name = "What the output is sent to"
+        code = refuse(f"{name} cannot be used ({error.strerror}); put that right, or name another place.")
     sys.exit(code)
+
+
+def discard_output() -> None:
+    """Let what is still to be printed go nowhere, or Python would complain when it flushes at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def use_this_checkout() -> None:

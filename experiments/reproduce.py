@@ -4,7 +4,7 @@ import json
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,7 +168,8 @@ def table_lock(profile: str, table: str, *, wait: bool, on_wait: Callable[[str],
     try:
         yield
     finally:
-        holder.unlink(missing_ok=True)
+        with suppress(OSError):  # a note for others, on a disk that may have become read-only
+            holder.unlink(missing_ok=True)
         lock.release()
 
 

@@ -5,7 +5,7 @@ import os
 import re
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 HOST = re.sub(r"[^A-Za-z0-9]", "-", socket.gethostname())[:40]
@@ -18,6 +18,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     The temporary name holds the machine and the process id, so that two processes never write the same one, and so
     that `sweep` can tell what a killed process left.
+
+    Raises:
+        OSError: it cannot be written; it names `path`, also where the call that failed (a write, a sync) had no name
+            or that of the temporary file.
     """
     temporary = path.with_name(f".{path.name}.{HOST}.{os.getpid()}.tmp")
     try:
@@ -25,8 +29,17 @@ def atomic_write(path: Path) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        # torch.save says in words of its own that the file took no more; what the system said is its context.
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        own = isinstance(cause, OSError) and cause.errno and cause.filename in (None, str(temporary), temporary)
+        if not own:  # it is about something else
+            raise
+        assert isinstance(cause, OSError)
+        raise OSError(cause.errno, cause.strerror, str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # on a disk that became read-only; what made it fail is what is told
+            temporary.unlink(missing_ok=True)
 
 
 def printable(text: object) -> str:
@@ -36,11 +49,15 @@ def printable(text: object) -> str:
 
 
 def sweep(folder: Path) -> None:
-    """Delete the temporary files of a folder whose process, of this machine, is gone: it was killed while it wrote."""
+    """Delete the temporary files of a folder whose process, of this machine, is gone: it was killed while it wrote.
+
+    They stay where this is not permitted: nothing reads them.
+    """
     for path in folder.glob(".*.tmp"):
         found = TEMPORARY.fullmatch(path.name)
         if found and found["host"] == HOST and not is_running(int(found["process"])):
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def is_running(process: int) -> bool:

@@ -31,6 +31,7 @@ from hkd.training.job import Runtime
 
 TOPIC = "hkd-progress"
 ANSWER_S = 10.0  # within which a scheduler answers
+WRITTEN_S = 2.0  # within which it writes its file
 # Large pages for torch's buffers, also in the worker's thread: small pages made steps up to twice as slow in a virtual
 # machine (benchmarks/test_page_speed.py). Other C libraries than glibc ignore it.
 LARGE_PAGES = "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1"
@@ -238,13 +239,7 @@ def connected(scheduler_file: Path) -> Any:
         UserError: there is no such file, it is not one, or nobody answers at its address.
     """
     address = scheduler_address(scheduler_file)
-    silent = UserError(f"The dask scheduler of {scheduler_file} does not answer at {address}; start it again.")
-    met = re.fullmatch(r"[a-z]+://\[?(?P<host>[^\[\]]+)\]?:(?P<port>[0-9]{1,5})", address)
-    if met:  # dask would try for long to reach an address at which nobody is
-        try:
-            socket.create_connection((met["host"], int(met["port"])), timeout=ANSWER_S).close()
-        except (OSError, OverflowError, UnicodeError):
-            raise silent from None
+    reach(address, scheduler_file)
     from distributed import Client
 
     clients: list[Any] = []
@@ -257,8 +252,23 @@ def connected(scheduler_file: Path) -> Any:
     asking.start()
     asking.join(2 * ANSWER_S)
     if not clients:
-        raise silent
+        raise silent(address, scheduler_file)
     return clients[0]
+
+
+def reach(address: str, scheduler_file: Path) -> None:
+    """Refuse an address at which nobody is: dask would try for long to reach it."""
+    met = re.fullmatch(r"[a-z]+://\[?(?P<host>[^\[\]]+)\]?:(?P<port>[0-9]{1,5})", address)
+    if met:
+        try:
+            socket.create_connection((met["host"], int(met["port"])), timeout=ANSWER_S).close()
+        except (OSError, OverflowError, UnicodeError):
+            raise silent(address, scheduler_file) from None
+
+
+def silent(address: str, scheduler_file: Path) -> UserError:
+    """That nobody answers there."""
+    return UserError(f"The dask scheduler of {scheduler_file} does not answer at {address}; start it again.")
 
 
 def scheduler_address(scheduler_file: Path) -> str:
@@ -280,20 +290,31 @@ def scheduler_address(scheduler_file: Path) -> str:
 
 @contextmanager
 def local_cluster(workers: int) -> Iterator[Any]:
-    """A client of worker processes on this machine, which are gone when the context is left, however it is left."""
+    """A client of worker processes on this machine, which are gone when the context is left, however it is left.
+
+    Raises:
+        UserError: they could not be started, or one was killed before it was ready.
+    """
     from distributed import Client, LocalCluster
 
-    cluster = LocalCluster(
-        n_workers=workers,
-        threads_per_worker=1,
-        processes=True,
-        memory_limit=0,
-        dashboard_address=None,
-        scheduler_kwargs={
-            "dashboard_address": "127.0.0.1:0"
-        },  # its own port is fixed, and two commands would meet there
-        silence_logs=logging.CRITICAL,
-    )
+    try:
+        cluster = LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            memory_limit=0,
+            dashboard_address=None,
+            scheduler_kwargs={
+                "dashboard_address": "127.0.0.1:0"
+            },  # its own port is fixed, and two commands would meet there
+            silence_logs=logging.CRITICAL,
+        )
+    except (RuntimeError, OSError) as error:
+        why = error.__cause__ or error
+        raise UserError(
+            f"The worker processes could not be started ({type(why).__name__}: {why}); run the same command again, "
+            "with fewer of them (--workers) if memory is short."
+        ) from error
     client = Client(cluster, set_as_default=False)
     try:
         yield client
@@ -318,8 +339,11 @@ def serve(scheduler_file: Path, options: Sequence[str] = ()) -> None:
         options: more options of `dask worker`.
 
     Raises:
-        UserError: an option that `dask worker` does not have.
+        UserError: an option that `dask worker` does not have, a file that is not a scheduler's, or nobody at its
+            address.
     """
+    address = awaited(scheduler_file)
+    reach(address, scheduler_file)
     import dask
     from click import ClickException
     from distributed.cli.dask_worker import main
@@ -330,6 +354,22 @@ def serve(scheduler_file: Path, options: Sequence[str] = ()) -> None:
             main([*own, *options], prog_name="hkd worker", standalone_mode=False)
         except ClickException as error:
             raise UserError(f"hkd worker: {error.format_message()} `dask worker --help` lists the options.") from None
+        except (RuntimeError, OSError):  # something that listens there and is no scheduler, or stopped being one
+            raise silent(address, scheduler_file) from None
+
+
+def awaited(scheduler_file: Path) -> str:
+    """The address in a scheduler's file, once it is there and, for a scheduler is writing it, whole."""
+    while not scheduler_file.exists():
+        time.sleep(0.5)
+    until = time.monotonic() + WRITTEN_S
+    while True:
+        try:
+            return scheduler_address(scheduler_file)
+        except UserError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(0.1)
 
 
 def dask_settings() -> dict[str, Any]:

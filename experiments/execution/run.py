@@ -1,9 +1,7 @@
 """One run, in whatever process: from its plan to its record, whatever happens on the way."""
 
-import errno
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -14,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from experiments.execution.storage import disk_full, storage_error, storage_failed
+from experiments.execution.storage import disk_error, not_written, storage_failed
 from experiments.planning import keys
 from experiments.planning.plan import PlannedRun
 from experiments.records.environment import environment, source_digest
@@ -45,7 +43,7 @@ def execute_run(
         source: digest of the sources that the run's key was computed from; None if nobody edits them.
 
     Raises:
-        StorageError: the store cannot be written to.
+        StorageError: the store cannot be written to: every error of a file that is not one of the run itself.
     """
     store = Store(store_root)
     try:
@@ -61,7 +59,7 @@ def execute_run(
             store.write(record)
             return record
     except OSError as error:
-        raise storage_error(error, store_root) from error
+        raise not_written(error, store_root) from error
 
 
 def carry_out(
@@ -100,10 +98,11 @@ def carry_out(
         status = "refused" if isinstance(error, Refused) else "failed"
         facts = {"status": status, "reason": sentence_of(error)}
     except Exception as error:
-        if not isinstance(error, OSError) and disk_full(error, folder):  # torch and safetensors have their own errors
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
-        if isinstance(error, OSError) and storage_failed(error, store.root):
-            raise
+        if isinstance(error, OSError):
+            if storage_failed(error, folder, store.root):
+                raise
+        elif (cause := disk_error(error, folder)) is not None:
+            raise cause from error
         log.exception("the run stopped")
         facts = {"status": "failed", "reason": sentence(error, folder)}
     log.info("%s after %.1f s", facts["status"], time.monotonic() - began)
@@ -204,10 +203,18 @@ def write_live(folder: Path, curves: list[dict[str, Any]]) -> None:
             live.next_step()
 
 
+class RunLog(logging.FileHandler):
+    """A run's log. That a full disk takes no line of it needs no traceback: the next file of the run will say so."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (the name that logging calls)
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 @contextmanager
 def log_to(path: Path) -> Iterator[None]:
     """Send what the library and Python's warnings say to a run's log file."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = RunLog(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     loggers = [logging.getLogger(name) for name in ("hkd", "experiments", "py.warnings")]
     levels = [logger.level for logger in loggers]

@@ -10,11 +10,13 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from filelock import Timeout
+
 from experiments.execution.events import Event, Finished
 from experiments.execution.graph import Graph
 from experiments.execution.pools import Pool, pool_for
 from experiments.execution.run import sources
-from experiments.execution.storage import check_writable, storage_error
+from experiments.execution.storage import check_writable, not_written
 from experiments.planning.estimate import Durations
 from experiments.planning.plan import Plan, PlannedRun
 from experiments.records.environment import cores, device, gpus
@@ -79,8 +81,10 @@ def run_plan(
     execution = _Execution(plan, store, records, todo, on_event, reused=len(plan.runs) - len(todo) - len(left_out))
     if todo:
         check_writable(store)
-        for folder in (store.root / ".cache", *map(store.folder, todo)):
-            sweep(folder)
+    # Of finished runs too: another machine may have finished what was killed here.
+    for folder in (store.root / ".cache", *map(store.folder, plan.runs)):
+        sweep(folder)
+    if todo:
         execution.refuse()
     if execution.graph.ready:
         count = min(default_workers(runtime) if workers is None else workers, len(todo))
@@ -220,22 +224,29 @@ class _Execution:
             self.graph.ready.append(run.key)  # it resumes from its checkpoint
             return
         if record is None:
-            self.executed[run.key] = "failed"
             self.settle(run, "failed", finished.reason or KILLED)
+            self.executed[run.key] = self.records[run.key].status
             return
         self.executed[run.key] = record.status
         self.take(run, record)
 
     def settle(self, run: PlannedRun, status: str, reason: str) -> None:
-        """Write a record that no worker wrote."""
+        """Write a record that no worker wrote, unless another command has done the run, or is doing it now."""
         now = time.time()
         record = Record(
             key=run.key, label=run.label, status=status, spec=asdict(run.spec), started=now, finished=now, reason=reason
         )
         try:
-            self.store.write(record)
+            with self.store.lock(run.key).acquire(timeout=0):
+                other = self.store.load(run.key)
+                if other is not None and other.status in FINAL:
+                    record = other
+                else:
+                    self.store.write(record)
+        except Timeout:  # its own record will say how it ended there
+            pass
         except OSError as error:
-            raise storage_error(error, self.store.root) from error
+            raise not_written(error, self.store.root) from error
         self.take(run, record)
 
     def take(self, run: PlannedRun, record: Record) -> None:
@@ -247,11 +258,11 @@ class _Execution:
         self.on_event(Event(kind="finished", key=run.key, facts={**facts, "root": root, "lost": len(lost)}))
         if record.status == "failed":
             self.failed[run.key] = record.reason or ""
-        if record.status == "done":
-            self.graph.done(run.key)
-        else:
+        if record.status != "done":
             self.graph.drop(run.key)
             self.give_up(lost, record)
+        elif root:
+            self.graph.done(run.key)
 
     def give_up(self, keys: list[str], needed: Record) -> None:
         """Settle runs whose need has no result: refused where that is final, failed where it will be tried again."""

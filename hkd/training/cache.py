@@ -11,7 +11,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -202,13 +202,18 @@ def _load(path: Path | None) -> dict[str, Tensor] | None:
         return None
     try:
         return safetensors.torch.load_file(path)
-    except SafetensorError as error:
+    except (OSError, SafetensorError) as error:
         log.warning("%s cannot be read (%s); teacher outputs are computed again", path, error)
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
         return None
 
 
 def _save(tables: Mapping[str, Tensor], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(safetensors.torch.save({name: table.cpu() for name, table in tables.items()}))
+    """Keep tables for other runs; that this is impossible is only said, because they can be computed again."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(safetensors.torch.save({name: table.cpu() for name, table in tables.items()}))
+    except OSError as error:
+        log.warning("%s could not be written (%s): other runs will compute it again", path, error.strerror)

@@ -4,6 +4,7 @@ Registered by the tests in the driver, and in worker processes by dask, which ca
 """
 
 import os
+import shutil
 import signal
 import time
 import warnings
@@ -92,6 +93,13 @@ def fill_disk(options, folder):
     raise OSError(28, "No space left on device", str(folder / "checkpoint.pt"))
 
 
+def lose_store_once(options, folder):
+    """As if a disk were unplugged; `file` remembers that it was."""
+    if not Path(options.file).exists():
+        Path(options.file).touch()
+        shutil.rmtree(folder.parent)
+
+
 def kill_worker(options, folder):
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -117,6 +125,7 @@ BEHAVIOURS = {
         store_not_writable,
         run_out_of_memory,
         fill_disk,
+        lose_store_once,
         kill_worker,
         kill_worker_once,
         warn,

@@ -1,11 +1,13 @@
 """Executing plans: with fake tasks, in this process and in worker processes."""
 
+import errno
 import json
 import logging
 import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import dask
@@ -16,9 +18,9 @@ from filelock import FileLock
 from experiments.execution.events import Event
 from experiments.execution.graph import Graph
 from experiments.execution.pools import choose_gpus, refuse_threads
-from experiments.execution.run import write_live
+from experiments.execution.run import log_to, write_live
 from experiments.execution.schedule import bound, run_plan
-from experiments.execution.storage import StorageError
+from experiments.execution.storage import StorageError, disk_error
 from experiments.records.store import Store
 from hkd.errors import UserError
 from hkd.methods import METHODS
@@ -169,6 +171,55 @@ def test_a_folder_of_the_store_that_cannot_be_written_stops_everything(store):
     assert list(store.keys()) == []
 
 
+def test_a_store_that_goes_away_in_the_middle_stops_everything(store, tmp_path):
+    runs = fake_run("a", do="lose_store_once", file=str(tmp_path / "lost")), fake_run("b")
+    with pytest.raises(StorageError, match=r"Cannot write to .*a.student.safetensors: No such file or directory\."):
+        execute(store, *runs)
+    assert not store.root.exists()
+    assert execute(store, *runs).trained == ("a", "b")
+
+
+def test_a_lock_that_cannot_be_made_stops_everything(store):
+    (store.folder("b") / "lock").mkdir(parents=True)
+    with pytest.raises(StorageError, match=r"Cannot write to .*b.lock: Is a directory"):
+        execute(store, fake_run("a"), fake_run("b"))
+    assert [*store.keys()] == ["a"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS])
+def test_a_librarys_own_error_of_a_disk_is_known_by_the_systems_words(tmp_path, code):
+    error = disk_error(RuntimeError(f"PytorchStreamWriter failed writing file: {os.strerror(code)}"), tmp_path)
+    assert (error.errno, error.filename) == (code, str(tmp_path))
+    assert disk_error(RuntimeError("shapes do not match"), tmp_path) is None
+
+
+def test_a_log_that_takes_no_line_prints_no_traceback(tmp_path, capsys):
+    (tmp_path / "run.log").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space"), log_to(tmp_path / "run.log"):  # what is left is written at its end
+        logging.getLogger("hkd").info("something")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_record_that_another_command_wrote_meanwhile_is_not_written_over(store):
+    done = execute(store, fake_run("t")).records["t"]
+
+    def other_command_is_faster(event):
+        if event.kind == "finished" and event.key == "t":
+            store.write(replace(done, key="s", label="fake s"))
+
+    (store.folder("t") / "record.json").unlink()
+    report = execute(store, fake_run("t", do="complain"), fake_run("s", teacher="t"), on_event=other_command_is_faster)
+    assert statuses(report) == {"t": "failed", "s": "done"}
+    assert store.load("s").status == "done"
+
+
+def test_a_run_that_another_command_is_doing_gets_no_record_of_failure(store):
+    with FileLock(store.lock("s").lock_file):
+        report = execute(store, fake_run("t", do="complain"), fake_run("s", teacher="t"))
+    assert statuses(report) == {"t": "failed", "s": "failed"}
+    assert store.load("s") is None
+
+
 def test_a_data_file_that_cannot_be_read_fails_only_its_run(store, tmp_path):
     report = execute(store, fake_run("a", do="data_not_readable", file=str(tmp_path / "1.png")), fake_run("b"))
     assert statuses(report) == {"a": "failed", "b": "done"}
@@ -307,6 +358,16 @@ def test_two_workers_share_the_runs_and_report_progress(store):
     assert len(pids) == 2
     assert {event.key for event in events if event.kind == "progress"} >= {"s0", "s1", "s2", "s3"}
     assert store.load("s0").environment["threads"] == 1
+
+
+def test_workers_that_are_killed_before_they_are_ready_are_one_sentence(store, monkeypatch):
+    def killed(**options):
+        raise RuntimeError("Nanny failed to start.") from RuntimeError("Nanny failed to start worker process")
+
+    monkeypatch.setattr("distributed.LocalCluster", killed)
+    with pytest.raises(UserError, match=r"could not be started \(RuntimeError: Nanny failed to start worker process\)"):
+        execute(store, fake_run("a"), workers=2)
+    assert [*store.keys()] == []
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import random
 import socket
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from experiments import cli
 from experiments import places as places_module
 from experiments.commands import tables as commands
-from experiments.execution.pools import connected
+from experiments.execution.pools import awaited, connected
 from experiments.planning import schema
 from experiments.planning.plan import Cell
 from experiments.records.store import Record, Store
@@ -203,6 +204,45 @@ def test_something_else_that_listens_at_a_schedulers_address_is_one_sentence(pla
         with pytest.raises(UserError, match="does not answer"):
             connected(path)
     assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "is not a scheduler file"),
+        ('{"id": 1}', "is not a scheduler file"),
+        ('{"address": "tcp://127.0.0.1:1"}', "does not answer at tcp://127.0.0.1:1; start it again"),
+        ('{"address": "tcp://127.0.0.1:99999"}', "does not answer"),
+    ],
+)
+def test_a_worker_of_no_scheduler_is_one_sentence(hkd, places, monkeypatch, text, says):
+    path = places / "scheduler.json"
+    path.write_text(text)
+    monkeypatch.setattr("experiments.execution.pools.ANSWER_S", 0.5)
+    monkeypatch.setattr("experiments.execution.pools.WRITTEN_S", 0.2)
+    assert refused(hkd("worker", "--scheduler-file", str(path)), says)
+
+
+def test_a_worker_reads_a_scheduler_file_once_it_is_whole(places):
+    path = places / "scheduler.json"
+    path.write_text("{")
+    writing = threading.Timer(0.3, path.write_text, ['{"address": "tcp://127.0.0.1:1"}'])
+    writing.start()
+    assert awaited(path) == "tcp://127.0.0.1:1"
+
+
+# --- output
+
+
+@pytest.mark.parametrize("command", [("tables",), ("plan", TABLE, "--profile", PROFILE)])
+def test_output_that_goes_to_a_full_disk_is_one_sentence(places, command):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "experiments.cli", *command],
+            cwd=ROOT, env=environment, stdout=full, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    assert refused((done.returncode, done.stderr.splitlines()), "What the output is sent to", "No space left on device")
 
 
 # --- records
