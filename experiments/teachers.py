@@ -110,15 +110,19 @@ def record_sha256(model: str, digest: str) -> bool:
 
     Returns:
         Whether the manifest now holds this digest: False if it does not name the weights or holds another one.
+
+    Raises:
+        UserError: the manifest is not what it should be.
     """
     yaml = YAML(typ="rt")
     yaml.width, yaml.preserve_quotes = 4096, True
     path = schema.HERE / "manifests" / "teachers.yaml"
-    content = yaml.load(path.read_text(encoding="utf-8"))
+    schema.load_manifest()  # which says what is wrong with it
+    content = schema.parsed(path, schema.where("manifests", "teachers"))
     entry = next((e for e in content["teachers"].values() if e.get("weights") == ZOO[model].pretrained), None)
-    if entry is None or entry["sha256"] not in (None, digest):
+    if entry is None or entry.get("sha256") not in (None, digest):
         return False
-    if entry["sha256"] is None:
+    if entry.get("sha256") is None:
         entry["sha256"] = digest
         with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
             yaml.dump(content, stream)

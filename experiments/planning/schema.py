@@ -1,6 +1,7 @@
 """Papers, tables and profiles as YAML, read strictly: a mistake is one sentence with its place and the nearest name."""
 
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
@@ -14,7 +15,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.reader import ReaderError
 
 from experiments import places
-from experiments.documents import Document
+from experiments.documents import Document, content
 from experiments.drawings import DRAWINGS
 from experiments.planning.declared import WORDS, options_of
 from hkd.errors import UserError
@@ -532,14 +533,14 @@ def load_params(path: Path | None = None) -> Params:
         UserError: not YAML, an unknown key (the sentence has the line and the nearest key), or a value that cannot be.
     """
     path = path or places.repository() / "params.yaml"
-    if not path.is_file():
+    if not os.path.lexists(path):
         return Params()
     held = parsed(path, path.name) or {}
     if not isinstance(held, dict):
         raise UserError(f"{path.name}:1: keys are expected, such as `profile: laptop`.")
 
     def refused(loc: Loc, message: str) -> UserError:
-        return UserError(f"{path.name}:{line_of(held, loc)}: {'.'.join(map(str, loc))}: {message}")
+        return UserError(f"{path.name}:{line_of(held, loc)}: {named(loc)}: {message}")
 
     found = validated(Params, {key: value for key, value in plain(held).items() if value is not None}, refused)
     check_recipe(found.recipe, lambda loc, message: refused(("recipe", *loc), message))
@@ -553,7 +554,7 @@ def validated(model: type[T], content: Any, refused: Callable[[Loc, str], UserEr
     except ValidationError as error:
         loc, message = fault(error)
         if error.errors()[0]["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            known = valid_keys(model)
+            known = [key for key in valid_keys(model) if key != loc[-1]]  # a key of another part of the document
             message = f"unknown key '{loc[-1]}'.{nearest(str(loc[-1]), known)}"
         raise refused(loc, message) from None
 
@@ -581,7 +582,7 @@ def parsed(path: Path, shown: str) -> Any:
             a value of another kind, such as a date.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = content(path, 4 * MOST_TEXT).decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"{shown} cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:
@@ -634,7 +635,7 @@ def check_content(held: Any, shown: str) -> None:
         return sizes[id(node)]
 
     def refused(loc: Loc, message: str) -> UserError:
-        return UserError(f"{shown}:{line_of(held, loc)}: {'.'.join(map(str, loc)) or 'the whole'}: {message}")
+        return UserError(f"{shown}:{line_of(held, loc)}: {named(loc)}: {message}")
 
     count(held, ())
 
@@ -659,7 +660,12 @@ def where(folder: str, name: str) -> str:
 def complaint(folder: str, name: str, loc: Loc, message: str) -> UserError:
     """A UserError that starts with file, line and key."""
     line = line_of(document(folder, name), loc)
-    return UserError(f"{where(folder, name)}:{line}: {'.'.join(map(str, loc))}: {message}")
+    return UserError(f"{where(folder, name)}:{line}: {named(loc)}: {message}")
+
+
+def named(loc: Loc) -> str:
+    """A place in a document as sentences name it."""
+    return ".".join(map(str, loc)) or "the whole"
 
 
 def line_of(node: Any, loc: Loc) -> int:
