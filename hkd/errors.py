@@ -9,6 +9,9 @@ CAUGHT = re.compile(r"Caught \w+ in DataLoader worker process \d+\.\n.*\n[\w.]*\
 class UserError(ValueError):
     """A mistake in what the user gave: one sentence saying what was wrong, where, and what would be right."""
 
+    def __str__(self) -> str:
+        return one_line(super().__str__())
+
 
 class Refused(UserError):
     """The method cannot serve this student, these teachers or this recipe; trying again would not change that."""
@@ -26,6 +29,11 @@ class Diverged(RuntimeError):
         self.step, self.terms = step, terms
         shown = ", ".join(f"{name}={value:g}" for name, value in terms.items())
         super().__init__(f"the loss is not finite at step {step}: {shown}")
+
+
+def one_line(text: str) -> str:
+    """A text on one line: names that users give may have several."""
+    return " ".join(text.splitlines())
 
 
 def sentence_of(error: Exception) -> str:

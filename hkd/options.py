@@ -14,11 +14,12 @@ from typing import Annotated, Any, TypeVar, dataclass_transform
 from pydantic import AfterValidator, ConfigDict, Field, Strict, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from hkd.errors import UserError
+from hkd.errors import UserError, one_line
 from hkd.registry import nearest
 
 T = TypeVar("T")
 
+LONGEST = 255  # bytes of the name of a file
 MOST = 10**6  # of every number; what takes memory has a smaller bound of its own
 Number = Annotated[float, Strict(), Field(ge=-MOST, le=MOST, allow_inf_nan=False)]
 Positive = Annotated[float, Strict(), Field(gt=0, le=MOST, allow_inf_nan=False)]
@@ -51,9 +52,11 @@ def rising(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def inside(name: str) -> str:
-    """Raises ValueError unless a path stays below the folder it is joined to."""
-    if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
-        raise ValueError("must be a name below the data root")
+    """Raises ValueError unless a path stays below the folder it is joined to, and can be there."""
+    parts = Path(name).parts
+    too_long = any(len(part.encode(errors="replace")) > LONGEST for part in parts)
+    if Path(name).is_absolute() or ".." in parts or "\0" in name or too_long:
+        raise ValueError("must be a name below its root folder")
     return name
 
 
@@ -85,7 +88,7 @@ class OptionError(UserError):
         self.sentence, self.loc = sentence, loc
 
     def __str__(self) -> str:
-        return f"{self.args[0]}{self.sentence}"
+        return one_line(f"{self.args[0]}{self.sentence}")
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)

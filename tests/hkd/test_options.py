@@ -226,7 +226,7 @@ def test_options_classes_are_had_from_the_sources_without_torch_as_importing_the
         ("task/segment", {"window": 10, "stride": 11}, "stride 11 would leave pixels between windows of 10 px"),
         ("data/coco", {"image_size": 900, "max_size": 800}, "max_size 800 must not be less than image_size 900"),
         ("data/numbers200", {"n_train": 199}, "n_train must be greater than or equal to 200, got 199"),
-        ("data/cub200", {"folder": "../elsewhere"}, "folder must be a name below the data root, got '../elsewhere'"),
+        ("data/cub200", {"folder": "../elsewhere"}, "folder must be a name below its root folder, got '../elsewhere'"),
         ("data/folder", {"expected": {"tests": 3}}, "expected.tests must be 'classes', 'train' or 'test', got"),
         ("data/ade20k", {"classes": 255}, "classes must be less than 255"),
         ("recipe", {"views": 2, "mixup": 0.2}, "cannot be combined with mixup or cutmix"),

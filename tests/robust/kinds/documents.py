@@ -134,6 +134,8 @@ def put(rng: random.Random, path: Path, original: bytes) -> str:
         for _ in range(rng.choice((1, 1, 1, 2))):
             document, each = rng.choice((changed, retyped, retyped))(rng, document)
             shown.append(each)
+            if "deepen" in each:
+                break
         path.write_bytes(as_yaml(document).encode("utf-8", "surrogatepass"))
         return ", ".join(shown)
     if how == "bytes":
