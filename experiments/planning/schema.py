@@ -29,6 +29,7 @@ HERE = Path(__file__).resolve().parents[1]  # experiments/
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]  # no dots: DVC reads them as nesting
 TeacherName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*(@[a-z0-9][a-z0-9_-]*)?$")]  # slug or slug@data
 WeightsName = Annotated[str, Field(min_length=1), AfterValidator(inside)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Options = dict[str, Any]
 Seeds = Annotated[int, Strict(), Field(ge=1, le=1000)]  # per cell: seeds from 1000 on choose settings
 CONFIDENCE = ("high", "medium", "low")  # in a published value, best first
@@ -215,7 +216,7 @@ class TeacherEntry(Document):
 
     weights: str | None = None
     licence: str | None = None
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None  # of the file that `hkd weights fetch` writes; None: never fetched
+    sha256: Sha256 | None = None  # of the file that `hkd weights fetch` writes; None: never fetched
     published: Annotated[Number, Field(ge=0, le=100)] | None = None  # top-1 in percent
     source: str | None = None  # of the published accuracy
 

@@ -62,12 +62,13 @@ def changed(rng: random.Random, value: object) -> tuple[object, str]:
 # What could stand there by its kind.
 NUMBERS = (0, 1, -1, 2, 3, 7, 64, 1000, 10**6, 10**9, 2**31, 2**63, 10**400, 0.5, 1.0, -0.0, 1e-9, 1e-300, 1e6, 1e30,
            1e308)  # fmt: skip
-TEXTS = ("", " ", "x", "é🙂", "\x00", "\x1b[31m", "a\nb", "\ud800", "../../etc/passwd", "/etc/passwd", "~nouser", "{}", "%s",
-         "<script>", "x" * 300, "x" * 10_000, "con", "a/b", "a@b", "-", "0", "nan", "*", "$HOME", "|", "\u202e")  # fmt: skip
+TEXTS = ("", " ", "x", "é🙂", "\x00", "\x1b[31m", "a\nb", "\ud800", "../../etc/passwd", "/etc/passwd", "~nouser",
+         "{}", "%s", "<script>", "x" * 300, "x" * 10_000, "con", "a/b", "a@b", "-", "0", "nan", "*", "$HOME", "|",
+         "\u202e")  # fmt: skip
 
 
 def retyped(rng: random.Random, value: object) -> tuple[object, str]:
-    """A nested value with one scalar replaced by another of its kind: a number, a text (or one from elsewhere in it)."""
+    """A nested value with one scalar replaced by another of its kind: a number, or a text, maybe of elsewhere in it."""
     leaves = [path for path in walk(value) if not isinstance(at(value, path), dict | list)]
     if not leaves:
         return changed(rng, value)

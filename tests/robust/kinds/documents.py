@@ -236,8 +236,9 @@ def check_plan(made: Plan) -> None:
     assert 1 <= len(made.seeds) <= 1000
     assert len(made.cells) <= 20_000
     for run in made.runs.values():
-        units = [("task", run.spec.task, run.spec.task_options), ("method", run.spec.method.name, run.spec.method.options),
-                 ("data", run.spec.data.name, run.spec.data.options)]  # fmt: skip
+        method, data = run.spec.method, run.spec.data
+        units = [("task", run.spec.task, run.spec.task_options), ("method", method.name, method.options)]
+        units.append(("data", data.name, data.options))
         for kind, name, options in units:
             check_fields(CLASSES[f"{kind}/{name}"], options)
         if run.spec.recipe is not None:
@@ -251,7 +252,8 @@ def check_plan(made: Plan) -> None:
     for cell in made.cells:
         if cell.published is not None:
             value = cell.published.value
-            assert type(value) is float and abs(value) <= 1e6, f"published value {value}"
+            assert type(value) is float
+            assert abs(value) <= 1e6, f"published value {value}"
             check_text(cell.published.source)
         for text in (cell.label, *cell.row_label, cell.printed_label, cell.refused or ""):
             check_text(text)
