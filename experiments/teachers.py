@@ -6,6 +6,7 @@ from the runs of a profile.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from ruamel.yaml import YAML
 
@@ -117,8 +118,8 @@ def record_sha256(model: str, digest: str) -> bool:
     yaml = YAML(typ="rt")
     yaml.width, yaml.preserve_quotes = 4096, True
     path = schema.HERE / "manifests" / "teachers.yaml"
-    schema.load_manifest()  # which says what is wrong with it
     content = schema.parsed(path, schema.where("manifests", "teachers"))
+    schema.validated(schema.Manifest, schema.plain(content), partial(schema.complaint, "manifests", "teachers"))
     entry = next((e for e in content["teachers"].values() if e.get("weights") == ZOO[model].pretrained), None)
     if entry is None or entry.get("sha256") not in (None, digest):
         return False

@@ -81,7 +81,7 @@ def read_lock(path: Path = PATH) -> Lock:
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8"
         raise UserError(f"{path} cannot be read ({why}); {RESTORE}") from None
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line or line.startswith("#"):
             continue
         try:
