@@ -164,7 +164,8 @@ BOMB = "a0: &a0 [1, 2]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for 
 
 
 @pytest.mark.parametrize(
-    "text", ["[" * 100_000, "{a: " * 100_000, "- " * 100_000, "a: b\n" * 2_000_000, BOMB, "&a [*a]", "<<: &a\n  <<: *a"],
+    "text",
+    ["[" * 100_000, "{a: " * 100_000, "- " * 100_000, "a: b\n" * 2_000_000, BOMB, "&a [*a]", "<<: &a\n  <<: *a"],
     ids=["brackets", "braces", "dashes", "10 MB", "aliases", "itself", "merged with itself"],
 )  # fmt: skip
 def test_a_bomb_is_refused_within_two_seconds(tmp_path, text):
