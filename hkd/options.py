@@ -14,7 +14,8 @@ from typing import Annotated, Any, TypeVar, dataclass_transform
 from pydantic import AfterValidator, ConfigDict, Field, Strict, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from hkd.errors import UserError, one_line
+from hkd.errors import UserError
+from hkd.files import printable
 from hkd.registry import nearest
 
 T = TypeVar("T")
@@ -88,7 +89,7 @@ class OptionError(UserError):
         self.sentence, self.loc = sentence, loc
 
     def __str__(self) -> str:
-        return one_line(f"{self.args[0]}{self.sentence}")
+        return printable(f"{self.args[0]}{self.sentence}")
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)

@@ -283,8 +283,8 @@ def test_what_is_no_params_file_is_not_taken_for_none(tmp_path, leads):
 
 
 def test_a_name_of_several_lines_is_told_on_one(hkd):
-    assert refused(hkd("show", TABLE, "--profile", "a\nb"), "Unknown profile 'a b'.")
-    assert str(UserError("Unknown profile 'a\nb'.")) == "Unknown profile 'a b'."
+    assert refused(hkd("show", TABLE, "--profile", "a\nb"), "Unknown profile 'a\\nb'.")
+    assert str(UserError("Unknown profile 'a\nb'.")) == "Unknown profile 'a\\nb'."
 
 
 @pytest.mark.parametrize(

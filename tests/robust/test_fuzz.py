@@ -59,7 +59,7 @@ def test_a_crash_and_a_hang_are_found_and_the_next_input_is_tried(monkeypatch, a
 
 def test_an_input_follows_from_its_seed_kind_and_number_alone():
     kinds = all_kinds()
-    for name in ("params", "lock", "options", "command_lines"):
+    for name in ("lock", "options", "holders"):
         first, again = (tried(name, kinds[name], 3, 7) for _ in range(2))
         assert (first.shown.partition("/tmp")[0], first.word) == (again.shown.partition("/tmp")[0], again.word)
 
