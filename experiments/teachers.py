@@ -118,8 +118,9 @@ def record_sha256(model: str, digest: str) -> bool:
     yaml = YAML(typ="rt")
     yaml.width, yaml.preserve_quotes = 4096, True
     path = schema.HERE / "manifests" / "teachers.yaml"
-    content = schema.parsed(path, schema.where("manifests", "teachers"))
-    schema.validated(schema.Manifest, schema.plain(content), partial(schema.complaint, "manifests", "teachers"))
+    held = schema.plain(schema.parsed(path, schema.where("manifests", "teachers")))
+    schema.validated(schema.Manifest, held, partial(schema.complaint, "manifests", "teachers"))
+    content = yaml.load(path.read_text(encoding="utf-8-sig"))
     entry = next((e for e in content["teachers"].values() if e.get("weights") == ZOO[model].pretrained), None)
     if entry is None or entry.get("sha256") not in (None, digest):
         return False

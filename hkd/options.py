@@ -161,10 +161,19 @@ def fault(error: ValidationError) -> tuple[tuple[str | int, ...], str]:
     if first["type"].startswith("missing"):
         return loc, "is missing."
     kinds = [first, *(other for other in others if place(other) == loc and len(loc) < len(first["loc"]))]
-    given = repr(first["input"])
-    given = given if len(given) <= 60 else f"{given[:60]}..."
+    given = shown(first["input"])
     choices = [choice for each in kinds for choice in re.findall("'([^']+)'", each.get("ctx", {}).get("expected", ""))]
-    return loc, f"{' or '.join(map(allowed, kinds))}, got {given}.{nearest(str(first['input']), choices)}"
+    meant = nearest(given.strip("'"), choices)
+    return loc, f"{' or '.join(map(allowed, kinds))}, got {given}.{meant}"
+
+
+def shown(value: Any) -> str:
+    """The beginning of a value as Python writes it."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, or a list of lists of lists of ...
+        return "a value too long to be shown"
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def place(error: Any) -> tuple[str | int, ...]:

@@ -1,6 +1,5 @@
 """Papers, tables and profiles as YAML, read strictly: a mistake is one sentence with its place and the nearest name."""
 
-import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +18,7 @@ from experiments.documents import Document, content
 from experiments.drawings import DRAWINGS
 from experiments.planning.declared import WORDS, options_of
 from hkd.errors import UserError
-from hkd.options import Few, Number, OptionError, Positive, Switch, Whole, Workers, configured, fault, inside
+from hkd.options import Few, Number, OptionError, Positive, Switch, Whole, Workers, configured, fault, inside, shown
 from hkd.registry import lookup, nearest
 from hkd.spec import Recipe
 from hkd.training.job import Accelerator
@@ -266,6 +265,7 @@ class Published(BaseModel):
         return lookup("published table", name, {table.id: table for table in self.tables})
 
 
+MOST_NUMBER = 1e300  # and least, with a minus; whoever reads the number has bounds of its own
 MOST_DEPTH = 40  # of mappings and lists in a file
 MOST_VALUES = 200_000  # in a file
 MOST_TEXT = 2**20  # characters of a file
@@ -615,16 +615,17 @@ def depth(text: str) -> int:
     return max(accumulate((steps[found[0]] for found in re.finditer(r"[\[\]{}]", text)), initial=0))
 
 
-def check_content(held: Any, shown: str) -> None:
+def check_content(held: Any, name: str) -> None:
     """Refuse what `plain` could not make ordinary in a moment: loops and bombs of aliases, and values of odd kinds."""
     sizes: dict[int, int] = {}  # values in each mapping and list, aliases followed; 0 while it is being counted
 
     def count(node: Any, loc: Loc) -> int:
         if not isinstance(node, dict | list):
             if not (node is None or isinstance(node, bool | int | float | str)) or (
-                isinstance(node, float) and not math.isfinite(node)
+                isinstance(node, int | float) and not -MOST_NUMBER <= node <= MOST_NUMBER
             ):
-                raise refused(loc, f"{str(node)[:40]} is no text, truth value or finite number.")
+                text = shown(node) if isinstance(node, int) else str(node)[:40]
+                raise refused(loc, f"{text} is no text, truth value or finite number.")
             if isinstance(node, str) and (odd := NO_TEXT.search(node)):
                 raise refused(loc, f"a text has the character U+{ord(odd[0]):04X}, which cannot be printed.")
             return 1
@@ -643,7 +644,7 @@ def check_content(held: Any, shown: str) -> None:
         return sizes[id(node)]
 
     def refused(loc: Loc, message: str) -> UserError:
-        return UserError(f"{shown}:{line_of(held, loc)}: {named(loc)}: {message}")
+        return UserError(f"{name}:{line_of(held, loc)}: {named(loc)}: {message}")
 
     count(held, ())
 

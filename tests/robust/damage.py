@@ -60,8 +60,8 @@ def changed(rng: random.Random, value: object) -> tuple[object, str]:
 
 
 # What could stand there by its kind.
-NUMBERS = (0, 1, -1, 2, 3, 7, 64, 1000, 10**6, 10**9, 2**31, 2**63, 10**400, 0.5, 1.0, -0.0, 1e-9, 1e-300, 1e6, 1e30,
-           1e308)  # fmt: skip
+NUMBERS = (0, 1, -1, 2, 3, 7, 64, 1000, 10**6, 10**9, 2**31, 2**63, 10**400, 10**5000, 0.5, 1.0, -0.0, 1e-9,
+           1e-300, 1e6, 1e30, 1e308)  # fmt: skip
 TEXTS = ("", " ", "x", "é🙂", "\x00", "\x1b[31m", "a\nb", "\ud800", "../../etc/passwd", "/etc/passwd", "~nouser",
          "{}", "%s", "<script>", "x" * 300, "x" * 10_000, "con", "a/b", "a@b", "-", "0", "nan", "*", "$HOME", "|",
          "\u202e")  # fmt: skip
@@ -80,7 +80,12 @@ def retyped(rng: random.Random, value: object) -> tuple[object, str]:
         new = rng.choice((True, False, None, new))
     elif isinstance(held, int | float):
         new = rng.choice(NUMBERS)
-    return replaced(value, path, new), f"{str(new)[:40]!r} at /{'/'.join(map(str, path))}"
+    return replaced(value, path, new), f"{shown(new)} at /{'/'.join(map(str, path))}"
+
+
+def shown(value: object) -> str:
+    """A value, for the line that says what an input is."""
+    return repr(value)[:40] if not isinstance(value, int) or value < 10**500 else "10**5000"
 
 
 def at(value: Any, path: tuple) -> object:

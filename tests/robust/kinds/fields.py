@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from hkd.options import MOST, configured
-from tests.hkd.test_options import CLASSES, REQUIRED, assert_inside, base
-from tests.robust.damage import NUMBERS, ODD_VALUES, TEXTS
+from tests.hkd.test_options import CLASSES, REQUIRED, assert_inside
+from tests.robust.damage import NUMBERS, ODD_VALUES, TEXTS, shown
 from tests.robust.fuzz import Input, Kind
 
 
@@ -56,10 +56,10 @@ def option_values(rng: random.Random, folder: Path) -> Input:
             assert_inside(item.type, value)
             for number in value if isinstance(value, tuple) else [value]:
                 assert not isinstance(number, int | float) or abs(number) <= MOST, f"{item.name} is {number}"
-            if base(item.type) is not Path:
+            if not isinstance(value, Path):
                 json.dumps(value, allow_nan=False).encode()
 
-    return Input(f"{of} {str(values)[:200]}", attempt)
+    return Input(f"{of} {str({name: shown(value) for name, value in values.items()})[:200]}", attempt)
 
 
 KINDS: dict[str, Kind] = {"options": option_values}
