@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
 from experiments import places
+from experiments.documents import read_json
 from experiments.execution.events import Event
 from experiments.execution.progress import time_left
 from experiments.execution.schedule import ExecutionReport, default_workers, run_plan
@@ -176,7 +177,8 @@ def table_lock(profile: str, table: str, *, wait: bool, on_wait: Callable[[str],
 def described(holder: Path) -> str:
     """`process 123 on laptop`, as the holder wrote it."""
     try:
-        facts: dict[str, Any] = json.loads(holder.read_text(encoding="utf-8"))
-        return f"process {facts['pid']} on {facts['host']}"
-    except (OSError, ValueError, KeyError):
+        facts = read_json(holder)
+        said = f"process {facts['pid']} on {facts['host']}"
+        return "".join(filter(str.isprintable, said))[:100]
+    except (OSError, ValueError, KeyError, TypeError):
         return "another process"

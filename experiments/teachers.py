@@ -6,6 +6,7 @@ from the runs of a profile.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from ruamel.yaml import YAML
 
@@ -110,15 +111,20 @@ def record_sha256(model: str, digest: str) -> bool:
 
     Returns:
         Whether the manifest now holds this digest: False if it does not name the weights or holds another one.
+
+    Raises:
+        UserError: the manifest is not what it should be.
     """
     yaml = YAML(typ="rt")
     yaml.width, yaml.preserve_quotes = 4096, True
     path = schema.HERE / "manifests" / "teachers.yaml"
-    content = yaml.load(path.read_text(encoding="utf-8"))
+    held = schema.plain(schema.parsed(path, schema.where("manifests", "teachers")))
+    schema.validated(schema.Manifest, held, partial(schema.complaint, "manifests", "teachers"))
+    content = yaml.load(path.read_text(encoding="utf-8-sig"))
     entry = next((e for e in content["teachers"].values() if e.get("weights") == ZOO[model].pretrained), None)
-    if entry is None or entry["sha256"] not in (None, digest):
+    if entry is None or entry.get("sha256") not in (None, digest):
         return False
-    if entry["sha256"] is None:
+    if entry.get("sha256") is None:
         entry["sha256"] = digest
         with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
             yaml.dump(content, stream)

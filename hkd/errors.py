@@ -2,12 +2,20 @@
 
 import re
 
+from hkd.files import printable
+
 # torch raises an error of a DataLoader's worker again with that process's whole traceback for its text.
 CAUGHT = re.compile(r"Caught \w+ in DataLoader worker process \d+\.\n.*\n[\w.]*\w+: (?P<sentence>[^\n]+)\s*", re.DOTALL)
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: one sentence saying what was wrong, where, and what would be right."""
+    """A mistake in what the user gave: one sentence saying what was wrong, where, and what would be right.
+
+    It is one line whatever names and values of files it quotes: what would break the line is shown as escapes.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class Refused(UserError):
@@ -30,5 +38,5 @@ class Diverged(RuntimeError):
 
 def sentence_of(error: Exception) -> str:
     """What an error says, without the traceback of the worker process in which it was raised."""
-    found = CAUGHT.fullmatch(str(error))
+    found = CAUGHT.fullmatch(Exception.__str__(error))
     return found["sentence"] if found else str(error)

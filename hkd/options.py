@@ -15,10 +15,12 @@ from pydantic import AfterValidator, ConfigDict, Field, Strict, ValidationError,
 from pydantic.dataclasses import dataclass
 
 from hkd.errors import UserError
+from hkd.files import printable
 from hkd.registry import nearest
 
 T = TypeVar("T")
 
+LONGEST = 255  # bytes of the name of a file
 MOST = 10**6  # of every number; what takes memory has a smaller bound of its own
 Number = Annotated[float, Strict(), Field(ge=-MOST, le=MOST, allow_inf_nan=False)]
 Positive = Annotated[float, Strict(), Field(gt=0, le=MOST, allow_inf_nan=False)]
@@ -51,9 +53,11 @@ def rising(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def inside(name: str) -> str:
-    """Raises ValueError unless a path stays below the folder it is joined to."""
-    if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
-        raise ValueError("must be a name below the data root")
+    """Raises ValueError unless a path stays below the folder it is joined to, and can be there."""
+    parts = Path(name).parts
+    too_long = any(len(part.encode(errors="replace")) > LONGEST for part in parts)
+    if Path(name).is_absolute() or ".." in parts or "\0" in name or too_long:
+        raise ValueError("must be a name below its root folder")
     return name
 
 
@@ -85,7 +89,7 @@ class OptionError(UserError):
         self.sentence, self.loc = sentence, loc
 
     def __str__(self) -> str:
-        return f"{self.args[0]}{self.sentence}"
+        return printable(f"{self.args[0]}{self.sentence}")
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -157,10 +161,19 @@ def fault(error: ValidationError) -> tuple[tuple[str | int, ...], str]:
     if first["type"].startswith("missing"):
         return loc, "is missing."
     kinds = [first, *(other for other in others if place(other) == loc and len(loc) < len(first["loc"]))]
-    given = repr(first["input"])
-    given = given if len(given) <= 60 else f"{given[:60]}..."
+    given = shown(first["input"])
     choices = [choice for each in kinds for choice in re.findall("'([^']+)'", each.get("ctx", {}).get("expected", ""))]
-    return loc, f"{' or '.join(map(allowed, kinds))}, got {given}.{nearest(str(first['input']), choices)}"
+    meant = nearest(given.strip("'"), choices)
+    return loc, f"{' or '.join(map(allowed, kinds))}, got {given}.{meant}"
+
+
+def shown(value: Any) -> str:
+    """The beginning of a value as Python writes it."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, or a list of lists of lists of ...
+        return "a value too long to be shown"
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def place(error: Any) -> tuple[str | int, ...]:

@@ -3,7 +3,6 @@
 A figure's table says which runs it shows; its drawing (`experiments.drawings`) gets them and a folder.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +12,9 @@ from experiments.drawings import DRAWINGS
 from experiments.planning import schema
 from experiments.planning.plan import Plan, PlannedRun, roles_of
 from experiments.planning.schema import Table
+from experiments.records.committed import curves_in
 from experiments.records.store import Record, Store
+from hkd.errors import UserError
 from hkd.registry import load, lookup
 from hkd.training.job import Runtime
 
@@ -147,9 +148,16 @@ class Finished:
         return found
 
     def curves(self, run: PlannedRun) -> list[dict[str, Any]]:
-        """Lines of a run's curves."""
-        text = self.file(run.key, "curves.jsonl").read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines()]
+        """Lines of a run's curves.
+
+        Raises:
+            UserError: they are not there, or were altered.
+        """
+        path = self.file(run.key, "curves.jsonl")
+        try:
+            return curves_in(path)
+        except (OSError, ValueError):
+            raise UserError(f"{path} does not hold curves; delete {path.parent} to have the run done again.") from None
 
     def file(self, key: str, name: str) -> Path:
         """Where a run's file is, if one is there.

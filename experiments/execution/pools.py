@@ -4,7 +4,6 @@ dask only carries a run to a worker and brings it back when a worker dies; which
 so that the same code serves one process, the cores of a laptop and a cluster.
 """
 
-import json
 import logging
 import multiprocessing
 import os
@@ -21,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from experiments.documents import read_json
 from experiments.execution.events import Event, Finished
 from experiments.execution.run import execute_run
 from experiments.planning.plan import PlannedRun
@@ -279,12 +279,12 @@ def scheduler_address(scheduler_file: Path) -> str:
     """
     start = f"dask scheduler --scheduler-file {scheduler_file}"
     try:
-        return str(json.loads(scheduler_file.read_bytes())["address"])
+        return str(read_json(scheduler_file)["address"])
     except FileNotFoundError:
         raise UserError(f"There is no scheduler file {scheduler_file}; start one with `{start}`.") from None
     except OSError as error:
         raise UserError(f"The scheduler file {scheduler_file} cannot be read ({error.strerror}).") from None
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError):
         raise UserError(f"{scheduler_file} is not a scheduler file; have `{start}` write it again.") from None
 
 

@@ -6,14 +6,21 @@ lines of a file, changed since a commit, no canary ran when code was listed (-7:
 and why that was accepted.
 """
 
+import os
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import hkd
+from experiments.documents import content
 from hkd.errors import UserError
 from hkd.files import atomic_write
 
 PATH = Path(hkd.__file__).with_name("numerics.lock")
+MOST = 2**24  # bytes
+PROOF = r"[0-9a-f]{16}=[a-z0-9_-]+(?:,[a-z0-9_-]+)*"
+LINE = re.compile(rf"(?P<unit>[a-z0-9_./-]+) +(?P<version>[1-9][0-9]{{0,3}}) *(?P<proofs>(?: {PROOF})*)")
+RESTORE = "restore it with `git checkout -- hkd/numerics.lock`."
 HEAD = """\
 # What every unit of the library computes: its version, and the digests of the code that is proved to compute it.
 # Written by `hkd numerics prove`, never by hand. A run's key holds the version where its code is listed, or the digest.
@@ -63,12 +70,18 @@ def read_lock(path: Path = PATH) -> Lock:
     """The lock as it was written; an empty one where there is no file.
 
     Raises:
-        UserError: a line that is none of the lock's.
+        UserError: it cannot be read, or a line is none of the lock's.
     """
-    if not path.is_file():
+    if not os.path.lexists(path):
         return Lock()
-    entries, unreached = {}, []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    entries: dict[str, Entry] = {}
+    unreached = []
+    try:
+        text = content(path, MOST).decode()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise UserError(f"{path} cannot be read ({why}); {RESTORE}") from None
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line or line.startswith("#"):
             continue
         try:
@@ -76,11 +89,12 @@ def read_lock(path: Path = PATH) -> Lock:
                 _, base, lines, reason = line.split(" ", 3)
                 unreached.append((base, lines, reason))
             else:
-                unit, version, *proofs = line.split()
-                proved = {digest: tuple(kinds.split(",")) for digest, kinds in (proof.split("=") for proof in proofs)}
-                entries[unit] = Entry(version=int(version), proved=proved)
+                found = LINE.fullmatch(line)
+                if found is None or found["unit"] in entries:
+                    raise ValueError("no line of the lock")
+                proofs = (proof.split("=") for proof in found["proofs"].split())
+                proved = {digest: tuple(kinds.split(",")) for digest, kinds in proofs}
+                entries[found["unit"]] = Entry(version=int(found["version"]), proved=proved)
         except ValueError:
-            raise UserError(
-                f"{path}:{number}: not a line of the lock; restore it with `git checkout -- hkd/numerics.lock`."
-            ) from None
+            raise UserError(f"{path}:{number}: not a line of the lock; {RESTORE}") from None
     return Lock(entries=entries, unreached=tuple(unreached))

@@ -1,6 +1,6 @@
 """Papers, tables and profiles as YAML, read strictly: a mistake is one sentence with its place and the nearest name."""
 
-import math
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
@@ -8,17 +8,17 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.reader import ReaderError
 
 from experiments import places
-from experiments.documents import Document
+from experiments.documents import Document, content
 from experiments.drawings import DRAWINGS
 from experiments.planning.declared import WORDS, options_of
 from hkd.errors import UserError
-from hkd.options import Few, OptionError, Whole, Workers, configured, fault
+from hkd.options import Few, Number, OptionError, Positive, Switch, Whole, Workers, configured, fault, inside, shown
 from hkd.registry import lookup, nearest
 from hkd.spec import Recipe
 from hkd.training.job import Accelerator
@@ -27,6 +27,8 @@ from hkd.units import KINDS
 HERE = Path(__file__).resolve().parents[1]  # experiments/
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]  # no dots: DVC reads them as nesting
 TeacherName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*(@[a-z0-9][a-z0-9_-]*)?$")]  # slug or slug@data
+WeightsName = Annotated[str, Field(min_length=1), AfterValidator(inside)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Options = dict[str, Any]
 Seeds = Annotated[int, Strict(), Field(ge=1, le=1000)]  # per cell: seeds from 1000 on choose settings
 CONFIDENCE = ("high", "medium", "low")  # in a published value, best first
@@ -43,7 +45,7 @@ class Stage(Document):
     options: Options = {}  # of the method; what makes a variant wins over row settings and profile
     data: Slug | None = None  # the paper's data set; None: the row's or the table's
     strategy: Slug | None = None  # which recipe of the student; None: the table's
-    trains: bool = True  # False: the task needs no recipe (an evaluation, an analysis)
+    trains: Switch = True  # False: the task needs no recipe (an evaluation, an analysis)
     task: str = "train"
     task_options: Options = {}
     teacher: bool | Slug | dict[str, Slug] = True  # True: the row's; False: none; or others, by role
@@ -65,8 +67,8 @@ class Column(Stage):
     published: str | dict[str, str] | None = None  # key into the published row's values, or one per metric
     source: str | None = None  # `<paper>/<table>` of the published value; None: the table's
     select: Options = {}  # fields that select its published row, beside the row's
-    added: bool = False  # not in the paper
-    quoted: bool = False  # printed from the paper, nothing to run
+    added: Switch = False  # not in the paper
+    quoted: Switch = False  # printed from the paper, nothing to run
     gain_over: str | None = None  # method (or variant's `method/variant`) of the same row; a row's own comes first
 
 
@@ -136,8 +138,8 @@ class TeacherMapping(Document):
     task: str = "train"
     method: str = "supervised"
     options: Options = {}
-    weights: str | None = None  # file name in the weights folder
-    random: bool = False
+    weights: WeightsName | None = None  # file name in the weights folder
+    random: Switch = False
     data: Slug | None = None  # the paper's data set it is trained on; None: the student's
     classes: Whole | None = None  # of its classifier; None: the data's; 0: none, and then it has no accuracy to measure
     probe: Slug | None = None  # the paper's data set of a linear probe
@@ -184,7 +186,7 @@ class Profile(Document):
     name: Slug
     extends: str | None = None  # another profile; keys given here replace its keys
     title: str
-    by_value: bool  # compare values (the paper's setting) or only directions
+    by_value: Switch  # compare values (the paper's setting) or only directions
     seeds: Seeds  # per cell
     table_seeds: dict[Slug, Seeds] = {}  # of these tables instead
     data: dict[Slug, DataMapping]
@@ -232,7 +234,7 @@ class Names(Document):
     parts: dict[Slug, str]
     heads: dict[str, Slug]
     models: dict[Slug, str]
-    parameters: dict[str, float]  # name in hkd.models.cards.zoo -> millions, without a classifier
+    parameters: dict[str, Positive]  # name in hkd.models.cards.zoo -> millions, without a classifier
 
 
 class TeacherEntry(Document):
@@ -240,8 +242,8 @@ class TeacherEntry(Document):
 
     weights: str | None = None
     licence: str | None = None
-    sha256: str | None = None  # of the file that `hkd weights fetch` writes; None: never fetched
-    published: float | None = None  # top-1 in percent
+    sha256: Sha256 | None = None  # of the file that `hkd weights fetch` writes; None: never fetched
+    published: Annotated[Number, Field(ge=0, le=100)] | None = None  # top-1 in percent
     source: str | None = None  # of the published accuracy
 
 
@@ -255,7 +257,7 @@ class PublishedRow(BaseModel):
     """A published row: `values` are numbers, `source` says where they were read, other fields select the row."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    values: dict[str, float | None]
+    values: dict[str, Number | None]
     source: str
     confidence: Literal["high", "medium", "low"] = "high"
     note: str | None = None
@@ -272,7 +274,7 @@ class PublishedTable(BaseModel):
     id: str
     title: str
     rows: tuple[PublishedRow, ...]
-    complete: bool = False
+    complete: Switch = False
 
 
 class Published(BaseModel):
@@ -290,10 +292,12 @@ class Published(BaseModel):
         return lookup("published table", name, {table.id: table for table in self.tables})
 
 
+MOST_NUMBER = 1e300  # and least, with a minus; whoever reads the number has bounds of its own
 MOST_DEPTH = 40  # of mappings and lists in a file
 MOST_VALUES = 200_000  # in a file
 MOST_TEXT = 2**20  # characters of a file
 MOST_BRACKETS = 200  # that are open at once
+NO_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")  # characters that cannot be printed, or written
 T = TypeVar("T", bound=BaseModel)
 Loc = tuple[str | int, ...]  # keys and places from the top of a document
 
@@ -564,14 +568,14 @@ def load_params(path: Path | None = None) -> Params:
         UserError: not YAML, an unknown key (the sentence has the line and the nearest key), or a value that cannot be.
     """
     path = path or places.repository() / "params.yaml"
-    if not path.is_file():
+    if not os.path.lexists(path):
         return Params()
     held = parsed(path, path.name) or {}
     if not isinstance(held, dict):
         raise UserError(f"{path.name}:1: keys are expected, such as `profile: laptop`.")
 
     def refused(loc: Loc, message: str) -> UserError:
-        return UserError(f"{path.name}:{line_of(held, loc)}: {'.'.join(map(str, loc))}: {message}")
+        return UserError(f"{path.name}:{line_of(held, loc)}: {named(loc)}: {message}")
 
     found = validated(Params, {key: value for key, value in plain(held).items() if value is not None}, refused)
     check_recipe(found.recipe, lambda loc, message: refused(("recipe", *loc), message))
@@ -585,7 +589,7 @@ def validated(model: type[T], content: Any, refused: Callable[[Loc, str], UserEr
     except ValidationError as error:
         loc, message = fault(error)
         if error.errors()[0]["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            known = valid_keys(model)
+            known = [key for key in valid_keys(model) if key != loc[-1]]  # a key of another part of the document
             message = f"unknown key '{loc[-1]}'.{nearest(str(loc[-1]), known)}"
         raise refused(loc, message) from None
 
@@ -613,7 +617,7 @@ def parsed(path: Path, shown: str) -> Any:
             a value of another kind, such as a date.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = content(path, 4 * MOST_TEXT).decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"{shown} cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:
@@ -643,16 +647,19 @@ def depth(text: str) -> int:
     return max(accumulate((steps[found[0]] for found in re.finditer(r"[\[\]{}]", text)), initial=0))
 
 
-def check_content(held: Any, shown: str) -> None:
+def check_content(held: Any, name: str) -> None:
     """Refuse what `plain` could not make ordinary in a moment: loops and bombs of aliases, and values of odd kinds."""
     sizes: dict[int, int] = {}  # values in each mapping and list, aliases followed; 0 while it is being counted
 
     def count(node: Any, loc: Loc) -> int:
         if not isinstance(node, dict | list):
             if not (node is None or isinstance(node, bool | int | float | str)) or (
-                isinstance(node, float) and not math.isfinite(node)
+                isinstance(node, int | float) and not -MOST_NUMBER <= node <= MOST_NUMBER
             ):
-                raise refused(loc, f"{str(node)[:40]} is no text, truth value or finite number.")
+                text = shown(node) if isinstance(node, int) else str(node)[:40]
+                raise refused(loc, f"{text} is no text, truth value or finite number.")
+            if isinstance(node, str) and (odd := NO_TEXT.search(node)):
+                raise refused(loc, f"a text has the character U+{ord(odd[0]):04X}, which cannot be printed.")
             return 1
         if len(loc) >= MOST_DEPTH:
             raise refused(loc[:1], f"nested too deeply; {MOST_DEPTH} levels are the most.")
@@ -660,13 +667,16 @@ def check_content(held: Any, shown: str) -> None:
             sizes[id(node)] = 0
             items = node.items() if isinstance(node, dict) else enumerate(node)
             sizes[id(node)] = 1 + sum(count(item, (*loc, key)) for key, item in items)
+            if isinstance(node, dict):
+                for key in node:
+                    count(key if isinstance(key, str) else None, loc)
         if not 0 < sizes[id(node)] <= MOST_VALUES:
             what = "holds itself" if not sizes[id(node)] else f"has more than {MOST_VALUES:,} values"
             raise refused(loc, f"this {what} once its aliases are followed.")
         return sizes[id(node)]
 
     def refused(loc: Loc, message: str) -> UserError:
-        return UserError(f"{shown}:{line_of(held, loc)}: {'.'.join(map(str, loc)) or 'the whole'}: {message}")
+        return UserError(f"{name}:{line_of(held, loc)}: {named(loc)}: {message}")
 
     count(held, ())
 
@@ -691,7 +701,12 @@ def where(folder: str, name: str) -> str:
 def complaint(folder: str, name: str, loc: Loc, message: str) -> UserError:
     """A UserError that starts with file, line and key."""
     line = line_of(document(folder, name), loc)
-    return UserError(f"{where(folder, name)}:{line}: {'.'.join(map(str, loc))}: {message}")
+    return UserError(f"{where(folder, name)}:{line}: {named(loc)}: {message}")
+
+
+def named(loc: Loc) -> str:
+    """A place in a document as sentences name it."""
+    return ".".join(map(str, loc)) or "the whole"
 
 
 def line_of(node: Any, loc: Loc) -> int:

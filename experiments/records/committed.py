@@ -11,6 +11,8 @@ import json
 import logging
 import lzma
 import re
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from functools import cached_property, lru_cache
@@ -21,7 +23,7 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from experiments import places
-from experiments.documents import Document
+from experiments.documents import Document, Finite, content, json_of
 from experiments.records.store import Altered, Record, Store, canonical
 from hkd.errors import UserError
 from hkd.files import atomic_write
@@ -97,8 +99,8 @@ class Run(Document):
     status: Annotated[str, Field(pattern="^(done|diverged|refused|failed)$")]
     reason: str | None = None
     spec: dict[str, Any]
-    metrics: dict[str, float]
-    cost: dict[str, float]
+    metrics: dict[str, Finite]
+    cost: dict[str, Finite]
     environment: int
     date: str
     former_key: str | None = None
@@ -254,7 +256,7 @@ def read_state(path: Path, mtime_ns: int, size: int) -> Committed:
     """A file as it is since a time: one command asks for it several times."""
     found: Any = None
     try:
-        document = json.loads(unpacked(path), parse_constant=not_a_number)
+        document = json_of(unpacked(path))
         found = document["format"]
         if found == FORMAT:
             return Committed.model_validate(document)
@@ -289,11 +291,6 @@ def unpacked(path: Path, limit: int = LIMIT) -> bytes:
         if stream.unused_data or file.read(1):
             raise lzma.LZMAError("something follows its end")
     return b"".join(parts)
-
-
-def not_a_number(name: str) -> float:
-    """Refuse NaN and infinities, which canonical JSON has not."""
-    raise ValueError(f"{name} is no value")
 
 
 # -- from records to a file ----------------------------------------------------------------------------------------
@@ -370,8 +367,22 @@ def kept_predictions(store: Store, record: Record) -> dict[str, np.ndarray] | No
     path = verified(store, record, "predictions.npz")
     if path is None:
         return None
-    with np.load(path, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in ("row", "label", "prediction")}
+    try:
+        return predictions_in(path)
+    except (*Complaint, OSError, EOFError, zipfile.BadZipFile, zlib.error):  # of a run that listed no files
+        log.warning("%s does not hold predictions, and is not used; delete it", path)
+        return None
+
+
+def predictions_in(path: Path) -> dict[str, np.ndarray]:
+    """row, label and prediction, [N] whole numbers each. Raises ValueError, among others, where they are not there."""
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in ("row", "label", "prediction")}
+    if any(array.ndim != 1 or array.dtype.kind not in "iu" for array in arrays.values()):
+        raise ValueError("predictions are rows of whole numbers")
+    if len({len(array) for array in arrays.values()}) > 1:
+        raise ValueError("predictions differ in number")
+    return arrays
 
 
 def kept_curves(store: Store, record: Record) -> Curves | None:
@@ -380,10 +391,18 @@ def kept_curves(store: Store, record: Record) -> Curves | None:
     if path is None:
         return None
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except Complaint:  # of a run that did not end well, and listed no files
+        return curves_in(path)
+    except (*Complaint, OSError):  # of a run that did not end well, and listed no files
         log.warning("%s does not hold curves, and is not used; delete it", path)
         return None
+
+
+def curves_in(path: Path) -> Curves:
+    """One dict per epoch, which names it. Raises OSError, and ValueError where the file holds something else."""
+    lines = [json_of(line) for line in content(path, LIMIT).decode().split("\n") if line.strip()]
+    if any(not isinstance(line, dict) or type(line.get("epoch")) is not int for line in lines):
+        raise ValueError("curves have a line for each epoch")
+    return lines
 
 
 def verified(store: Store, record: Record, name: str) -> Path | None:

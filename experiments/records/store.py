@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -11,9 +10,11 @@ from typing import Any
 
 from filelock import FileLock
 
+from experiments.documents import read_json
 from hkd.errors import UserError
 from hkd.files import atomic_write, sha256
 
+MOST = 1e15  # of a measured number, a time among them
 FINAL = ("done", "diverged", "refused")  # statuses that are never tried again
 ENDED = {"failed": "failed", "diverged": "diverged", "refused": "was refused"}  # as sentences say them
 
@@ -106,7 +107,7 @@ class Store:
         """
         path = self.folder(name) / "record.json"
         try:
-            document = json.loads(path.read_bytes())
+            document = read_json(path)
             sealed = document.pop("digest")
             record = Record(**document)
             same = sealed == digest(document)
@@ -115,7 +116,7 @@ class Store:
             return None
         except OSError as error:  # a folder in its place, or not ours to read
             raise UserError(f"{path} cannot be read ({error.strerror}); move it away, or make it readable.") from None
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             same = possible = False
             sealed = None
         if sealed is None or (same and not possible):
@@ -176,17 +177,20 @@ class Store:
 def is_possible(record: Record) -> bool:
     """Whether the fields of a record, which JSON gave, are of the kinds that runs write."""
     numbers = (record.metrics, record.cost, {"started": record.started, "finished": record.finished})
+    environment = record.environment
     texts = (record.key, record.label, record.reason or "", record.former_key or "")
     return (
         all(isinstance(text, str) for text in texts)
         and record.status in (*FINAL, "failed")
         and isinstance(record.spec, dict)
-        and isinstance(record.environment, dict)
+        and isinstance(environment, dict)
+        and isinstance(environment.get("versions", {}), dict)
+        and isinstance(environment.get("gpu", []), list)
         and isinstance(record.artifacts, dict)
         and all(isinstance(each, dict) and all(map(is_number, each.values())) for each in numbers)
     )
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number."""
-    return type(value) in (int, float) and math.isfinite(value)
+    """Whether a value is a number that something can have measured."""
+    return type(value) in (int, float) and abs(value) <= MOST

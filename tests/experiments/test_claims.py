@@ -230,8 +230,28 @@ def test_figures_of_another_profile_do_not_count(tmp_path):
     assert there.figure("scalekd_fig5")[1] == "figure"
 
 
-def test_a_broken_file_of_numbers_is_told(tmp_path):
-    (tmp_path / "m.json").write_text("{}")
+NUMBERS = '{"profile": "laptop", "values": {"a": %s}}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        "",
+        "[" * 100_000,
+        NUMBERS % "1.0",
+        NUMBERS % '{"value": NaN}',
+        NUMBERS % '{"value": 1e400}',
+        NUMBERS % '{"value": "1"}',
+        NUMBERS % '{"value": true}',
+        NUMBERS % '{"value": 1.0, "half": -1.0}',
+        NUMBERS % '{"value": 1.0, "images": 1.5}',
+        NUMBERS % '{"value": 1.0, "seeds": {"first": 1.0}}',
+        NUMBERS % '{"value": 1.0, "seeds": {"0": null}}',
+    ],
+)
+def test_a_broken_file_of_numbers_is_told(tmp_path, text):
+    (tmp_path / "m.json").write_text(text)
     with pytest.raises(UserError, match="is not a figure's numbers"):
         checking.read_measures(tmp_path / "m.json")
 

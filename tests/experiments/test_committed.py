@@ -202,7 +202,7 @@ def document(file, **changes):
         (lambda file, good: good[:-20], "cannot be decompressed"),
         (lambda file, good: good + good, "something follows its end"),
         (lambda file, good: good[:60] + bytes([good[60] ^ 1]) + good[61:], "cannot be decompressed"),
-        (lambda file, good: packed(b"[" * 100_000), "it holds something else (RecursionError)"),
+        (lambda file, good: packed(b"[" * 100_000), "it holds something else (ValueError)"),
         (lambda file, good: packed(b"[3]"), "it holds something else"),
         (lambda file, good: packed(b'{"cells": 3}'), "it holds something else (KeyError)"),
         (lambda file, good: packed(b'{"format": NaN}'), "it holds something else"),
@@ -291,6 +291,42 @@ def test_a_file_that_was_altered_counts_as_absent_and_is_named(plan, store, capl
     (sentence,) = (record.message for record in caplog.records)
     assert sentence.startswith(f"{path} is not what its run wrote")
     assert f"delete {path.parent} to have the run done again" in sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("predictions.npz", b"no archive"),
+        ("predictions.npz", {"row": [0, 1], "label": [0, 1]}),
+        ("predictions.npz", {"row": [0, 1], "label": [0, 1], "prediction": [0]}),
+        ("predictions.npz", {"row": [0, 1], "label": [0, 1], "prediction": [0.5, 1.0]}),
+        ("predictions.npz", {"row": [[0, 1]], "label": [[0, 1]], "prediction": [[0, 1]]}),
+        ("curves.jsonl", b'{"epoch": 1}\n{"epoch'),
+        ("curves.jsonl", b'{"epoch": 1}\n[1]\n'),
+        ("curves.jsonl", b'{"loss": 1.0}\n'),
+        ("curves.jsonl", b'{"epoch": 1, "loss": NaN}\n'),
+        ("curves.jsonl", b"[" * 100_000),
+        ("curves.jsonl", b"\xff"),
+        ("curves.jsonl", None),
+    ],
+)
+def test_what_a_run_left_that_listed_no_files_counts_as_absent_where_it_is_something_else(
+    plan, store, tmp_path, caplog, name, content
+):
+    key, here = plan.cells[0].runs[0], Store(tmp_path / "here")
+    here.write(replace(store.load(key), status="failed", artifacts={}))
+    path = here.folder(key) / name
+    if isinstance(content, dict):
+        np.savez(path, **{field: np.array(values) for field, values in content.items()})
+    elif content is None:
+        path.symlink_to("/dev/zero")
+    else:
+        path.write_bytes(content)
+    records = Records(plan, here, None)
+    assert (records.predictions([key]), records.curves([key])) == ({}, {})
+    assert [record.message for record in caplog.records] == (
+        [] if content is None else [f"{path} does not hold {path.stem}, and is not used; delete it"]
+    )
 
 
 def test_altered_predictions_change_no_interval(plan, store):

@@ -1,5 +1,8 @@
 """YAML files: all that are committed load, and every mistake is one sentence with its place and the nearest name."""
 
+import os
+import time
+
 import pytest
 
 from experiments.planning import schema
@@ -80,6 +83,19 @@ def test_the_paper_profile_maps_every_model_of_every_table():
          r"laptop.yaml:\d+: recipes.teacher.lrr: .*Did you mean 'lr'\?"),
         ("profiles", "laptop", "lr: 0.003", "lr: -1.0",
          r"laptop.yaml:\d+: recipes.teacher.lr: must be greater than 0, got -1\.0\.$"),
+        ("profiles", "laptop", "seeds: 5", "seeds: !!python/name:os.system x", r"laptop.yaml:6: seeds: .* is no text"),
+        ("profiles", "laptop", "by_value: false", "by_value: 0",
+         r"laptop.yaml:\d+: by_value: must be true or false, got 0\.$"),
+        ("profiles", "laptop", "title: ", 'title: "\\ud800" # ',
+         r"laptop.yaml:\d+: title: a text has the character U\+D800, which cannot be printed\.$"),
+        ("profiles", "paper", "weights: swin_s.safetensors", "weights: ../swin_s.safetensors",
+         r"paper.yaml:\d+: teachers.swin_s.weights: must be a name below its root folder, got"),
+        ("profiles", "paper", "weights: swin_s.safetensors", f"weights: {'x' * 256}",
+         r"paper.yaml:\d+: teachers.swin_s.weights: must be a name below its root folder"),
+        ("tables", "scalekd_table3", "title: ", 'title: "a\\0b" # ',
+         r"scalekd_table3.yaml:\d+: title: a text has the character U\+0000, which cannot be printed\.$"),
+        ("tables", "scalekd_table3", "title: ", "hint: 1\ntitle: ",
+         r"scalekd_table3.yaml:\d+: hint: unknown key 'hint'\."),
         ("profiles", "laptop", "seeds: 5", "seeds: 1000000000",
          r"laptop.yaml:6: seeds: must be less than or equal to 1000, got 1000000000\.$"),
         ("profiles", "laptop", "options: {n_train: 100, test_copies: 2}", "options: {n_train: many, test_copies: 2}",
@@ -128,6 +144,47 @@ def test_a_mistake_names_file_line_key_and_nearest_name(files, folder, name, old
     with pytest.raises(UserError, match=sentence) as error:
         load(name)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("place", ["pipe", "zeros", "folder", "nowhere"])
+def test_what_is_no_file_is_not_read(files, place):
+    path = schema.HERE / "tables" / "scalekd_table3.yaml"
+    path.unlink()
+    if place == "pipe":
+        os.mkfifo(path)
+    elif place == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero" if place == "zeros" else "nowhere")
+    with pytest.raises(UserError, match=r"tables/scalekd_table3.yaml cannot be read \((it is no file|Is a|No such)"):
+        schema.load_table("scalekd_table3")
+
+
+BOMB = "a0: &a0 [1, 2]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, "{a: " * 100_000, "- " * 100_000, "a: b\n" * 2_000_000, BOMB, "&a [*a]", "<<: &a\n  <<: *a"],
+    ids=["brackets", "braces", "dashes", "10 MB", "aliases", "itself", "merged with itself"],
+)  # fmt: skip
+def test_a_bomb_is_refused_within_two_seconds(tmp_path, text):
+    (tmp_path / "bomb.yaml").write_text(text)
+    began = time.process_time()
+    with pytest.raises(UserError, match=r"bomb\.yaml"):
+        schema.validated(schema.Params, schema.plain(schema.parsed(tmp_path / "bomb.yaml", "bomb.yaml")), refused)
+    assert time.process_time() - began < 2.0
+
+
+def refused(loc, message):
+    return UserError(f"bomb.yaml: {loc}: {message}")
+
+
+@pytest.mark.parametrize("value", ["1e9", "2000000", ".nan", "'1.0'", "true"])
+def test_a_published_value_that_cannot_be_is_refused(files, value):
+    files("published", "scalekd", "values: {", f"values: {{odd: {value}, ")
+    with pytest.raises(UserError, match=r"published/scalekd.yaml:\d+: tables\.\d+\.rows\.0\.values\.odd: "):
+        schema.load_published("scalekd")
 
 
 def test_two_values_of_equal_confidence_must_be_decided_by_the_table(files):

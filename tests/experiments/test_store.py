@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -122,6 +123,10 @@ def sealed(**fields):
         (sealed(status="finished"), "is not a record"),
         (sealed(started="today"), "is not a record"),
         (sealed(label=5), "is not a record"),
+        (sealed(finished=1e300), "is not a record"),
+        (sealed(cost={"wall_s": 10**400}), "is not a record"),
+        (sealed(environment={"versions": ["torch"]}), "is not a record"),
+        (sealed(environment={"gpu": 5}), "is not a record"),
         (sealed(metrics={"top1": 88.0}).replace("88.0", "99.0"), "was changed after it was written"),
     ],
 )
@@ -129,6 +134,13 @@ def test_a_record_that_cannot_be_is_one_sentence(store, text, says):
     store.folder("abc").mkdir(parents=True)
     (store.folder("abc") / "record.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=rf"abc/record\.json {says}"):
+        store.load("abc")
+
+
+def test_a_pipe_in_the_place_of_a_record_is_not_waited_for(store):
+    store.folder("abc").mkdir(parents=True)
+    os.mkfifo(store.folder("abc") / "record.json")
+    with pytest.raises(UserError, match=r"abc/record\.json cannot be read \(it is no file\); move it away"):
         store.load("abc")
 
 

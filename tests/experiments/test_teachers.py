@@ -67,13 +67,24 @@ def own_manifest(tmp_path, monkeypatch):
         cached.cache_clear()
 
 
+AB = "ab" * 32  # a SHA-256
+
+
 def test_fetched_weights_leave_their_hash_in_the_manifest_and_nothing_else_changes(own_manifest):
     before = own_manifest.read_text()
-    assert teachers.record_sha256("swin_t_ofa", "ab12")
-    assert own_manifest.read_text() == before.replace("sha256: null", "sha256: ab12", 1)
-    assert schema.load_manifest().teachers["swin_t_ofa"].sha256 == "ab12"
-    assert teachers.record_sha256("swin_t_ofa", "ab12")
-    assert not teachers.record_sha256("swin_t_ofa", "cd34")
+    assert teachers.record_sha256("swin_t_ofa", AB)
+    assert own_manifest.read_text() == before.replace("sha256: null", f"sha256: {AB}", 1)
+    assert schema.load_manifest().teachers["swin_t_ofa"].sha256 == AB
+    assert teachers.record_sha256("swin_t_ofa", AB)
+    assert not teachers.record_sha256("swin_t_ofa", "cd" * 32)
+
+
+@pytest.mark.parametrize("text", ["", "teachers: [", "- x", "teachers: {swin_s: {weights: [1]}}"])
+def test_fetched_weights_find_a_manifest_of_something_else(own_manifest, text):
+    own_manifest.write_text(text)
+    with pytest.raises(UserError, match=r"manifests/teachers.yaml:1"):
+        teachers.record_sha256("swin_t_ofa", AB)
+    assert own_manifest.read_text() == text
 
 
 def test_a_mistake_in_the_manifest_names_line_and_nearest_key(own_manifest):

@@ -130,7 +130,7 @@ def test_the_first_classes_and_test_images_can_be_taken(tree):
         ({"expected": {"train": 61}}, "60 images, 61 are needed"),
         ({"n_train": 30}, "only 20"),
         ({"n_test": 4}, "only 3"),
-        ({"folder": "../elsewhere"}, "below the data root"),
+        ({"folder": "../elsewhere"}, "below its root folder"),
         ({"clases": 3}, "Did you mean 'classes'"),
     ],
 )

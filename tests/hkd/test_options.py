@@ -40,8 +40,26 @@ from hkd.units import KINDS
 UNITS = [(kind, name) for kind in WORDS for name in KINDS[kind]]
 CLASSES = {f"{kind}/{name}": options_of(kind, name) for kind, name in UNITS} | {"recipe": Recipe, "runtime": Runtime}
 REQUIRED: dict[str, dict[str, Any]] = {"recipe": {"epochs": 1, "batch_size": 1}}
-NUMBERS = [-1, 0, -1.0, 0.0, 0.5, math.nan, math.inf, -math.inf, 1e30, 10**30]
-VALUES = [*NUMBERS, "x", "1e-3", "", [1], [], [[]], {}, {"x": 1}, None, True, False, b"x", object()]
+NUMBERS = [-1, 0, -1.0, 0.0, 0.5, math.nan, math.inf, -math.inf, 1e30, 10**30, 10**400, -(10**5000)]
+VALUES = [
+    *NUMBERS,
+    "x",
+    "1e-3",
+    "",
+    [1],
+    [],
+    [[]],
+    [None, True],
+    [1e30, "x"],
+    [10**5000] * 9,
+    {},
+    {"x": 1},
+    None,
+    True,
+    False,
+    b"x",
+    object(),
+]
 BOUNDS = {"ge": operator.ge, "gt": operator.gt, "le": operator.le, "lt": operator.lt}
 
 
@@ -60,6 +78,17 @@ class Example:
     def _share(self) -> None:
         if self.on and self.share == 0:
             raise ValueError("on=true does nothing with share 0")
+
+
+def test_every_class_of_options_is_looked_at_here():
+    """Each that the library defines is that of a unit, of recipes or of machines, or is what one of these builds on."""
+    defined = {
+        name
+        for path in (Path(__file__).parents[2] / "hkd").rglob("*.py")
+        for name in re.findall(r"^@options\nclass (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert len(defined) > 40
+    assert defined == {base.__name__ for kind in CLASSES.values() for base in kind.__mro__} - {"object"}
 
 
 def leaves(hint: Any, value: Any) -> list[tuple[type, Any, list[Any]]]:
@@ -226,7 +255,7 @@ def test_options_classes_are_had_from_the_sources_without_torch_as_importing_the
         ("task/segment", {"window": 10, "stride": 11}, "stride 11 would leave pixels between windows of 10 px"),
         ("data/coco", {"image_size": 900, "max_size": 800}, "max_size 800 must not be less than image_size 900"),
         ("data/numbers200", {"n_train": 199}, "n_train must be greater than or equal to 200, got 199"),
-        ("data/cub200", {"folder": "../elsewhere"}, "folder must be a name below the data root, got '../elsewhere'"),
+        ("data/cub200", {"folder": "../elsewhere"}, "folder must be a name below its root folder, got '../elsewhere'"),
         ("data/folder", {"expected": {"tests": 3}}, "expected.tests must be 'classes', 'train' or 'test', got"),
         ("data/ade20k", {"classes": 255}, "classes must be less than 255"),
         ("recipe", {"views": 2, "mixup": 0.2}, "cannot be combined with mixup or cutmix"),

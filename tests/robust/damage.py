@@ -1,6 +1,7 @@
 """Ways to damage bytes and nested values, drawn from a seeded generator: what disks and people do to files."""
 
 import random
+from typing import Any
 
 BYTES = ("none", "flip", "cut", "zeros", "noise", "repeat", "drop", "insert", "empty", "double")
 
@@ -56,6 +57,51 @@ def changed(rng: random.Random, value: object) -> tuple[object, str]:
     path = rng.choice(places)
     how = rng.choice(("replace", "replace", "replace", "remove", "add", "rename", "double", "deepen"))
     return rebuilt(rng, value, path, how), f"{how} at /{'/'.join(map(str, path))}"
+
+
+# What could stand there by its kind.
+NUMBERS = (0, 1, -1, 2, 3, 7, 64, 1000, 10**6, 10**9, 2**31, 2**63, 10**400, 10**5000, 0.5, 1.0, -0.0, 1e-9,
+           1e-300, 1e6, 1e30, 1e308)  # fmt: skip
+TEXTS = ("", " ", "x", "é🙂", "\x00", "\x1b[31m", "a\nb", "\ud800", "../../etc/passwd", "/etc/passwd", "~nouser",
+         "{}", "%s", "<script>", "x" * 300, "x" * 10_000, "con", "a/b", "a@b", "-", "0", "nan", "*", "$HOME", "|",
+         "\u202e")  # fmt: skip
+
+
+def retyped(rng: random.Random, value: object) -> tuple[object, str]:
+    """A nested value with one scalar replaced by another of its kind: a number, or a text, maybe of elsewhere in it."""
+    leaves = [path for path in walk(value) if not isinstance(at(value, path), dict | list)]
+    if not leaves:
+        return changed(rng, value)
+    path = rng.choice(leaves)
+    held = at(value, path)
+    texts = [other for each in leaves if isinstance(other := at(value, each), str)]
+    new: object = rng.choice(TEXTS) if rng.random() < 0.5 or not texts else rng.choice(texts)
+    if isinstance(held, bool) or held is None:
+        new = rng.choice((True, False, None, new))
+    elif isinstance(held, int | float):
+        new = rng.choice(NUMBERS)
+    return replaced(value, path, new), f"{shown(new)} at /{'/'.join(map(str, path))}"
+
+
+def shown(value: object) -> str:
+    """A value, for the line that says what an input is."""
+    return repr(value)[:40] if not isinstance(value, int) or value < 10**500 else "10**5000"
+
+
+def at(value: Any, path: tuple) -> object:
+    """What stands at a place."""
+    for name in path:
+        value = value[name]
+    return value
+
+
+def replaced(value: Any, path: tuple, new: object) -> object:
+    """A copy of the value with something else at a place."""
+    if not path:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = replaced(copy[path[0]], path[1:], new)
+    return copy
 
 
 def walk(value: object, path: tuple = ()) -> list[tuple]:

@@ -30,7 +30,7 @@ from hkd.errors import UserError
 
 from . import kinds as kinds_package
 
-HANG = 30.0  # seconds
+HANG = 30.0  # seconds, of a machine that does nothing else
 MEMORY = 16 * 2**30  # bytes of address space for a child; torch alone maps several GiB
 
 
@@ -111,6 +111,11 @@ def child(pipe: Connection, name: str, seed: int, indices: Iterator[int]) -> Non
         pipe.send((outcome.index, outcome.shown, outcome.word, outcome.said))
 
 
+def patience() -> float:
+    """Seconds after which no answer is a hang: longer where other processes keep the cores busy."""
+    return HANG * max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0)))
+
+
 def outcomes(name: str, seed: int, count: int, until: float) -> Iterator[Outcome]:
     """What came of inputs 0, 1, ... of a kind, at most `count`, and none begun after the monotonic time `until`."""
     fork = multiprocessing.get_context("fork")
@@ -122,8 +127,8 @@ def outcomes(name: str, seed: int, count: int, until: float) -> Iterator[Outcome
         there.close()
         try:
             while done < count and time.monotonic() < until:
-                if not here.poll(HANG):
-                    yield Outcome(name, done, "", "hang", f"no answer within {HANG:.0f} s")
+                if not here.poll(limit := patience()):
+                    yield Outcome(name, done, "", "hang", f"no answer within {limit:.0f} s")
                     done += 1
                     break
                 try:

@@ -21,6 +21,7 @@ from experiments.execution.pools import awaited, connected
 from experiments.planning import schema
 from experiments.planning.plan import Cell
 from experiments.records.store import Record, Store
+from experiments.reproduce import described
 from hkd.errors import UserError
 from hkd.methods import METHODS
 from hkd.tasks import TASKS
@@ -300,6 +301,7 @@ def test_a_flipped_bit_anywhere_in_a_record_is_told_or_moves_nothing(places, hkd
         (b"seeds: 0\n", "params.yaml:1: seeds: "),
         (b"seeds: 1.5\n", "params.yaml:1: seeds: "),
         (b"seeds: yes please\n", "params.yaml:1: seeds: "),
+        (b'profile: "a\\eb"\n', "params.yaml:1: profile: a text has the character U+001B, which cannot be printed"),
         (b"[" * 1_000, "params.yaml"),
         (b"- laptop\n", "params.yaml:1: keys are expected"),
     ],
@@ -311,6 +313,34 @@ def test_a_params_file_that_cannot_be_is_one_sentence_with_its_place(tmp_path, c
         schema.load_params(path)
     assert says in str(found.value)
     assert len(str(found.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("leads", ["nowhere", "."])
+def test_what_is_no_params_file_is_not_taken_for_none(tmp_path, leads):
+    (tmp_path / "params.yaml").symlink_to(leads)
+    with pytest.raises(UserError, match=r"params\.yaml cannot be read"):
+        schema.load_params(tmp_path / "params.yaml")
+
+
+def test_a_name_of_several_lines_is_told_on_one(hkd):
+    assert refused(hkd("show", TABLE, "--profile", "a\nb"), "Unknown profile 'a\\nb'.")
+    assert str(UserError("Unknown profile 'a\nb'.")) == "Unknown profile 'a\\nb'."
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"pid": 12, "host": "laptop"}', "process 12 on laptop"),
+        (b'{"pid": 12, "host": "a\\n\\u001bb"}', "process 12 on ab"),
+        (b'["pid"]', "another process"),
+        (b"[" * 100_000, "another process"),
+        (b"\xff", "another process"),
+        (b"", "another process"),
+    ],
+)
+def test_who_holds_a_table_is_told_as_far_as_it_is_known(tmp_path, content, said):
+    (tmp_path / "holder.json").write_bytes(content)
+    assert described(tmp_path / "holder.json") == said
 
 
 def test_a_byte_order_mark_is_no_part_of_a_params_file(tmp_path):

@@ -7,14 +7,16 @@ their table's are in no mean over rows. A claim holds if the 95 % interval lies 
 lies wholly outside, and is undecided between; without the values it is untested.
 """
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, Strict
 
 from experiments import places
+from experiments.documents import Document, Finite, read_json
 from experiments.planning import schema
 from experiments.planning.asked import planned
 from experiments.planning.plan import Plan
@@ -53,6 +55,23 @@ class Measured:
     basis: str
     apart: frozenset[str] = frozenset()  # rows of other data than the table's, which no mean over rows takes in
     judged: Mapping[tuple[str, Id, Id], Estimate] = field(default_factory=dict)  # gain of a cell: (row, cell, over)
+
+
+class FigureNumber(Document):
+    """A number that a figure measured, as it writes it: null for what is not finite. half: of its interval."""
+
+    value: Finite | None
+    half: Annotated[Finite, Field(ge=0)] | None = None
+    images: Annotated[int, Strict(), Field(ge=0)] = 0
+    seeds: dict[int, Finite] = {}
+
+
+class FigureNumbers(Document):
+    """The file of a figure. images: which ones were measured, as a sentence."""
+
+    profile: str
+    images: str = ""
+    values: dict[str, FigureNumber]
 
 
 class Profile:
@@ -96,18 +115,14 @@ class Profile:
 
 
 def read_measures(path: Path) -> dict[str, Any]:
-    """A figure's numbers.
+    """A figure's numbers: profile, and values by name, as `FigureNumber` has them.
 
     Raises:
         UserError: the file is not what a drawing writes.
     """
     try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        assert isinstance(document["profile"], str)
-        for value in document["values"].values():
-            assert isinstance(value["value"], float | int | None)
-        return document
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError):
+        return FigureNumbers.model_validate(read_json(path)).model_dump()
+    except (OSError, ValueError):
         raise UserError(f"{path} is not a figure's numbers; delete it and run its figure again.") from None
 
 

@@ -12,6 +12,7 @@ from experiments.planning import schema
 from experiments.planning.schema import Column, Slug, Table
 from experiments.results.stats import Estimate
 from hkd.errors import UserError
+from hkd.options import Number, Switch
 from hkd.registry import nearest
 
 FOLDER = "claims"
@@ -37,7 +38,7 @@ class Difference(Document):
     rows: tuple[Slug, ...] | None = None
     against: tuple[Slug, ...] = ()
     against_column: str | None = None
-    pooled: bool = False
+    pooled: Switch = False
     metric: str | None = None
 
     @property
@@ -62,7 +63,7 @@ class Correlation(Document):
     table: Slug
     column: str | None = None
     over: str | None = None
-    order: dict[Slug, float]
+    order: dict[Slug, Number]
     metric: str | None = None
 
 
@@ -75,15 +76,15 @@ class Value(Document):
     kind: Literal["value"]
     figure: Slug
     value: str
-    minus: str | float = 0.0
+    minus: str | Number = 0.0
 
 
 class Expect(Document):
     """Where the statistic must lie: above or below a number, or at most so far from zero. One of them."""
 
-    above: float | None = None
-    below: float | None = None
-    within: float | None = None
+    above: Number | None = None
+    below: Number | None = None
+    within: Number | None = None
 
     @model_validator(mode="after")
     def one(self) -> "Expect":

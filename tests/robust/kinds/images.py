@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from hkd.data import images
+from hkd.errors import UserError
 from tests.robust.damage import damaged
 from tests.robust.fuzz import Input, Kind
 
@@ -51,7 +52,10 @@ def image_files(rng: random.Random, folder: Path) -> Input:
     path.write_bytes(content)
 
     def attempt() -> None:
-        pixels = images.read(path)
+        try:
+            pixels = images.read(path)
+        except images.Unreadable as error:  # the data set adds the name of the file
+            raise UserError(f"{path}: {error}.") from None
         assert pixels.shape[:1] == (3,), f"not RGB: {pixels.shape}"
 
     return Input(f"{shown} as {suffix}, {how}", attempt)
