@@ -1,13 +1,16 @@
 """The failures this library tells apart. Everything else is a bug and keeps its traceback."""
 
-import re
-
-# torch raises an error of a DataLoader's worker again with that process's whole traceback for its text.
-CAUGHT = re.compile(r"Caught \w+ in DataLoader worker process \d+\.\n.*\n[\w.]*\w+: (?P<sentence>[^\n]+)\s*", re.DOTALL)
+from hkd.files import printable
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: one sentence saying what was wrong, where, and what would be right."""
+    """A mistake in what the user gave: one sentence saying what was wrong, where, and what would be right.
+
+    It is one line whatever names and values of files it quotes: what would break the line is shown as escapes.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class Refused(UserError):
@@ -26,9 +29,3 @@ class Diverged(RuntimeError):
         self.step, self.terms = step, terms
         shown = ", ".join(f"{name}={value:g}" for name, value in terms.items())
         super().__init__(f"the loss is not finite at step {step}: {shown}")
-
-
-def sentence_of(error: Exception) -> str:
-    """What an error says, without the traceback of the worker process in which it was raised."""
-    found = CAUGHT.fullmatch(str(error))
-    return found["sentence"] if found else str(error)

@@ -30,9 +30,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def printable(text: object) -> str:
-    """A text that any terminal and file can take: of a name that is not UTF-8, the odd bytes are written as escapes."""
+    """A text of one line that any terminal and file can take: line breaks, control characters and, of a name that is
+    not UTF-8, the odd bytes are written as escapes.
+    """
     bytes_shown = re.sub("[\udc80-\udcff]", lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", str(text))
-    return bytes_shown.encode("utf-8", "backslashreplace").decode()
+    shown = re.sub("[\0-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], bytes_shown)
+    return shown.encode("utf-8", "backslashreplace").decode()
 
 
 def sweep(folder: Path) -> None:

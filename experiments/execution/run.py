@@ -19,7 +19,7 @@ from experiments.planning import keys
 from experiments.planning.plan import PlannedRun
 from experiments.records.environment import environment, source_digest
 from experiments.records.store import FINAL, Record, Store
-from hkd.errors import Diverged, Refused, UserError, sentence_of
+from hkd.errors import Diverged, Refused, UserError
 from hkd.files import sha256, sweep
 from hkd.registry import load, lookup
 from hkd.tasks import TASKS
@@ -98,7 +98,7 @@ def carry_out(
     except UserError as error:
         log.error("%s", error)
         status = "refused" if isinstance(error, Refused) else "failed"
-        facts = {"status": status, "reason": sentence_of(error)}
+        facts = {"status": status, "reason": str(error)}
     except Exception as error:
         if not isinstance(error, OSError) and disk_full(error, folder):  # torch and safetensors have their own errors
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error

@@ -24,7 +24,7 @@ from hkd.data.dense import DenseFolder, DenseFolderConfig, DenseSplit, Objects, 
 from hkd.data.folder import HELD_OUT, source_of
 from hkd.data.images import MOST_PIXELS
 from hkd.errors import UserError
-from hkd.files import printable, sha256
+from hkd.files import sha256
 from hkd.options import FolderName, Size, Switch, options
 
 log = logging.getLogger(__name__)
@@ -143,8 +143,7 @@ class Coco(DenseFolder):
         places = file_places(self.folder, PARTS[part], [image["file_name"] for image in found.images])
         absent = [image["file_name"] for image, place in zip(found.images, places, strict=True) if place is None]
         if absent:
-            gone = printable(self.folder / PARTS[part] / absent[0])
-            what = f"{gone[:300]} is annotated in {path.name} but not there"
+            what = f"{str(self.folder / PARTS[part] / absent[0])[:300]} is annotated in {path.name} but not there"
             raise UserError(f"{what} ({len(absent)} of {len(found.images)} images are absent): unpack them again.")
         for what, count in found.repairs.items():
             log.warning("%s: %d %s", path, count, what)

@@ -294,6 +294,10 @@ def decode(
                 what = f"{BOXES} has the box {left:g} {top:g} {wide:g} {tall:g} for {path}"
                 raise UserError(f"{what}, all of it outside its {width} x {height} px: unpack the archive again.")
             image = crop(image, *square(boxes[place].tolist(), height, width))
-        images[len(kept)] = evaluation.fit(image, None).numpy()
+        try:
+            images[len(kept)] = evaluation.fit(image, None).numpy()
+        except Unreadable as error:
+            corrupt[str(path)] = str(error)
+            continue
         kept.append(place)
     return images[: len(kept)], np.array(kept, dtype=np.int64), corrupt

@@ -250,7 +250,7 @@ def scanned(folder: Path) -> "Iterator[Iterator[os.DirEntry[str]]]":
         with os.scandir(folder) as found:
             yield found
     except OSError as error:
-        raise UserError(f"Cannot list {printable(folder)} ({error.strerror}): mend the folder.") from error
+        raise UserError(f"Cannot list {folder} ({error.strerror}): mend the folder.") from error
 
 
 def check_names(folder: Path, names: list[str]) -> list[str]:
@@ -258,15 +258,15 @@ def check_names(folder: Path, names: list[str]) -> list[str]:
     try:
         "".join(names).encode()
     except UnicodeEncodeError:
-        odd = next(printable(name) for name in names if printable(name) != name)
-        raise UserError(f"{printable(folder)} has a name that is not UTF-8 ('{odd}'): rename it.") from None
+        odd = next(name for name in names if re.search("[\ud800-\udfff]", name))
+        raise UserError(f"{folder} has a name that is not UTF-8 ('{odd}'): rename it.") from None
     return sorted(names)
 
 
 def check_link(entry: "os.DirEntry[str]") -> None:
     """Raise UserError for a link that leads nowhere."""
     if entry.is_symlink() and not os.path.exists(entry.path):
-        raise UserError(f"{printable(entry.path)} is a link that leads nowhere: mend it or take it out.")
+        raise UserError(f"{entry.path} is a link that leads nowhere: mend it or take it out.")
 
 
 def folder_names(folder: Path) -> list[str]:
@@ -325,7 +325,7 @@ def content_digest(folder: Path, names: Iterable[str]) -> str:
         stats = [(name, stat.st_size, stat.st_mtime_ns) for name in names if (stat := os.stat(folder / name))]
         return remembered(folder, digest(stats), lambda: digest([(name, sha256(folder / name)) for name in names]))
     except OSError as error:
-        raise UserError(f"Cannot read {printable(error.filename)} ({error.strerror}): mend or replace it.") from error
+        raise UserError(f"Cannot read {error.filename} ({error.strerror}): mend or replace it.") from error
 
 
 def listing_digest(folder: Path, parts: Iterable[Path]) -> str:

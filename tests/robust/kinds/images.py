@@ -33,7 +33,7 @@ FORMATS = {
     "BMP": (".bmp", ("RGB", "L", "P", "1")),
     "WEBP": (".webp", ("RGB", "RGBA")),
 }
-SHOWN = 8  # px
+SHOWN = 224  # px
 RECIPE = Recipe(epochs=1, batch_size=2, crop="resized", flip=True)
 ORIENTATION = 274  # number of EXIF's field
 
