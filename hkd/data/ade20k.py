@@ -5,6 +5,7 @@ are no such sub-folders, the names ADE_train_* and ADE_val_* tell the parts apar
 """
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -17,7 +18,7 @@ from pydantic import Field
 
 from hkd.data.base import PathList, SplitName, digest
 from hkd.data.dense import IGNORE, DenseFolder, DenseFolderConfig, DenseSplit, draw_subset, file_sizes, take_first
-from hkd.data.folder import HELD_OUT, file_names, source_of
+from hkd.data.folder import HELD_OUT, file_names, read_bytes, source_of
 from hkd.data.images import Unreadable, content, opened, png_depth, size
 from hkd.errors import UserError
 from hkd.options import Count, FolderName, Size, options
@@ -61,8 +62,8 @@ class Ade20k(DenseFolder):
         if not path.is_file():
             return tuple(f"class {number}" for number in range(1, self.num_classes + 1))
         try:
-            with open(path, newline="", encoding="utf-8-sig") as file:
-                names = [line.get("Name") for line in csv.DictReader(file, delimiter="\t")]
+            table = io.StringIO(read_bytes(path).decode("utf-8-sig"), newline="")
+            names = [line.get("Name") for line in csv.DictReader(table, delimiter="\t")]
         except (ValueError, csv.Error) as error:
             raise UserError(f"{path} is no table of text ({error}): unpack it again.") from error
         if len(names) < self.num_classes or None in names:
@@ -190,11 +191,12 @@ def read_map(path: Path) -> UInt8[np.ndarray, "H W"]:
     try:
         data = content(path)
         with opened(data) as file:
+            kind = file.format
             raw = np.asarray(file)
             # Grey values of two or four bits come scaled up to 255.
             bits = png_depth(data) if file.mode == "L" else None
     except Unreadable as error:
         raise UserError(f"Cannot read map {path} ({error}): replace it.") from error
-    if raw.ndim != 2 or raw.dtype != np.uint8:
+    if raw.ndim != 2 or raw.dtype != np.uint8 or kind == "JPEG":  # which changes values
         raise UserError(f"{path} is no map: it must have one channel of one byte, as the mode L of PNG.")
     return raw // np.uint8(255 // (2 ** (bits or 8) - 1))

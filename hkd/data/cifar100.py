@@ -20,6 +20,7 @@ from hkd.data.folder import (
     arrays_of,
     content_digest,
     keep_arrays,
+    read_bytes,
     row_numbers,
     source_of,
 )
@@ -101,8 +102,7 @@ class Cifar100(ClassFolder):
         path = place / source
         mend = "unpack cifar-100-python.tar.gz again"
         length = OFFICIAL[source] * PIXELS
-        with open(path, "rb") as file:
-            data = file.read(2 * length)  # twice as long as any file may be
+        data = read_bytes(path, 2 * length)  # twice as long as any file may be
         official = f"md5:{hashlib.md5(data, usedforsecurity=False).hexdigest()}" == self.checksum[source]
         if not official and len(data) >= length:
             raise UserError(f"{path} does not have {self.checksum[source]}: {mend}.")
@@ -120,8 +120,9 @@ class Cifar100(ClassFolder):
         """Images of class folders; all classes are decoded once and remembered under the digest of the content."""
         numbers = {name: label for label, name in enumerate(self.class_names)}
         path = self.folder / CACHE / f"{source}-{DECODING}-{self.content()[:32]}.npz"
-        arrays = arrays_of(path, {"images": np.uint8, "labels": np.int64, "rows": np.int64, "corrupt": np.str_})
-        if arrays is None or arrays["images"].shape[1:] != (3, SIDE, SIDE):
+        kinds = {"images": np.uint8, "labels": np.int64, "rows": np.int64, "corrupt": np.str_}
+        arrays = arrays_of(path, kinds, {"labels": len(numbers), "rows": 10**18}, SIDE)
+        if arrays is None:
             part = self.part(source).name
             arrays = decode(self.folder, [name for name in self.image_files() if name.startswith(f"{part}/")], numbers)
             keep_arrays(path, arrays)
@@ -140,7 +141,8 @@ def contents(entry: Any) -> tuple[UInt8[np.ndarray, "N 3 32 32"], Int[np.ndarray
     if type(entry) is not dict or not {"data", "fine_labels"} <= entry.keys():
         raise pickled.Refused("it must hold 'data' and 'fine_labels'")
     images, given = entry["data"], entry["fine_labels"]
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.size != len(images) * PIXELS:
+    shapes = (PIXELS,), (3, SIDE, SIDE)
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] not in shapes:
         raise pickled.Refused(f"its 'data' must be an array of bytes, {PIXELS} of each image")
     labels = given.tolist() if isinstance(given, np.ndarray) else given
     if type(labels) is not list or not all(type(label) is int and 0 <= label < 100 for label in labels):

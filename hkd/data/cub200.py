@@ -4,6 +4,7 @@ Images stay files, or are decoded once into memory: for small models decoding co
 Shapes: N images of a split, S the side of an image in memory in px.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ from hkd.data.folder import (
     file_names,
     folder_names,
     keep_arrays,
+    read_bytes,
     source_of,
 )
 from hkd.data.images import Unreadable
@@ -120,6 +122,8 @@ class Cub200(ClassFolder):
         if (exact is not None and len(classes) != exact) or len(classes) < least:
             found = f"{self.folder / 'classes.txt'} has {len(classes)} classes, {exact or least} are needed"
             raise UserError(f"{found}: complete it or set option 'classes'.")
+        if doubled := [name for name, count in Counter(names).items() if count > 1]:
+            raise UserError(f"{self.folder / 'images.txt'} lists {doubled[0]} twice: unpack the archive again.")
         there = {f"{kind}/{file}" for kind in folder_names(self.folder / "images") for file in self.files(kind)}
         if absent := [name for name in names if name not in there]:
             what = f"{self.folder / 'images' / absent[0]} is listed in images.txt but not there"
@@ -182,8 +186,9 @@ class Cub200(ClassFolder):
         """
         shown = {option: getattr(self.options, option) for option in ("image_size", "crop_pct", "boxes", "classes")}
         path = self.folder / CACHE / f"{part}-{DECODING}-{digest(self.content(), shown)[:32]}.npz"
-        stored = arrays_of(path, {"images": np.uint8, "kept": np.int64, "corrupt": np.str_})
-        if stored is not None and stored["images"].shape[1:] == (3, self.image_size, self.image_size):
+        kinds = {"images": np.uint8, "kept": np.int64, "corrupt": np.str_}
+        stored = arrays_of(path, kinds, {"kept": len(names)}, self.image_size)
+        if stored is not None:
             return stored["images"], stored["kept"], dict(stored["corrupt"].tolist())
         boxes = self.boxes()[self.rows(part)] if self.options.boxes else None
         images, kept, corrupt = decode(
@@ -218,7 +223,7 @@ def read_list(path: Path, form: str) -> list[str]:
     """
     found: dict[int, str] = {}
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_bytes(path).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         place = error.object.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}, line {place}, is not UTF-8: unpack the archive again, or rename the file.") from error
@@ -284,17 +289,13 @@ def decode(
     for place, path in enumerate(paths):
         try:
             image = sources.decode(path)
-        except Unreadable as error:
-            corrupt[str(path)] = str(error)
-            continue
-        if boxes is not None:
-            height, width = image.shape[1:]
-            left, top, wide, tall = boxes[place].tolist()
-            if left >= width or top >= height or left + wide <= 0 or top + tall <= 0:
-                what = f"{BOXES} has the box {left:g} {top:g} {wide:g} {tall:g} for {path}"
-                raise UserError(f"{what}, all of it outside its {width} x {height} px: unpack the archive again.")
-            image = crop(image, *square(boxes[place].tolist(), height, width))
-        try:
+            if boxes is not None:
+                height, width = image.shape[1:]
+                left, top, wide, tall = boxes[place].tolist()
+                if left >= width or top >= height or left + wide <= 0 or top + tall <= 0:
+                    what = f"{BOXES} has the box {left:g} {top:g} {wide:g} {tall:g} for {path}"
+                    raise UserError(f"{what}, all of it outside its {width} x {height} px: unpack the archive again.")
+                image = crop(image, *square(boxes[place].tolist(), height, width))
             images[len(kept)] = evaluation.fit(image, None).numpy()
         except Unreadable as error:
             corrupt[str(path)] = str(error)

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from jaxtyping import Int
 from pydantic import Field, Strict
 
 from hkd.data.base import DataSet, OnCorrupt, PathList, Split, SplitName, balanced_subset, digest
-from hkd.data.images import is_image_name
+from hkd.data.images import MOST_BYTES, is_image_name
 from hkd.errors import UserError
 from hkd.files import atomic_write, printable, sha256
 from hkd.options import Count, FolderName, Share, Size, options
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 
 HELD_OUT = 10  # one in so many training rows of each class is for validation
 CACHE = ".hkd-cache"  # folder for what can be computed again
+MOST_KEPT = 1000  # bytes of a remembered digest
 DECODING = 2  # raised where decoding changes: images that were remembered under another number are not used
 
 
@@ -253,6 +255,17 @@ def scanned(folder: Path) -> "Iterator[Iterator[os.DirEntry[str]]]":
         raise UserError(f"Cannot list {folder} ({error.strerror}): mend the folder.") from error
 
 
+def read_bytes(path: Path, most: int = -1) -> bytes:
+    """A file's content, or its first `most` bytes. Raises UserError where it cannot be read."""
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise UserError(f"{path} is no file: replace it.")
+        with open(path, "rb") as file:
+            return file.read(most)
+    except OSError as error:
+        raise UserError(f"Cannot read {path} ({error.strerror}): mend or replace it.") from error
+
+
 def check_names(folder: Path, names: list[str]) -> list[str]:
     """The names, sorted. Raises UserError where one is not UTF-8."""
     try:
@@ -323,7 +336,9 @@ def content_digest(folder: Path, names: Iterable[str]) -> str:
     names = list(names)
     try:
         stats = [(name, stat.st_size, stat.st_mtime_ns) for name in names if (stat := os.stat(folder / name))]
-        return remembered(folder, digest(stats), lambda: digest([(name, sha256(folder / name)) for name in names]))
+        # What is longer than any image is none, and would take hours.
+        contents = lambda: [(n, sha256(folder / n) if size <= MOST_BYTES else size) for n, size, _ in stats]  # noqa: E731
+        return remembered(folder, digest(stats), lambda: digest(contents()))
     except OSError as error:
         raise UserError(f"Cannot read {error.filename} ({error.strerror}): mend or replace it.") from error
 
@@ -331,7 +346,6 @@ def content_digest(folder: Path, names: Iterable[str]) -> str:
 def listing_digest(folder: Path, parts: Iterable[Path]) -> str:
     """SHA-256 over names and sizes of files; remembered as long as no class folder had a file added or removed."""
     folders = [part / name for part in parts for name in folder_names(part)]
-    times = [(str(path.relative_to(folder)), os.stat(path).st_mtime_ns) for path in folders]
 
     def listed() -> str:
         total = hashlib.sha256()
@@ -340,7 +354,11 @@ def listing_digest(folder: Path, parts: Iterable[Path]) -> str:
                 total.update(f"{path.relative_to(folder)}/{name}\0{os.stat(path / name).st_size}\n".encode())
         return total.hexdigest()
 
-    return remembered(folder, digest(times), listed)
+    try:
+        times = [(str(path.relative_to(folder)), os.stat(path).st_mtime_ns) for path in folders]
+        return remembered(folder, digest(times), listed)
+    except OSError as error:
+        raise UserError(f"Cannot read {error.filename} ({error.strerror}): mend or replace it.") from error
 
 
 def remembered(folder: Path, state: str, compute: Any) -> str:
@@ -357,31 +375,41 @@ def remembered(folder: Path, state: str, compute: Any) -> str:
 def kept_content(path: Path, state: str) -> str | None:
     """What `remembered` kept for this state; None where there is nothing, or something damaged."""
     try:
-        known = json.loads(path.read_text())
+        known = json.loads(read_bytes(path, MOST_KEPT))
         right = known["state"] == state and re.fullmatch("[0-9a-f]{64}", known["content"])
         return known["content"] if right else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
-def arrays_of(path: Path, kinds: Mapping[str, type]) -> dict[str, np.ndarray] | None:
-    """Arrays that were kept, by name; None where they are not there, damaged, or not of these kinds.
+def arrays_of(
+    path: Path, kinds: Mapping[str, type], below: Mapping[str, int], side: int
+) -> dict[str, np.ndarray] | None:
+    """Arrays that were kept, by name; None where they are not there, damaged, or not what is kept.
 
     Args:
         path: in the cache folder.
-        kinds: NumPy's type of each; all are equally long but for `corrupt`, pairs of a path and a reason.
+        kinds: NumPy's type of each. `images` are [n, 3, side, side] and the others [n], but for `corrupt`: pairs of a
+            path and a reason.
+        below: what the values of some must be less than; none is negative.
+        side: of the images in px.
     """
     if not path.is_file():
         return None
     try:
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("what is kept is not packed")
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in kinds}
     except Exception as error:  # damage shows in every way, and all of it can be computed again
         log.warning("%s is damaged (%s): its content is computed again", path, type(error).__name__)
         return None
-    lengths = {len(array) for name, array in arrays.items() if array.ndim and name != "corrupt"}
-    right = all(np.issubdtype(arrays[name].dtype, kind) for name, kind in kinds.items())
-    return arrays if right and len(lengths) == 1 and arrays["corrupt"].shape[1:] == (2,) else None
+    shapes = {name: array.shape[1:] for name, array in arrays.items() if array.ndim}
+    wanted = dict.fromkeys(kinds, ()) | {"images": (3, side, side), "corrupt": (2,)}
+    right = shapes == wanted and len({len(array) for name, array in arrays.items() if name != "corrupt"}) == 1
+    right = right and all(np.issubdtype(arrays[name].dtype, kind) for name, kind in kinds.items())
+    return arrays if right and all(((arrays[n] >= 0) & (arrays[n] < most)).all() for n, most in below.items()) else None
 
 
 def keep_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
