@@ -46,8 +46,8 @@ class ImageFolder:
         self.corrupt: dict[str, str] = {}
         if limit is not None and limit < 1:
             raise UserError(f"The limit of images is {limit}; it must be at least 1.")
-        if not self.folder.is_dir():
-            hint = "it is a file" if self.folder.exists() else "it is not there"
+        if not os.path.isdir(self.folder):
+            hint = "it is a file" if os.path.exists(self.folder) else "it is not there"
             raise UserError(f"{self.folder} is no folder of images: {hint}.")
         names = [
             (Path(place) / file).relative_to(self.folder).as_posix()

@@ -9,6 +9,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
+from os.path import isdir, isfile  # False also where the user may not look
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -59,7 +60,7 @@ class Ade20k(DenseFolder):
     def map_names(self) -> tuple[str, ...]:
         """Names of the classes from the table beside the images; their numbers where there is none."""
         path = self.folder / TABLE
-        if not path.is_file():
+        if not isfile(path):
             return tuple(f"class {number}" for number in range(1, self.num_classes + 1))
         try:
             table = io.StringIO(read_bytes(path).decode("utf-8-sig"), newline="")
@@ -72,14 +73,14 @@ class Ade20k(DenseFolder):
 
     def missing(self) -> str | None:
         for kind in ("images", "annotations"):
-            if not (self.folder / kind).is_dir():
+            if not isdir(self.folder / kind):
                 return f"ADE20K is not complete: {self.folder / kind} is absent; get it from {self.source}."
         return None
 
     def parts(self, kind: str) -> dict[str, Path]:
         """Folder of the files of each part, for "images" or "annotations"."""
         top = self.folder / kind
-        return {part: top / sub if (top / sub).is_dir() else top for part, (sub, _) in PARTS.items()}
+        return {part: top / sub if isdir(top / sub) else top for part, (sub, _) in PARTS.items()}
 
     def fingerprint(self) -> str:
         self.present()

@@ -4,6 +4,7 @@ Class folders are decoded once and remembered beside the data, because every run
 """
 
 import hashlib
+from os.path import isdir, isfile  # False also where the user may not look
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -65,18 +66,18 @@ class Cifar100(ClassFolder):
     @property
     def pickles(self) -> Path | None:
         """torchvision's folder, if that is what the images are in."""
-        if all(self.part(split).is_dir() for split in OFFICIAL):
+        if all(isdir(self.part(split)) for split in OFFICIAL):
             return None
         places = [self.folder / BESIDE, self.folder]
         if self.options.folder == Cifar100Config.folder:
             places.append(self.root / BESIDE)
-        return next((place for place in places if place.is_dir() and (place.name == BESIDE or holds(place))), None)
+        return next((place for place in places if isdir(place) and (place.name == BESIDE or holds(place))), None)
 
     def missing(self) -> str | None:
         if self.pickles:
-            gone = [split for split in OFFICIAL if not (self.pickles / split).is_file()]
+            gone = [split for split in OFFICIAL if not isfile(self.pickles / split)]
             return f"{self.pickles} has no file '{gone[0]}': unpack cifar-100-python.tar.gz again." if gone else None
-        if not (self.part("train").is_dir() and self.part("test").is_dir()):
+        if not (isdir(self.part("train")) and isdir(self.part("test"))):
             step = (
                 f"unpack cifar-100-python.tar.gz of {self.source} in {self.root}, or class folders train/, test/ there"
             )
@@ -133,7 +134,7 @@ class Cifar100(ClassFolder):
 
 def holds(place: Path) -> bool:
     """Whether a folder has torchvision's files."""
-    return all((place / split).is_file() for split in OFFICIAL)
+    return all(isfile(place / split) for split in OFFICIAL)
 
 
 def contents(entry: Any) -> tuple[UInt8[np.ndarray, "N 3 32 32"], Int[np.ndarray, " N"]]:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
+from os.path import isdir, isfile  # False also where the user may not look
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -116,8 +117,8 @@ class Coco(DenseFolder):
     def missing(self) -> str | None:
         for part, name in PARTS.items():
             for path, there in (
-                (self.folder / name, (self.folder / name).is_dir()),
-                (self.annotation_file(part), self.annotation_file(part).is_file()),
+                (self.folder / name, isdir(self.folder / name)),
+                (self.annotation_file(part), isfile(self.annotation_file(part))),
             ):
                 if not there:
                     return f"COCO is not complete: {path} is absent; get it from {self.source} and unpack it there."

@@ -7,6 +7,7 @@ Shapes: N images of a split, S the side of an image in memory in px.
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
+from os.path import isdir, isfile  # False also where the user may not look
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -85,7 +86,7 @@ class Cub200(ClassFolder):
     @property
     def class_folders(self) -> bool:
         """Whether the images are in class folders instead of the archive's own layout."""
-        return all(self.part(split).is_dir() for split in ("train", "test"))
+        return all(isdir(self.part(split)) for split in ("train", "test"))
 
     @property
     def lists(self) -> list[str]:
@@ -98,9 +99,9 @@ class Cub200(ClassFolder):
                 return f"{self.folder} has class folders, which come without boxes: set option 'boxes' to false."
             return None
         step = f"unpack CUB_200_2011.tgz of {self.source} in {self.root}, or put class folders train/, test/ there"
-        if not (self.folder / "images").is_dir():
+        if not isdir(self.folder / "images"):
             return f"CUB-200-2011 is not at {self.folder}: {step}."
-        gone = [name for name in self.lists if not (self.folder / name).is_file()]
+        gone = [name for name in self.lists if not isfile(self.folder / name)]
         return f"{self.folder} has no file '{gone[0]}': {step}." if gone else None
 
     @cached_property

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
+from os.path import isdir, isfile  # False also where the user may not look
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -100,13 +101,13 @@ class ClassFolder(DataSet):
 
     def part(self, split: str) -> Path:
         """The folder of the classes of "train" or "test"."""
-        if split == "test" and not (self.folder / "test").is_dir():
+        if split == "test" and not isdir(self.folder / "test"):
             return self.folder / "val"
         return self.folder / split
 
     def missing(self) -> str | None:
         for split in ("train", "test"):
-            if not self.part(split).is_dir():
+            if not isdir(self.part(split)):
                 return f"Data set '{self.name}' is not at {self.part(split)}: {self.obtain}."
         return None
 
@@ -132,10 +133,13 @@ class ClassFolder(DataSet):
         return self.options.expected
 
     def wanted_counts(self) -> dict[str, int]:
-        """Counts to be checked: those asked for, else those of the whole data set unless only a part is taken."""
-        if self.asked is not None:
-            return self.asked
-        return self.expected if self.options.classes is None else {}
+        """Counts to be checked: those asked for, else those of the whole data set unless only a part is taken. Classes are
+        those of the whole unless their number is said.
+        """
+        whole = self.expected if self.options.classes is None else {}
+        if self.asked is None:
+            return whole
+        return {name: count for name, count in whole.items() if name == "classes"} | self.asked
 
     def counts(self) -> dict[str, int]:
         """Images of train and test: those asked for, else those of the whole data set, in proportion to its classes."""
@@ -182,7 +186,7 @@ class ClassFolder(DataSet):
             name = self.class_names[empty[0]]
             place = self.part(split) / name
             more = f" ({len(empty)} of {len(counts)} classes have none)" if len(empty) > 1 else ""
-            left = listed(place)[1] if place.is_dir() else {}
+            left = listed(place)[1] if isdir(place) else {}
             held = f"; left out were {told(left)}" if left else ""
             what = f"Class '{name}' has no {split} images that can be read, in {place}{more}{held}"
             raise UserError(f"{what}: put images there, or take the class out.")
@@ -258,7 +262,7 @@ def scanned(folder: Path) -> "Iterator[Iterator[os.DirEntry[str]]]":
 def read_bytes(path: Path, most: int = -1) -> bytes:
     """A file's content, or its first `most` bytes. Raises UserError where it cannot be read."""
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
+        if path.exists() and not isfile(path):  # a pipe would be waited for
             raise UserError(f"{path} is no file: replace it.")
         with open(path, "rb") as file:
             return file.read(most)
@@ -394,7 +398,7 @@ def arrays_of(
         below: what the values of some must be less than; none is negative.
         side: of the images in px.
     """
-    if not path.is_file():
+    if not isfile(path):
         return None
     try:
         with zipfile.ZipFile(path) as archive:

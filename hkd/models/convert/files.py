@@ -87,7 +87,7 @@ def check_size(path: Path) -> None:
     """
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path} is not a weights file this suite reads; it takes {', '.join(SUFFIXES)}.")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"There is no weights file {path}.")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if (size := path.stat().st_size) > memory:
