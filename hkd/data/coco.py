@@ -33,8 +33,7 @@ log = logging.getLogger(__name__)
 PARTS = {"train": "train2017", "test": "val2017"}
 FIELDS = ("image_id", "category_id", "bbox", "area", "segmentation")  # that every annotation must have
 FAR = 100_000  # px beyond zero up to which a polygon may go: drawing one takes memory by its length
-MOST_OUTLINE = 2_000_000  # px
-FEW_POINTS = MOST_OUTLINE // (2 * FAR) * 2  # numbers of a polygon that cannot be longer
+MOST_OUTLINE = 1_000_000  # px, of all polygons of an object: drawing them walks along it in fifths of a px
 MOST_AREA = 1e10  # px: COCO's rules count no object beyond it
 CLIPPED, DROPPED, CROWDS, EMPTY = (
     "boxes clipped to their images",
@@ -380,9 +379,9 @@ def mask_fault(segmentation: Any, height: int, width: int) -> str | None:
         )
         if not near:
             return f"the points of a polygon must be numbers of px, from -{FAR} to {FAR}"
-        # Its outline is walked in fifths of a px.
-        long = any(perimeter(ring) > MOST_OUTLINE for ring in segmentation if len(ring) > FEW_POINTS)
-        return f"the outline of a polygon is longer than {MOST_OUTLINE} px" if long else None
+        most = sum((max(ring) - min(ring)) * len(ring) / 2 for ring in segmentation)  # quick to tell
+        long = most > MOST_OUTLINE and sum(map(perimeter, segmentation)) > MOST_OUTLINE
+        return f"the outline of its polygons is longer than {MOST_OUTLINE} px" if long else None
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
         return "it must be polygons, or run lengths with 'size' and 'counts'"
     size, counts = segmentation["size"], segmentation["counts"]
