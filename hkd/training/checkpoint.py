@@ -31,7 +31,7 @@ from hkd.training.cost import Meter
 from hkd.training.distributed import agree
 from hkd.training.journal import Journal
 from hkd.training.rng import rng_state, seed_all, set_rng_state
-from hkd.training.step import Training
+from hkd.training.step import Position, Training
 
 log = logging.getLogger(__name__)
 
@@ -122,9 +122,9 @@ class Checkpoints:
         if run.ema is not None:
             run.ema.module.load_state_dict(content["ema"])
         run.fabric.strategy.precision.load_state_dict(content["scaler"])
-        run.position.__dict__.update(content["position"])
+        run.position.__dict__.update(asdict(Position(**content["position"])))
         journal.restore(content["journal"])
-        self.meter.before = content["spent"]
+        self.meter.before = {name: float(content["spent"][name]) for name in self.meter.before}
         if len(content["rng"]) == run.fabric.world_size:
             set_rng_state(content["rng"][run.fabric.global_rank])
         else:  # another number of processes: new streams, as the shares are new
