@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hkd
+from hkd.distiller.arguments import shown
 from hkd.methods import METHODS
 from tests.robust.damage import ODD_VALUES, changed
 from tests.robust.fuzz import Input, Kind
@@ -125,7 +126,7 @@ def distillers(rng: random.Random, folder: Path) -> Input:
     if "own" in named or "own" in called or rng.random() < 0.2:
         more |= {"taps": taps(rng) if rng.random() < 0.5 else TAPS} if not named.startswith(("timm", "vit", "zoo", "name", "hkd")) else {}
         more |= {"teacher_taps": taps(rng) if rng.random() < 0.5 else TAPS} if not called.startswith(("timm", "vit", "zoo", "hkd")) else {}
-        told.append(f"{more.get('taps')} {more.get('teacher_taps')}"[:150])
+        told.append(f"{shown(more.get('taps'))} {shown(more.get('teacher_taps'))}")
     if {"zoo", "name", "hkd.Teacher"} & {named, called} and rng.random() < 0.7:
         stats = ([0.5] * 3, [0.25] * 3)
         more["normalize"] = {role: stats for role, one in (("student", named), ("teacher", called)) if one not in ("zoo", "name", "hkd.Teacher")}
@@ -139,7 +140,7 @@ def distillers(rng: random.Random, folder: Path) -> Input:
         }  # fmt: skip
         name = rng.choice(list(odd))
         more[name] = rng.choice(odd[name])
-        told.append(f"{name}={more[name]!r:.60}")
+        told.append(f"{name}={shown(more[name])}")
     x, y, index, what = batch(rng)
     drop = rng.random() < 0.1
 
