@@ -25,7 +25,9 @@ def check_model(model: Any, who: str) -> None:
         raise UserError(f"The {who} must be a torch.nn.Module, got {shown(model)}.")
     for tensor in (*model.parameters(), *model.buffers()):
         if isinstance(tensor, UninitializedTensorMixin) or tensor.is_meta:
-            raise UserError(f"The {who} has weights without values (lazy, or on the device meta): build it whole first.")
+            raise UserError(
+                f"The {who} has weights without values (lazy, or on the device meta): build it whole first."
+            )
 
 
 def check_settings(num_classes: Any, image_size: Any, normalize: Any, criterion: Any) -> None:
@@ -68,11 +70,8 @@ def check_taps(taps: Any, where: str) -> None:
 
 
 def checked(criterion: Criterion) -> Criterion:
-    """A criterion whose loss is looked at. One that is a module stays as it is, with its buffers: it gets a hook."""
-    if isinstance(criterion, nn.Module):
-        criterion.register_forward_hook(check_output)
-        return criterion
-    return partial(called, criterion)
+    """A criterion that tells in a sentence what it was given and raised. A module stays as it is, with its buffers."""
+    return criterion if isinstance(criterion, nn.Module) else partial(called, criterion)
 
 
 def called(criterion: Criterion, logits: Tensor, targets: Tensor) -> Tensor:
@@ -82,15 +81,10 @@ def called(criterion: Criterion, logits: Tensor, targets: Tensor) -> Tensor:
     except Exception as error:  # whatever somebody else's function raises, in its words
         given = f"logits {[*logits.shape]} and targets {[*targets.shape]} of {targets.dtype}"
         raise UserError(f"criterion raised {type(error).__name__} for {given}: {error}") from error
-    check_output(criterion, (logits, targets), loss)
-    return loss
-
-
-def check_output(criterion: Any, given: Any, loss: Any) -> None:
-    """Raise a UserError for a loss that is no scalar; called as a hook of modules is."""
     if not isinstance(loss, Tensor) or loss.ndim or not loss.is_floating_point():
         what = f"a tensor of shape {[*loss.shape]} and {loss.dtype}" if isinstance(loss, Tensor) else shown(loss)
         raise UserError(f"criterion must give one number, averaged over the batch, got {what}.")
+    return loss
 
 
 def check_batch(x: Any, y: Any, index: Any, student: nn.Module, classes: int) -> None:

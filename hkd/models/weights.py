@@ -62,7 +62,9 @@ def load_weights(net: nn.Module, path: Path, expected_sha256: str | None = None)
         shown = "; ".join(f"{kind}: {_first(names)}" for kind, names in differences.items() if names)
         raise UserError(f"{path} holds weights of another architecture than this {type(net).__name__} ({shown}).")
     if name := not_finite(state, net):
-        raise UserError(f"{path}: {name} holds NaN or infinities, as after a training that diverged; take other weights.")
+        raise UserError(
+            f"{path}: {name} holds NaN or infinities, as after a training that diverged; take other weights."
+        )
     net.load_state_dict(state)
     return found
 

@@ -381,3 +381,39 @@ def test_numbers_that_no_image_has_are_refused(root, height, id_):
     with pytest.raises(UserError, match=r"an image may have|ids must be different numbers") as caught:
         take(root)
     assert len(str(caught.value)) < 400
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 2), min_size=240, max_size=240))
+def test_compressed_run_lengths_are_read_as_cocos_own_code_reads_them(values):
+    mask = np.array(values, dtype=np.uint8).reshape(HEIGHT, WIDTH) > 0
+    text = coding.encode(np.asfortranarray(mask))["counts"]
+    for counts in (text, text.decode()):
+        assert np.array_equal(decode_mask({"size": [HEIGHT, WIDTH], "counts": counts}, HEIGHT, WIDTH), mask)
+
+
+@pytest.mark.parametrize(
+    "counts", ["0" * 7 + "o", "ooooooooooo0", "f", [10**4299] * 12], ids=lambda counts: str(counts)[:9]
+)
+def test_run_lengths_beyond_any_image_are_refused_without_being_added(root, counts):
+    refused(
+        root, [square(8, 1, [1, 1, 2, 2], segmentation={"size": [HEIGHT, WIDTH], "counts": counts})], "annotation 8"
+    )
+
+
+def test_an_outline_that_would_take_minutes_to_draw_is_refused(root):
+    rings = [[0, 0, 99_999, 0, 99_999, 99_999, 0, 99_999]] * 3
+    refused(
+        root, [square(8, 1, [1, 1, 2, 2], segmentation=rings)], "the outline of its polygons is longer than 1000000 px"
+    )
+
+
+def test_a_name_that_is_not_utf8_and_a_value_as_deep_as_it_likes(root):
+    write(root, "train2017", GOOD, deep=json.loads("[" * 500 + "]" * 500))
+    assert len(take(root)) == 10
+    folder = root / "coco" / "train2017"
+    (folder / "\udcff.png").write_bytes((folder / "001.png").read_bytes())
+    path = root / "coco" / "annotations" / "instances_train2017.json"
+    path.write_text(path.read_text().replace('"001.png"', '"\\udcff.png"'))
+    with pytest.raises(UserError, match="has a name that is not UTF-8"):
+        take(root)

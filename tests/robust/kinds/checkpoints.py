@@ -85,7 +85,9 @@ def checkpoints(rng: random.Random, folder: Path) -> Input:
     root, place = data(folder), folder / "run"
     place.mkdir()
     path = place / "checkpoint.pt"
-    how = rng.choice(("bytes", "bytes", "bytes", "version", "other run", "place", "unfit", "unfit", "own", "aside is there"))
+    how = rng.choice(
+        ("bytes", "bytes", "bytes", "version", "other run", "place", "unfit", "unfit", "own", "aside is there")
+    )
     told = ""
     if how in ("bytes", "aside is there"):
         content, told = damaged(rng, own)
@@ -95,7 +97,9 @@ def checkpoints(rng: random.Random, folder: Path) -> Input:
             rng.choice((lambda: aside.write_bytes(b"x"), aside.mkdir, lambda: (aside.mkdir(), (aside / "x").mkdir())))()
     elif how == "version":
         told = rng.choice(("1", "3", "none"))
-        path.write_bytes(own[HEAD:] if told == "none" else own.replace(b"hkd-checkpoint 2", b"hkd-checkpoint " + told.encode(), 1))
+        path.write_bytes(
+            own[HEAD:] if told == "none" else own.replace(b"hkd-checkpoint 2", b"hkd-checkpoint " + told.encode(), 1)
+        )
     elif how == "other run":
         path.write_bytes(other)
     elif how == "own":
@@ -115,7 +119,9 @@ def checkpoints(rng: random.Random, folder: Path) -> Input:
         name = rng.choice(list(content))
         told = name
         if name == "spec" or rng.random() < 0.3:
-            content = rng.choice(([content], {}, {**content, "spec": odd_value(rng)}, {"spec": content["spec"]}, odd_value(rng)))
+            content = rng.choice(
+                ([content], {}, {**content, "spec": odd_value(rng)}, {"spec": content["spec"]}, odd_value(rng))
+            )
         elif name in ("student", "adapters") and content[name] and rng.random() < 0.5:
             content[name].popitem()
         elif name in ("position", "journal", "spent"):

@@ -35,7 +35,9 @@ def compressed(runs: list[int]) -> str:
 
 def content(rng: random.Random) -> dict[str, list]:
     """A whole file of three images."""
-    images = [{"id": 3 * number + 1, "file_name": f"{number}.png", "height": HEIGHT, "width": WIDTH} for number in range(3)]
+    images = [
+        {"id": 3 * number + 1, "file_name": f"{number}.png", "height": HEIGHT, "width": WIDTH} for number in range(3)
+    ]
     entries = []
     for number in range(6):
         x, y = rng.randint(-2, 15), rng.randint(-2, 8)
@@ -44,7 +46,12 @@ def content(rng: random.Random) -> dict[str, list]:
         mask[max(y, 0) : y + h, max(x, 0) : x + w] = True
         runs = run_lengths(mask)
         ring = [x, y, x + w, y, x + w, y + h + 0.5, x, y + h]
-        masks = [ring], [ring, ring], {"size": [HEIGHT, WIDTH], "counts": runs}, {"size": [HEIGHT, WIDTH], "counts": compressed(runs)}
+        masks = (
+            [ring],
+            [ring, ring],
+            {"size": [HEIGHT, WIDTH], "counts": runs},
+            {"size": [HEIGHT, WIDTH], "counts": compressed(runs)},
+        )
         entries.append({"id": number + 1, "image_id": 3 * (number % 3) + 1, "category_id": rng.choice((2, 5)), "bbox": [x, y, w, h],
                         "area": w * h, "iscrowd": int(number == 5), "segmentation": rng.choice(masks)})  # fmt: skip
     kinds = [{"id": 2, "name": "ant"}, {"id": 5, "name": "bee"}]
@@ -57,7 +64,19 @@ def odd_mask(rng: random.Random) -> object:
     ring = [0, 0, far, 0, far, far, 0, far]
     text = rng.choice(("", "0", "o" * 100, "P" * 1000, compressed([HEIGHT * WIDTH]), compressed([10**9]), compressed([2**40, 5]),
                        compressed([0, -5, 245]), "".join(map(chr, (rng.randrange(48, 112) for _ in range(20)))), "\x00", "é", "0" * 10**5))  # fmt: skip
-    size = rng.choice(([HEIGHT, WIDTH], [HEIGHT, WIDTH], [WIDTH, HEIGHT], [0, 0], [10**6, 10**6], [True, WIDTH], [12.0, 20], "12", None))
+    size = rng.choice(
+        (
+            [HEIGHT, WIDTH],
+            [HEIGHT, WIDTH],
+            [WIDTH, HEIGHT],
+            [0, 0],
+            [10**6, 10**6],
+            [True, WIDTH],
+            [12.0, 20],
+            "12",
+            None,
+        )
+    )
     counts = rng.choice(([HEIGHT * WIDTH], [0] * 1000 + [240], [10**4299, 1], [240, 0, 0], [-1, 241], [2**63], [1.0, 239], [None], [[240]],
                          [10**4299] * 12, text, text, text, None, 5, {}))  # fmt: skip
     return rng.choice((
@@ -78,7 +97,9 @@ def annotations(rng: random.Random, folder: Path) -> Input:
     (top / "annotations").mkdir()
     hostile = rng.choice(("train2017", "train2017", "val2017"))
     value: object = files[hostile]
-    how = rng.choice(("place", "place", "place", "mask", "mask", "box", "names", "ids", "bytes", "bytes", "size", "deep"))
+    how = rng.choice(
+        ("place", "place", "place", "mask", "mask", "box", "names", "ids", "bytes", "bytes", "size", "deep")
+    )
     told = ""
     entry = rng.choice(files[hostile]["annotations"])
     image = rng.choice(files[hostile]["images"])

@@ -25,7 +25,9 @@ class Own(nn.Module):
 
     def __init__(self, classes: int = CLASSES, broken: str = "") -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU())
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU()
+        )
         self.head = nn.Linear(8, classes)
         self.broken = broken
 
@@ -41,7 +43,24 @@ class Own(nn.Module):
         return ways[self.broken]() if self.broken else logits
 
 
-BROKEN = ("tuple", "dict", "none", "one", "map", "nan", "raises", "asserts", "text", "no classes", "stops", "half", "wrong batch", "int", "list", "cut off")
+BROKEN = (
+    "tuple",
+    "dict",
+    "none",
+    "one",
+    "map",
+    "nan",
+    "raises",
+    "asserts",
+    "text",
+    "no classes",
+    "stops",
+    "half",
+    "wrong batch",
+    "int",
+    "list",
+    "cut off",
+)
 TAPS = {"stages": {1: "body.0", 2: "body.2", 3: "body.3", 4: "body.4"}}
 
 
@@ -84,7 +103,9 @@ def taps(rng: random.Random) -> object:
            {**TAPS, "final": "head"}, {**TAPS, "pooled": "body"}, {**TAPS, "prefix": 3}, {**TAPS, "prefix": -1}, {**TAPS, "prefix": "x"}, {**TAPS, "layout": "NHWC"},
            {**TAPS, "layout": 5}, {**TAPS, "final": None}, {"stages": {1: None}}, {"stages": {1: nn.ReLU()}}, {"stages": {True: "body"}}, {"stages": {1.0: "body.0"}},
            5, "body", ["body"], {"stages": {1: "head", 2: "head", 3: "head", 4: "head"}}, {"stages": {1: ""}}, {"stages": {1: "a\nb"}}, {"final": 5})  # fmt: skip
-    return rng.choice(odd) if rng.random() < 0.8 else changed(rng, {"stages": {1: "body.0", 4: "body.4"}, "prefix": 0})[0]
+    return (
+        rng.choice(odd) if rng.random() < 0.8 else changed(rng, {"stages": {1: "body.0", 4: "body.4"}, "prefix": 0})[0]
+    )
 
 
 def batch(rng: random.Random) -> tuple[Any, Any, Any, str]:
@@ -95,7 +116,20 @@ def batch(rng: random.Random) -> tuple[Any, Any, Any, str]:
     odd_y = (y.float(), y[:1], y[:0], torch.tensor([0, 5]), torch.tensor([-1, 0]), torch.tensor([-100, 0]), torch.rand(2, CLASSES), torch.rand(2, 3), y[:, None], None, [0, 4], y.numpy(),
              y.int(), y.bool(), y.to(torch.uint8), torch.tensor(3), torch.tensor([2**62, 0]), "y", torch.rand(2, CLASSES, 1), torch.full((2, CLASSES), float("nan")),
              F.one_hot(y, CLASSES), F.one_hot(y, CLASSES).float(), y.to("meta"), torch.tensor([0.5, 1.5]), y.short(), y.to(torch.complex64))  # fmt: skip
-    odd_index = (None, index[:1], index.float(), torch.tensor([0, 99]), torch.tensor([-1, 0]), [0, 1], 0, "0", index.bool(), index[:, None], index.numpy(), index.int())
+    odd_index = (
+        None,
+        index[:1],
+        index.float(),
+        torch.tensor([0, 99]),
+        torch.tensor([-1, 0]),
+        [0, 1],
+        0,
+        "0",
+        index.bool(),
+        index[:, None],
+        index.numpy(),
+        index.int(),
+    )
     which = rng.choice(("whole", "x", "y", "y", "index"))
     place = rng.randrange(100)
     if which == "x":
@@ -115,21 +149,42 @@ def distillers(rng: random.Random, folder: Path) -> Input:
         teacher, called = student, "the student"
     elif rng.random() < 0.15:
         held = teacher
-        made = {"mapping": {"teacher": held}, "other role": {"guru": held}, "no role": {}, "number": {1: held}, "two": {"teacher": held, "more": Own()}, "value": {"teacher": None}}
+        made = {
+            "mapping": {"teacher": held},
+            "other role": {"guru": held},
+            "no role": {},
+            "number": {1: held},
+            "two": {"teacher": held, "more": Own()},
+            "value": {"teacher": None},
+        }
         called = f"{rng.choice(list(made))} of {called}"
         teacher = made[called.split(" of ")[0]]
-    method: Any = rng.choice(METHODS_TRIED) if rng.random() < 0.9 else rng.choice((*METHODS, None, 5, "", "KD", ["kd"], "a\nb"))
+    method: Any = (
+        rng.choice(METHODS_TRIED) if rng.random() < 0.9 else rng.choice((*METHODS, None, 5, "", "KD", ["kd"], "a\nb"))
+    )
     more: dict[str, Any] = {"image_size": SIDE}
     told = []
     if method == "crd":
         more["samples"] = torch.arange(CLASSES)
     if "own" in named or "own" in called or rng.random() < 0.2:
-        more |= {"taps": taps(rng) if rng.random() < 0.5 else TAPS} if not named.startswith(("timm", "vit", "zoo", "name", "hkd")) else {}
-        more |= {"teacher_taps": taps(rng) if rng.random() < 0.5 else TAPS} if not called.startswith(("timm", "vit", "zoo", "hkd")) else {}
+        more |= (
+            {"taps": taps(rng) if rng.random() < 0.5 else TAPS}
+            if not named.startswith(("timm", "vit", "zoo", "name", "hkd"))
+            else {}
+        )
+        more |= (
+            {"teacher_taps": taps(rng) if rng.random() < 0.5 else TAPS}
+            if not called.startswith(("timm", "vit", "zoo", "hkd"))
+            else {}
+        )
         told.append(f"{shown(more.get('taps'))} {shown(more.get('teacher_taps'))}")
     if {"zoo", "name", "hkd.Teacher"} & {named, called} and rng.random() < 0.7:
         stats = ([0.5] * 3, [0.25] * 3)
-        more["normalize"] = {role: stats for role, one in (("student", named), ("teacher", called)) if one not in ("zoo", "name", "hkd.Teacher")}
+        more["normalize"] = {
+            role: stats
+            for role, one in (("student", named), ("teacher", called))
+            if one not in ("zoo", "name", "hkd.Teacher")
+        }
     if rng.random() < 0.35:
         odd = {
             "image_size": (0, -1, 1, 7, 10**6, 32.0, "32", None, (32, 32), True, float("nan")), "num_classes": (0, -1, 5, 7, "5", 5.0, None, 10**9, True),

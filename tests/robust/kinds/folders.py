@@ -153,7 +153,9 @@ def as_nobody(action: Callable[[], None]) -> Callable[[], None]:
 
 
 def class_folders(rng: random.Random, folder: Path) -> Input:
-    kind, top = rng.choice(((ClassFolder, "folder"), (ImageNet1k, "imagenet"), (Cifar100, "cifar100"), (Cub200, "CUB_200_2011")))
+    kind, top = rng.choice(
+        ((ClassFolder, "folder"), (ImageNet1k, "imagenet"), (Cifar100, "cifar100"), (Cub200, "CUB_200_2011"))
+    )
     layout(folder, top)
     told = disturbed(rng, folder / top, HOW, rng.choice((1, 1, 2)))
     options = expectation(rng)
@@ -196,7 +198,9 @@ def memories(rng: random.Random, folder: Path) -> Input:
     fingerprint, held = right.fingerprint(), right.load("train", seed=0, select=False)
     cache = folder / top / ".hkd-cache"
     path = rng.choice(sorted(cache.iterdir()))
-    how = rng.choice(("bytes", "bytes", "folder", "pipe", "link", "text", "arrays", "arrays", "packed", "cache is a file"))
+    how = rng.choice(
+        ("bytes", "bytes", "folder", "pipe", "link", "text", "arrays", "arrays", "packed", "cache is a file")
+    )
     content = path.read_bytes()
     changed_values = False
     if how == "bytes":

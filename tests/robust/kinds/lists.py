@@ -42,12 +42,33 @@ def birds(rng: random.Random, folder: Path) -> Input:
     hostile = rng.choice(list(lines))
     held = lines[hostile]
     place = rng.randrange(len(held))
-    how = rng.choice(("piece", "piece", "piece", "value", "drop", "double", "swap", "blank", "header", "bytes", "bytes", "file", "coding", "more"))
+    how = rng.choice(
+        (
+            "piece",
+            "piece",
+            "piece",
+            "value",
+            "drop",
+            "double",
+            "swap",
+            "blank",
+            "header",
+            "bytes",
+            "bytes",
+            "file",
+            "coding",
+            "more",
+        )
+    )
     told = ""
     if how in ("piece", "value"):
         parts = held[place].split(" ")
         column = rng.randrange(len(parts))
-        parts[column] = rng.choice((*PIECES, "1e308", "-1e308", "1000", "0.5")) if how == "piece" else rng.choice(columns[hostile]).split(" ")[0]
+        parts[column] = (
+            rng.choice((*PIECES, "1e308", "-1e308", "1000", "0.5"))
+            if how == "piece"
+            else rng.choice(columns[hostile]).split(" ")[0]
+        )
         held[place] = " ".join(parts)
         told = held[place][:60]
     elif how == "drop":
@@ -98,12 +119,21 @@ def birds(rng: random.Random, folder: Path) -> Input:
 
 def a_map(rng: random.Random) -> tuple[str, bytes, str]:
     """A map's suffix, bytes and description."""
-    values = np.random.default_rng(rng.getrandbits(32)).integers(0, rng.choice((5, 5, 256)), (SIDE, 2 * SIDE)).astype(np.uint8)
+    values = (
+        np.random.default_rng(rng.getrandbits(32))
+        .integers(0, rng.choice((5, 5, 256)), (SIDE, 2 * SIDE))
+        .astype(np.uint8)
+    )
     file = io.BytesIO()
-    mode = rng.choice(("L", "L", "P", "1", "RGB", "RGBA", "LA", "I;16", "bits", "JPEG", "BMP", "WEBP", "size", "turned"))
+    mode = rng.choice(
+        ("L", "L", "P", "1", "RGB", "RGBA", "LA", "I;16", "bits", "JPEG", "BMP", "WEBP", "size", "turned")
+    )
     if mode == "bits":
         bits = rng.choice((1, 2, 4))
-        rows = b"".join(b"\0" + np.packbits(np.unpackbits((row % 2**bits)[:, None], axis=1)[:, -bits:].ravel()).tobytes() for row in values)
+        rows = b"".join(
+            b"\0" + np.packbits(np.unpackbits((row % 2**bits)[:, None], axis=1)[:, -bits:].ravel()).tobytes()
+            for row in values
+        )
         head = struct.pack(">IIBBBBB", 2 * SIDE, SIDE, bits, 0, 0, 0, 0)
         content = b"\x89PNG\r\n\x1a\n" + b"".join(
             struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -154,10 +184,14 @@ def maps(rng: random.Random, folder: Path) -> Input:
     elif how == "table":
         odd = (names.replace("Name", "Nam"), names.replace("thing 2", '"'), names + '"' + "x" * 200_000, names.replace("\t", ","), "", "\n",
                "Name\n", "Name\n\n\n\n\n", names.replace("thing 1", "a\x00b"), names.replace("thing 1", '"a\nb"'), names * 50, "Name\tName\n1\t2\n" * 5)  # fmt: skip
-        content, told = damaged(rng, rng.choice(odd).encode()) if rng.random() < 0.7 else (names.encode("utf-16"), "UTF-16")
+        content, told = (
+            damaged(rng, rng.choice(odd).encode()) if rng.random() < 0.7 else (names.encode("utf-16"), "UTF-16")
+        )
         (top / TABLE).write_bytes(content)
     else:
-        told = rng.choice(("no map", "no image", "two", "folder", "pipe", "dangling", "latin", "empty", "table is a folder"))
+        told = rng.choice(
+            ("no map", "no image", "two", "folder", "pipe", "dangling", "latin", "empty", "table is a folder")
+        )
         if told == "no map":
             place.unlink()
         elif told == "no image":
@@ -174,7 +208,9 @@ def maps(rng: random.Random, folder: Path) -> Input:
                 path.unlink()
         else:
             place.unlink()
-            {"folder": place.mkdir, "pipe": lambda: os.mkfifo(place), "dangling": lambda: place.symlink_to("/nowhere")}[told]()
+            {"folder": place.mkdir, "pipe": lambda: os.mkfifo(place), "dangling": lambda: place.symlink_to("/nowhere")}[
+                told
+            ]()
 
     def attempt() -> None:
         data = Ade20k({"classes": 4, "image_size": 8, "max_size": 16}, folder)
@@ -186,7 +222,9 @@ def maps(rng: random.Random, folder: Path) -> Input:
                 loader = DenseLoader(held, RECIPE if split == "train" else None, options=ViewOptions(), seed=0, train=split == "train",
                                      on_corrupt=skip)  # fmt: skip
                 for batch in loader.epoch(0):
-                    assert batch.maps is None or set(batch.maps.unique().tolist()) <= {0, 1, 2, 3, IGNORE}, "a value that is no class"
+                    assert batch.maps is None or set(batch.maps.unique().tolist()) <= {0, 1, 2, 3, IGNORE}, (
+                        "a value that is no class"
+                    )
             assert set(np.unique(np.concatenate([map_.ravel() for map_ in held.maps])).tolist()) <= {0, 1, 2, 3, IGNORE}
 
     return Input(f"{how}, {told}, {'flat' if flat else 'folders'}", attempt)

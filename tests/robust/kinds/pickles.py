@@ -116,7 +116,9 @@ def pickles(rng: random.Random, folder: Path) -> Input:
     marker = folder / "marker"
     right = False
     protocol = rng.randint(0, 5)
-    kind = rng.choice(("official", "official damaged", "damaged", "damaged", "other", "other", "payload", "payload", "opcodes"))
+    kind = rng.choice(
+        ("official", "official damaged", "damaged", "damaged", "other", "other", "payload", "payload", "opcodes")
+    )
     how = ""
     if kind.startswith("official"):
         data = official(entry)

@@ -24,7 +24,9 @@ from tests.robust.damage import ODD_VALUES, changed, damaged, odd_value
 from tests.robust.fuzz import Input, Kind
 from tests.robust.kinds.pickles import Runs
 
-CARD = ZOO["vit_ti_mini"] if "vit_ti_mini" in ZOO else next(card for name, card in ZOO.items() if name.endswith("_mini"))
+CARD = (
+    ZOO["vit_ti_mini"] if "vit_ti_mini" in ZOO else next(card for name, card in ZOO.items() if name.endswith("_mini"))
+)
 CLASSES = 3
 NET = TapModel(CARD, CLASSES).net
 STATE = {name: value.clone() for name, value in NET.state_dict().items()}
@@ -66,14 +68,48 @@ def other_tensor(rng: random.Random, value: torch.Tensor) -> tuple[object, str]:
 def odd_state(rng: random.Random) -> tuple[object, str, bool]:
     """A content, what was done to it, and whether it is whole."""
     state: dict = dict(STATE)
-    how = rng.choice(("tensor", "tensor", "tensor", "names", "prefix", "wrapped", "wrapped", "beside", "missing", "more", "whole", "not a dict", "old"))
+    how = rng.choice(
+        (
+            "tensor",
+            "tensor",
+            "tensor",
+            "names",
+            "prefix",
+            "wrapped",
+            "wrapped",
+            "beside",
+            "missing",
+            "more",
+            "whole",
+            "not a dict",
+            "old",
+        )
+    )
     whole = how in ("prefix", "whole", "beside", "old")
     name = rng.choice([key for key in state])
     if how == "tensor":
         state[name], told = other_tensor(rng, state[name])
         how += f" {told}"
     elif how == "names":
-        odd = rng.choice((5, None, "", " ", "é", "a\nb", "x" * 10**5, ("a",), b"a", 1.5, "\ud800", "__class__", "module.", "pos_embed", "a..b"))
+        odd = rng.choice(
+            (
+                5,
+                None,
+                "",
+                " ",
+                "é",
+                "a\nb",
+                "x" * 10**5,
+                ("a",),
+                b"a",
+                1.5,
+                "\ud800",
+                "__class__",
+                "module.",
+                "pos_embed",
+                "a..b",
+            )
+        )
         state[odd] = state.pop(name)
         how += f" {odd!r:.30}"
     elif how == "prefix":
@@ -84,16 +120,33 @@ def odd_state(rng: random.Random) -> tuple[object, str, bool]:
         for key in rng.sample(list(state), rng.choice((1, len(state)))):
             del state[key]
     elif how == "more":
-        state[rng.choice(("extra.weight", "head.bias2", "model", "state_dict", "pos_embed.x"))] = other_tensor(rng, torch.zeros(3))[0]
+        state[rng.choice(("extra.weight", "head.bias2", "model", "state_dict", "pos_embed.x"))] = other_tensor(
+            rng, torch.zeros(3)
+        )[0]
     elif how == "old":
         state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
     elif how == "not a dict":
-        return rng.choice((*ODD_VALUES, torch.zeros(3), [torch.zeros(3)], {"model": None}, {"model": {}}, {"state_dict": [1]})), how, False
+        return (
+            rng.choice(
+                (*ODD_VALUES, torch.zeros(3), [torch.zeros(3)], {"model": None}, {"model": {}}, {"state_dict": [1]})
+            ),
+            how,
+            False,
+        )
     if how == "beside":
-        more = {"epoch": 3, "args": argparse.Namespace(lr=0.1, path=pathlib.Path("x"), n=np.float64(2)), "best": np.float32(1), "rng": np.arange(9)}
+        more = {
+            "epoch": 3,
+            "args": argparse.Namespace(lr=0.1, path=pathlib.Path("x"), n=np.float64(2)),
+            "best": np.float32(1),
+            "rng": np.arange(9),
+        }
         return {"model": state, **more}, how, True
     if how == "wrapped":
-        value = {"state_dict": state, "epoch": 1, "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 1e-3}]}}
+        value = {
+            "state_dict": state,
+            "epoch": 1,
+            "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 1e-3}]},
+        }
         if rng.random() < 0.5:
             return value, how, True
         changed_value, told = changed(rng, {"state_dict": {"a": 1}, "epoch": 1, "args": [1, {"b": None}]})
@@ -118,10 +171,14 @@ def safetensors_file(rng: random.Random) -> tuple[bytes, str]:
     if how == "place":
         head, told = changed(rng, head)
     elif how == "offsets":
-        head[name]["data_offsets"] = rng.choice(([0, 0], [0, 10**18], [10, 5], [-1, 4], [0, 4], [0.0, 4.0], [2**64, 2**64], [], [0], "x"))
+        head[name]["data_offsets"] = rng.choice(
+            ([0, 0], [0, 10**18], [10, 5], [-1, 4], [0, 4], [0.0, 4.0], [2**64, 2**64], [], [0], "x")
+        )
         told = str(head[name]["data_offsets"])
     elif how == "dtype":
-        head[name]["dtype"] = rng.choice(("F8_E4M3", "F8_E8M0", "F4", "BOOL", "U64", "C64", "f32", "", "F32 ", 5, None, "I32", "F6_E2M3"))
+        head[name]["dtype"] = rng.choice(
+            ("F8_E4M3", "F8_E8M0", "F4", "BOOL", "U64", "C64", "f32", "", "F32 ", 5, None, "I32", "F6_E2M3")
+        )
         told = str(head[name]["dtype"])
     elif how == "shape":
         head[name]["shape"] = rng.choice(([2**32, 2**32], [2**63], [-1], [0], [], [1] * 1000, [1.5], None, [10**400]))
@@ -146,7 +203,9 @@ def legacy_claim(rng: random.Random, path: Path) -> str:
     old = content.index(b"K\x10", place)
     content = content[:old] + b"J" + struct.pack("<i", count) + content[old + 2 :]
     if rng.random() < 0.5:
-        content = content.replace(b"torch\nFloatStorage", rng.choice((b"torch\nDoubleStorage", b"torch\nNoStorage", b"os\nsystem")))
+        content = content.replace(
+            b"torch\nFloatStorage", rng.choice((b"torch\nDoubleStorage", b"torch\nNoStorage", b"os\nsystem"))
+        )
     path.write_bytes(content)
     return f"a storage of {count}"
 
@@ -157,7 +216,9 @@ def zipped(rng: random.Random, path: Path) -> str:
     with zipfile.ZipFile(path) as archive:
         parts = {entry.filename: archive.read(entry) for entry in archive.infolist()}
     names = sorted(parts)
-    how = rng.choice(("packed", "part damaged", "part damaged", "part gone", "twice", "bomb", "renamed", "code", "numel"))
+    how = rng.choice(
+        ("packed", "part damaged", "part damaged", "part gone", "twice", "bomb", "renamed", "code", "numel")
+    )
     name = rng.choice([n for n in names if "data/" not in n] + [n for n in names if "data/" in n][:3])
     top = names[0].split("/")[0]
     packed = zipfile.ZIP_DEFLATED if how in ("packed", "bomb") else zipfile.ZIP_STORED
@@ -190,7 +251,23 @@ def zipped(rng: random.Random, path: Path) -> str:
 def weights(rng: random.Random, folder: Path) -> Input:
     marker = folder / "marker"
     whole = False
-    kind = rng.choice(("state", "state", "state", "state old", "safetensors", "safetensors", "zip", "zip", "bytes", "bytes old", "claim", "payload", "place"))
+    kind = rng.choice(
+        (
+            "state",
+            "state",
+            "state",
+            "state old",
+            "safetensors",
+            "safetensors",
+            "zip",
+            "zip",
+            "bytes",
+            "bytes old",
+            "claim",
+            "payload",
+            "place",
+        )
+    )
     path = folder / f"weights{rng.choice(('.pth', '.pt'))}"
     how = ""
     if kind == "safetensors":
@@ -201,7 +278,16 @@ def weights(rng: random.Random, folder: Path) -> Input:
         state, how, whole = odd_state(rng)
         try:
             torch.save(state, path, _use_new_zipfile_serialization=kind == "state")
-        except (RuntimeError, ValueError, AttributeError, NotImplementedError, UnicodeEncodeError, TypeError, RecursionError, pickle.PicklingError):
+        except (
+            RuntimeError,
+            ValueError,
+            AttributeError,
+            NotImplementedError,
+            UnicodeEncodeError,
+            TypeError,
+            RecursionError,
+            pickle.PicklingError,
+        ):
             torch.save({}, path)  # torch does not write it
             whole = False
     elif kind == "zip":
