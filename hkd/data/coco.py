@@ -286,7 +286,8 @@ def read_annotations(path: Path) -> Listing:
         # Less than one px is the rounding of the files.
         x, y, w, h = box
         repairs[CLIPPED] += x < -1 or y < -1 or x + w > image["width"] + 1 or y + h > image["height"] + 1
-        kept = {name: entry[name] for name in FIELDS}  # the rest may be as deep as it likes
+        # What else is there may be as deep as it likes.
+        kept = {name: entry[name] for name in ("id", *FIELDS) if name != "id" or type(entry.get("id")) is int}
         entries[entry["image_id"]].append({**kept, "iscrowd": int(entry.get("iscrowd", 0))})
     names = tuple(str(kind["name"]) for kind in kinds.values())
     return Listing(list(images.values()), Annotations(list(entries.values())), names, categories, +repairs)
@@ -404,7 +405,7 @@ def runs_fault(runs: Sequence[int], height: int, width: int) -> str | None:
     return None if total == height * width else f"its runs sum to {total} px, the image has {height * width}"
 
 
-def perimeter(ring: Sequence[float]) -> float:
+def perimeter(ring: Sequence[Any]) -> float:
     """Length in px of a polygon's outline x, y, x, y, ... along the longer axis of each side."""
     points = np.array(ring, dtype=np.float64).reshape(-1, 2)
     return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
@@ -422,8 +423,10 @@ def decoding_fault(segmentation: Any, height: int, width: int) -> str | None:
 
 
 def unpacked(text: str | bytes) -> list[int]:
-    """The run lengths of COCO's compressed text: numbers in digits of five bits, least first, each a printable character
-    of which bit 5 says that more follow; from the fourth on they are differences to the run before the last.
+    """The run lengths of COCO's compressed text.
+
+    Numbers in digits of five bits, the least first, each a printable character of which bit 5 says that more follow;
+    from the fourth on they are differences to the run before the last.
 
     Raises:
         ValueError: a character that is no digit, a number that does not end, or one beyond any image.

@@ -133,8 +133,9 @@ class ClassFolder(DataSet):
         return self.options.expected
 
     def wanted_counts(self) -> dict[str, int]:
-        """Counts to be checked: those asked for, else those of the whole data set unless only a part is taken. Classes are
-        those of the whole unless their number is said.
+        """Counts to be checked: those asked for, else those of the whole data set unless only a part is taken.
+
+        The classes are those of the whole unless their number is said.
         """
         whole = self.expected if self.options.classes is None else {}
         if self.asked is None:

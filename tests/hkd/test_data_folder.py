@@ -277,7 +277,7 @@ def test_counts_that_say_nothing_of_classes_leave_their_number_to_be_checked(tre
 
 
 def test_what_may_not_be_looked_at_is_told(tree, monkeypatch):
-    """As where a folder may be listed by its owner alone: root may look at everything, so the system is asked to lie."""
+    """As where a folder may be listed by its owner alone; root may look at everything, so the system is made to lie."""
     refused = PermissionError(13, "Permission denied", str(tree))
 
     def stat(*args, **options):

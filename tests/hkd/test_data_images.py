@@ -175,10 +175,6 @@ def test_no_damage_ends_the_process_or_raises_anything_else(tmp_path, count):
     assert refused > count // 4
 
 
-def part(kind, data):
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
 def test_a_png_begins_with_its_only_head(tmp_path):
     whole = io.BytesIO()
     Image.new("RGB", (4, 4)).save(whole, "PNG")

@@ -41,7 +41,7 @@ def claimed(file: BinaryIO) -> int:
 
 
 def storages(file: BinaryIO) -> Any:
-    """What a pickle names as its storages, one after the other: tuples of texts and numbers; None stands for the rest."""
+    """What a pickle names as its storages, one after the other: tuples of texts and numbers, and None for the rest."""
     stack: list[Any] = []
     memo: dict[int, Any] = {}
     for opcode, argument, _ in pickletools.genops(file):

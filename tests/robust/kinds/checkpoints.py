@@ -1,4 +1,4 @@
-"""Checkpoints that cannot be resumed from: the run must start over, and end with the digits of one never interrupted."""
+"""Checkpoints that cannot be resumed from: the run must start over and end as one that was never interrupted."""
 
 import hashlib
 import io

@@ -52,8 +52,17 @@ def content(rng: random.Random) -> dict[str, list]:
             {"size": [HEIGHT, WIDTH], "counts": runs},
             {"size": [HEIGHT, WIDTH], "counts": compressed(runs)},
         )
-        entries.append({"id": number + 1, "image_id": 3 * (number % 3) + 1, "category_id": rng.choice((2, 5)), "bbox": [x, y, w, h],
-                        "area": w * h, "iscrowd": int(number == 5), "segmentation": rng.choice(masks)})  # fmt: skip
+        entries.append(
+            {
+                "id": number + 1,
+                "image_id": 3 * (number % 3) + 1,
+                "category_id": rng.choice((2, 5)),
+                "bbox": [x, y, w, h],
+                "area": w * h,
+                "iscrowd": int(number == 5),
+                "segmentation": rng.choice(masks),
+            }
+        )
     kinds = [{"id": 2, "name": "ant"}, {"id": 5, "name": "bee"}]
     return {"images": images, "annotations": entries, "categories": kinds}
 
@@ -62,8 +71,22 @@ def odd_mask(rng: random.Random) -> object:
     """A mask that is none, or a very large one."""
     far = rng.choice((1e5, -1e5, 99_999, 1e6, 1e308))
     ring = [0, 0, far, 0, far, far, 0, far]
-    text = rng.choice(("", "0", "o" * 100, "P" * 1000, compressed([HEIGHT * WIDTH]), compressed([10**9]), compressed([2**40, 5]),
-                       compressed([0, -5, 245]), "".join(map(chr, (rng.randrange(48, 112) for _ in range(20)))), "\x00", "é", "0" * 10**5))  # fmt: skip
+    text = rng.choice(
+        (
+            "",
+            "0",
+            "o" * 100,
+            "P" * 1000,
+            compressed([HEIGHT * WIDTH]),
+            compressed([10**9]),
+            compressed([2**40, 5]),
+            compressed([0, -5, 245]),
+            "".join(map(chr, (rng.randrange(48, 112) for _ in range(20)))),
+            "\x00",
+            "é",
+            "0" * 10**5,
+        )
+    )
     size = rng.choice(
         (
             [HEIGHT, WIDTH],
@@ -77,13 +100,51 @@ def odd_mask(rng: random.Random) -> object:
             None,
         )
     )
-    counts = rng.choice(([HEIGHT * WIDTH], [0] * 1000 + [240], [10**4299, 1], [240, 0, 0], [-1, 241], [2**63], [1.0, 239], [None], [[240]],
-                         [10**4299] * 12, text, text, text, None, 5, {}))  # fmt: skip
-    return rng.choice((
-        [ring], [ring * 500], [[1, 1, 5, 5, float("nan"), 2]], [[0, 0] * 1000], [ring[:5]], [ring[:6]], [[]], [], {}, None, "x",
-        [[1, 2, 3, 4, 5, 6], None], [[True] * 6], [["1"] * 6], [[-99_999.5, 0, 99_999, 1] * 400], [[0.5] * 6], [ring] * 200,
-        {"size": size, "counts": counts}, {"size": size, "counts": counts}, {"size": size, "counts": counts}, {"counts": counts},
-    ))  # fmt: skip
+    counts = rng.choice(
+        (
+            [HEIGHT * WIDTH],
+            [0] * 1000 + [240],
+            [10**4299, 1],
+            [240, 0, 0],
+            [-1, 241],
+            [2**63],
+            [1.0, 239],
+            [None],
+            [[240]],
+            [10**4299] * 12,
+            text,
+            text,
+            text,
+            None,
+            5,
+            {},
+        )
+    )
+    return rng.choice(
+        (
+            [ring],
+            [ring * 500],
+            [[1, 1, 5, 5, float("nan"), 2]],
+            [[0, 0] * 1000],
+            [ring[:5]],
+            [ring[:6]],
+            [[]],
+            [],
+            {},
+            None,
+            "x",
+            [[1, 2, 3, 4, 5, 6], None],
+            [[True] * 6],
+            [["1"] * 6],
+            [[-99_999.5, 0, 99_999, 1] * 400],
+            [[0.5] * 6],
+            [ring] * 200,
+            {"size": size, "counts": counts},
+            {"size": size, "counts": counts},
+            {"size": size, "counts": counts},
+            {"counts": counts},
+        )
+    )
 
 
 def annotations(rng: random.Random, folder: Path) -> Input:
@@ -114,8 +175,28 @@ def annotations(rng: random.Random, folder: Path) -> Input:
         entry["area"] = rng.choice((entry["area"], *odd))
         told = f"{entry['bbox']} {entry['area']}"[:80]
     elif how == "names":
-        name = rng.choice(("../val2017/0.png", "sub/3.png", "./0.png", f"{hostile}/0.png", "/etc/passwd", "sub", "", ".", "..", "0.png\n",
-                           "a\nb.png", "\ud800.png", "\udcff.png", "sub/../0.png", "sub/\udcff.png", "x\x00.png", "x" * 5000, "\x1b[31m"))  # fmt: skip
+        name = rng.choice(
+            (
+                "../val2017/0.png",
+                "sub/3.png",
+                "./0.png",
+                f"{hostile}/0.png",
+                "/etc/passwd",
+                "sub",
+                "",
+                ".",
+                "..",
+                "0.png\n",
+                "a\nb.png",
+                "\ud800.png",
+                "\udcff.png",
+                "sub/../0.png",
+                "sub/\udcff.png",
+                "x\x00.png",
+                "x" * 5000,
+                "\x1b[31m",
+            )
+        )
         image["file_name"] = name
         (top / hostile / "a\nb.png").write_bytes((top / hostile / "0.png").read_bytes())
         for place in (top / hostile, top / hostile / "sub"):
@@ -125,8 +206,9 @@ def annotations(rng: random.Random, folder: Path) -> Input:
     elif how == "ids":
         kind = rng.choice(list(files[hostile]))
         chosen = rng.choice(files[hostile][kind])
-        chosen[rng.choice(("id", "image_id", "category_id"))] = rng.choice((1, 2, 2**63, -(2**63), 10**4000, "1", 1.0, True, None, "a\nb",
-                                                                           [1], {"a": 1}, float("nan"), "x" * 9999))  # fmt: skip
+        chosen[rng.choice(("id", "image_id", "category_id"))] = rng.choice(
+            (1, 2, 2**63, -(2**63), 10**4000, "1", 1.0, True, None, "a\nb", [1], {"a": 1}, float("nan"), "x" * 9999)
+        )
         told = f"of {kind}"
     elif how == "size":
         side = rng.choice(("height", "width"))
@@ -158,10 +240,16 @@ def annotations(rng: random.Random, folder: Path) -> Input:
             for objects in held.objects:
                 height, width = objects.masks.shape[1:]
                 inside = (objects.boxes >= 0).all() and (objects.boxes[:, 2:] <= [width, height]).all()
-                assert inside and (objects.boxes[:, 2:] > objects.boxes[:, :2]).all(), f"a box outside: {objects.boxes}"
+                assert inside, f"a box outside: {objects.boxes}"
+                assert (objects.boxes[:, 2:] > objects.boxes[:, :2]).all(), f"a box of no area: {objects.boxes}"
                 assert set(objects.labels.tolist()) <= set(range(len(held.object_names)))
-            loader = DenseLoader(held, RECIPE if split == "train" and len(held) > 1 else None, options=ViewOptions(), seed=0,
-                                 train=split == "train" and len(held) > 1)  # fmt: skip
+            loader = DenseLoader(
+                held,
+                RECIPE if split == "train" and len(held) > 1 else None,
+                options=ViewOptions(),
+                seed=0,
+                train=split == "train" and len(held) > 1,
+            )
             for _ in loader.epoch(0):
                 continue
         found = data.load_dense("test", seed=0, select=False)

@@ -22,12 +22,66 @@ from tests.robust.fuzz import Input, Kind
 
 SIDE = 32
 NOBODY = 65534  # a user who may read nothing that is forbidden to all
-NAMES = (b"\xff.jpg", b"a\nb.png", b".png", b"._x.png", b".hidden.jpg", b"x.PNG", b"x.tif", b"x.png.png", b" .png",
-         "é.png".encode(), b"e\xcc\x81.png", b"..png", b"-rf.png", b"\x1b[31m.png", b"%s.png", b"{0}.jpg", b"x" * 250 + b".jpg",
-         b"a\tb.jpg", b"007.png", b"7.png", "٣.png".encode(), "\u2028.png".encode(), b"Thumbs.db", b"README")  # fmt: skip
-CLASSES = (b"c", b"\xfe", b"a\nc", b".hidden", b"c.png", "ß".encode(), b" ", b"a b", b"__MACOSX", b"@eaDir", b"-x", b"x" * 255)  # fmt: skip
-HOW = ("name", "class", "one side", "empty", "nested", "deep", "link out", "dangling", "loop", "folder as image", "pipe",
-       "forbidden folder", "forbidden file", "file as class", "one class", "no class", "long", "nothing in train")  # fmt: skip
+NAMES = (
+    b"\xff.jpg",
+    b"a\nb.png",
+    b".png",
+    b"._x.png",
+    b".hidden.jpg",
+    b"x.PNG",
+    b"x.tif",
+    b"x.png.png",
+    b" .png",
+    "é.png".encode(),
+    b"e\xcc\x81.png",
+    b"..png",
+    b"-rf.png",
+    b"\x1b[31m.png",
+    b"%s.png",
+    b"{0}.jpg",
+    b"x" * 250 + b".jpg",
+    b"a\tb.jpg",
+    b"007.png",
+    b"7.png",
+    "٣.png".encode(),
+    "\u2028.png".encode(),
+    b"Thumbs.db",
+    b"README",
+)
+CLASSES = (
+    b"c",
+    b"\xfe",
+    b"a\nc",
+    b".hidden",
+    b"c.png",
+    "ß".encode(),
+    b" ",
+    b"a b",
+    b"__MACOSX",
+    b"@eaDir",
+    b"-x",
+    b"x" * 255,
+)
+HOW = (
+    "name",
+    "class",
+    "one side",
+    "empty",
+    "nested",
+    "deep",
+    "link out",
+    "dangling",
+    "loop",
+    "folder as image",
+    "pipe",
+    "forbidden folder",
+    "forbidden file",
+    "file as class",
+    "one class",
+    "no class",
+    "long",
+    "nothing in train",
+)
 
 
 def layout(folder: Path, top: str) -> None:
@@ -114,8 +168,20 @@ def expectation(rng: random.Random) -> dict[str, object]:
         if rng.random() < 0.2:
             found[name] = rng.choice((1, 2, 3, 10**6, 0, -1, None, "2", 1.5, True))
     if rng.random() < 0.2:
-        found["expected"] = rng.choice(({"classes": 2}, {"classes": 0}, {"train": 4, "test": 4}, {"train": 5}, {}, None,
-                                        {"test": -1}, {"nonsense": 1}, {"classes": 10**9}, []))  # fmt: skip
+        found["expected"] = rng.choice(
+            (
+                {"classes": 2},
+                {"classes": 0},
+                {"train": 4, "test": 4},
+                {"train": 5},
+                {},
+                None,
+                {"test": -1},
+                {"nonsense": 1},
+                {"classes": 10**9},
+                [],
+            )
+        )
     if rng.random() < 0.1:
         found[rng.choice(("folder", "crop_pct", "image_size"))] = rng.choice(ODD_VALUES)
     return found
@@ -220,9 +286,18 @@ def memories(rng: random.Random, folder: Path) -> Input:
             arrays = dict(file)
         name = rng.choice(sorted(arrays))
         array = arrays[name]
-        arrays[name] = rng.choice((array[:-1], array[..., None], array.astype(np.float32) if name != "corrupt" else array[:0],
-            np.array(0), -np.ones(array.shape, np.int64), array.astype(np.int64) + 10**6 if name != "corrupt" else array,
-            np.zeros((0, 5)), np.concatenate([array, array])))  # fmt: skip
+        arrays[name] = rng.choice(
+            (
+                array[:-1],
+                array[..., None],
+                array.astype(np.float32) if name != "corrupt" else array[:0],
+                np.array(0),
+                -np.ones(array.shape, np.int64),
+                array.astype(np.int64) + 10**6 if name != "corrupt" else array,
+                np.zeros((0, 5)),
+                np.concatenate([array, array]),
+            )
+        )
         changed_values = True
         save = np.savez_compressed if how == "packed" else np.savez
         with open(path, "wb") as file:
@@ -269,5 +344,8 @@ def bombs(rng: random.Random, folder: Path) -> Input:
 
 
 KINDS: dict[str, Kind] = {
-    "class_folders": class_folders, "analysed_folders": analysed_folders, "memories": memories, "memory_bombs": bombs,
-}  # fmt: skip
+    "class_folders": class_folders,
+    "analysed_folders": analysed_folders,
+    "memories": memories,
+    "memory_bombs": bombs,
+}

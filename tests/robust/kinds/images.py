@@ -77,8 +77,24 @@ def announced(rng: random.Random) -> tuple[str, bytes, str]:
         head = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 2, 0, 0, 0)) + head
     content = images.PNG + head + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
     if kind == "bmp":
-        content = b"BM" + struct.pack("<IHHIIiiHHIIiiII", 10**4, 0, 0, 54, 40, side % 2**31, -(other % 2**31), 1,
-                                      rng.choice((1, 4, 8, 16, 24, 32, 7)), rng.choice((0, 1, 2, 3)), 0, 0, 0, 0, 0)  # fmt: skip
+        content = b"BM" + struct.pack(
+            "<IHHIIiiHHIIiiII",
+            10**4,
+            0,
+            0,
+            54,
+            40,
+            side % 2**31,
+            -(other % 2**31),
+            1,
+            rng.choice((1, 4, 8, 16, 24, 32, 7)),
+            rng.choice((0, 1, 2, 3)),
+            0,
+            0,
+            0,
+            0,
+            0,
+        )
         content += bytes(rng.choice((0, 100, 10**5)))
     elif kind == "webp":
         wide, high = ((value - 1) % 2**24 for value in (side, other))
@@ -156,8 +172,14 @@ def dense(folder: Path, content: bytes, suffix: str) -> Callable[[], None]:
     paths = [folder / "whole.png", folder / f"hostile{suffix}"]
 
     def attempt() -> None:
-        split = DenseSplit(None, paths, np.arange(2), maps=[np.full((11, 9), IGNORE, np.uint8)] * 2, image_size=SHOWN,
-                           max_size=2 * SHOWN)  # fmt: skip
+        split = DenseSplit(
+            None,
+            paths,
+            np.arange(2),
+            maps=[np.full((11, 9), IGNORE, np.uint8)] * 2,
+            image_size=SHOWN,
+            max_size=2 * SHOWN,
+        )
         more = {"options": ViewOptions(), "seed": 0, "train": False}
         loader = DenseLoader(split, None, on_corrupt="skip", **more)
         shown = sum(len(batch.x) for batch in loader.epoch(0))
@@ -182,7 +204,8 @@ def named(action: Callable[[], object], name: str) -> None:
     try:
         action()
     except UserError as error:
-        assert name in str(error), f"a refusal that does not name it: {error}"
+        if name not in str(error):
+            raise AssertionError(f"a refusal that does not name it: {error}") from error
         raise
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from hkd.data.ade20k import TABLE, Ade20k
-from hkd.data.cub200 import BOXES, LISTS, Cub200
+from hkd.data.cub200 import BOXES, Cub200
 from hkd.data.dense import IGNORE
 from hkd.data.loading.dense import DenseLoader, ViewOptions
 from hkd.spec import Recipe
@@ -21,8 +21,36 @@ from tests.robust.kinds.folders import shown
 
 RECIPE = Recipe(epochs=1, batch_size=2, flip=True)
 SIDE = 12  # px
-PIECES = ("1e400", "nan", "-1", "0", "99", "1.0", "", " ", "x", "é", "１", "1_0", "+1", "0x1", "9" * 400, "../../x.jpg", "/etc/passwd",
-          "images/001.Bird/0.jpg", "001.Bird\\0.jpg", "\x00", "\x1b[31m", "a\tb", "-0", "1e-400", "inf", "1 1", "\u2028", "\r")  # fmt: skip
+PIECES = (
+    "1e400",
+    "nan",
+    "-1",
+    "0",
+    "99",
+    "1.0",
+    "",
+    " ",
+    "x",
+    "é",
+    "１",
+    "1_0",
+    "+1",
+    "0x1",
+    "9" * 400,
+    "../../x.jpg",
+    "/etc/passwd",
+    "images/001.Bird/0.jpg",
+    "001.Bird\\0.jpg",
+    "\x00",
+    "\x1b[31m",
+    "a\tb",
+    "-0",
+    "1e-400",
+    "inf",
+    "1 1",
+    "\u2028",
+    "\r",
+)
 
 
 def birds(rng: random.Random, folder: Path) -> Input:
@@ -182,8 +210,20 @@ def maps(rng: random.Random, folder: Path) -> Input:
         content, told = damaged(rng, path.read_bytes())
         path.write_bytes(content)
     elif how == "table":
-        odd = (names.replace("Name", "Nam"), names.replace("thing 2", '"'), names + '"' + "x" * 200_000, names.replace("\t", ","), "", "\n",
-               "Name\n", "Name\n\n\n\n\n", names.replace("thing 1", "a\x00b"), names.replace("thing 1", '"a\nb"'), names * 50, "Name\tName\n1\t2\n" * 5)  # fmt: skip
+        odd = (
+            names.replace("Name", "Nam"),
+            names.replace("thing 2", '"'),
+            names + '"' + "x" * 200_000,
+            names.replace("\t", ","),
+            "",
+            "\n",
+            "Name\n",
+            "Name\n\n\n\n\n",
+            names.replace("thing 1", "a\x00b"),
+            names.replace("thing 1", '"a\nb"'),
+            names * 50,
+            "Name\tName\n1\t2\n" * 5,
+        )
         content, told = (
             damaged(rng, rng.choice(odd).encode()) if rng.random() < 0.7 else (names.encode("utf-16"), "UTF-16")
         )
@@ -219,8 +259,14 @@ def maps(rng: random.Random, folder: Path) -> Input:
         for split in ("train", "test", "val"):
             held = data.load_dense(split, seed=0, select=split == "val")
             for skip in ("skip", "stop"):
-                loader = DenseLoader(held, RECIPE if split == "train" else None, options=ViewOptions(), seed=0, train=split == "train",
-                                     on_corrupt=skip)  # fmt: skip
+                loader = DenseLoader(
+                    held,
+                    RECIPE if split == "train" else None,
+                    options=ViewOptions(),
+                    seed=0,
+                    train=split == "train",
+                    on_corrupt=skip,
+                )
                 for batch in loader.epoch(0):
                     assert batch.maps is None or set(batch.maps.unique().tolist()) <= {0, 1, 2, 3, IGNORE}, (
                         "a value that is no class"

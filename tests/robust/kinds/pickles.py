@@ -46,12 +46,23 @@ def official(entry: dict[str, object]) -> bytes:
     pixels = np.asarray(entry["data"])
     array = (
         b"cnumpy.core.multiarray\n_reconstruct\nq\x02cnumpy\nndarray\nq\x03K\x00\x85"
-        + short(b"b") + b"\x87Rq\x04(K\x01"
-        + b"M" + struct.pack("<H", pixels.shape[0]) + b"M" + struct.pack("<H", pixels.shape[1]) + b"\x86"
-        + b"cnumpy\ndtype\nq\x05" + short(b"u1") + b"K\x00K\x01\x87R(K\x03" + short(b"|")
+        + short(b"b")
+        + b"\x87Rq\x04(K\x01"
+        + b"M"
+        + struct.pack("<H", pixels.shape[0])
+        + b"M"
+        + struct.pack("<H", pixels.shape[1])
+        + b"\x86"
+        + b"cnumpy\ndtype\nq\x05"
+        + short(b"u1")
+        + b"K\x00K\x01\x87R(K\x03"
+        + short(b"|")
         + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
-        + b"T" + struct.pack("<I", pixels.nbytes) + pixels.tobytes() + b"tb"
-    )  # fmt: skip
+        + b"T"
+        + struct.pack("<I", pixels.nbytes)
+        + pixels.tobytes()
+        + b"tb"
+    )
 
     def numbers(values: object) -> bytes:
         return b"](" + b"".join(b"K" + bytes([value]) for value in values) + b"e"  # type: ignore[attr-defined]
@@ -67,16 +78,48 @@ def other(rng: random.Random, entry: dict[str, object]) -> tuple[dict[str, objec
     pixels = np.asarray(entry["data"])
     data = (
         pixels.astype(rng.choice((np.float32, np.int64, np.bool_, np.complex64, ">u2", "S1", "U1", "M8[s]"))),
-        pixels[:, :-1], pixels.reshape(COUNT, 3, 32, 32), pixels.reshape(COUNT, 32, 32, 3), pixels.reshape(-1), pixels[:0],
-        pixels[0, 0], np.array(5, np.uint8), np.zeros((0, 3072), np.uint8), np.zeros((COUNT, 0), np.uint8), pixels[None],
-        np.zeros(COUNT, [("a", "u1"), ("b", "O")]), pixels.tolist(), pixels.tobytes(), np.asfortranarray(pixels), pixels[::-1],
-        np.array([None] * COUNT), np.ma.masked_array(pixels), np.memmap,
-    )  # fmt: skip
+        pixels[:, :-1],
+        pixels.reshape(COUNT, 3, 32, 32),
+        pixels.reshape(COUNT, 32, 32, 3),
+        pixels.reshape(-1),
+        pixels[:0],
+        pixels[0, 0],
+        np.array(5, np.uint8),
+        np.zeros((0, 3072), np.uint8),
+        np.zeros((COUNT, 0), np.uint8),
+        pixels[None],
+        np.zeros(COUNT, [("a", "u1"), ("b", "O")]),
+        pixels.tolist(),
+        pixels.tobytes(),
+        np.asfortranarray(pixels),
+        pixels[::-1],
+        np.array([None] * COUNT),
+        np.ma.masked_array(pixels),
+        np.memmap,
+    )
     labels = (
-        [0] * (COUNT - 1), [100] * COUNT, [-1] * COUNT, [0.0] * COUNT, ["0"] * COUNT, [True] * COUNT, [None] * COUNT, [], None, 7,
-        "0" * COUNT, tuple([0] * COUNT), np.arange(COUNT), np.arange(COUNT)[None], np.array(3), np.arange(COUNT) / 2,
-        [10**400] * COUNT, [[0]] * COUNT, {0: 1}, [np.int64(number % 3) for number in range(COUNT)], set(range(COUNT)),
-    )  # fmt: skip
+        [0] * (COUNT - 1),
+        [100] * COUNT,
+        [-1] * COUNT,
+        [0.0] * COUNT,
+        ["0"] * COUNT,
+        [True] * COUNT,
+        [None] * COUNT,
+        [],
+        None,
+        7,
+        "0" * COUNT,
+        tuple([0] * COUNT),
+        np.arange(COUNT),
+        np.arange(COUNT)[None],
+        np.array(3),
+        np.arange(COUNT) / 2,
+        [10**400] * COUNT,
+        [[0]] * COUNT,
+        {0: 1},
+        [np.int64(number % 3) for number in range(COUNT)],
+        set(range(COUNT)),
+    )
     which = rng.choice(("data", "labels", "key", "nested"))
     if which == "data":
         place = rng.randrange(len(data))
@@ -86,8 +129,9 @@ def other(rng: random.Random, entry: dict[str, object]) -> tuple[dict[str, objec
         return entry | {"fine_labels": labels[place]}, f"labels number {place}"
     if which == "key":
         name = rng.choice(list(entry))
-        return {(key.encode() if rng.random() < 0.5 else f"{key} "): value for key, value in entry.items()
-                if key != name} | {name: odd_value(rng)}, f"keys around {name}"  # fmt: skip
+        return {
+            (key.encode() if rng.random() < 0.5 else f"{key} "): value for key, value in entry.items() if key != name
+        } | {name: odd_value(rng)}, f"keys around {name}"
     value, how = changed(rng, {name: value for name, value in entry.items() if name != "data"})
     return (value | {"data": pixels} if isinstance(value, dict) else value), how  # type: ignore[return-value]
 
@@ -95,11 +139,19 @@ def other(rng: random.Random, entry: dict[str, object]) -> tuple[dict[str, objec
 def payload(rng: random.Random, entry: dict[str, object], marker: Path) -> object:
     """A content in which something runs, if it is unpickled."""
     calls = (
-        (os.system, (f"touch {marker}",)), (eval, (f"open({str(marker)!r}, 'w')",)), (exec, (f"open({str(marker)!r}, 'w')",)),
-        (open, (str(marker), "w")), (os.mkdir, (str(marker),)), (np.memmap, (str(marker), np.uint8, "w+", 0, (1,))),
-        (np.save, (str(marker), np.zeros(1))), (bytearray, (10**12,)), (np.ndarray, ((10**6, 10**6),)),
-        (np.zeros, ((10**9, 10**9),)), (__import__, ("antigravity",)), (os.popen, (f"touch {marker}",)),
-    )  # fmt: skip
+        (os.system, (f"touch {marker}",)),
+        (eval, (f"open({str(marker)!r}, 'w')",)),
+        (exec, (f"open({str(marker)!r}, 'w')",)),
+        (open, (str(marker), "w")),
+        (os.mkdir, (str(marker),)),
+        (np.memmap, (str(marker), np.uint8, "w+", 0, (1,))),
+        (np.save, (str(marker), np.zeros(1))),
+        (bytearray, (10**12,)),
+        (np.ndarray, ((10**6, 10**6),)),
+        (np.zeros, ((10**9, 10**9),)),
+        (__import__, ("antigravity",)),
+        (os.popen, (f"touch {marker}",)),
+    )
     runs = Runs(*rng.choice(calls))
     where = rng.choice(("whole", "data", "fine_labels", "in the labels", "unread"))
     if where == "whole":
@@ -135,10 +187,29 @@ def pickles(rng: random.Random, folder: Path) -> Input:
         data, how = damaged(rng, data)
     if kind == "opcodes":
         start = rng.randrange(len(data))
-        huge = (b"\x8e" + struct.pack("<Q", 2**62), b"X" + struct.pack("<I", 2**32 - 1), b"\x8b" + struct.pack("<i", -5),
-                b"T" + struct.pack("<i", -1), b"r" + struct.pack("<I", 2**32 - 1), b"(" * 10**5, b"2" * 1000, b"0", b"R", b"b",
-                b"i" + b"os\nsystem\n", b"c" + b"os\nsystem\n(S'true'\ntR", b"P1\n", b"Q", b"\x82\x01", b"]" * 10**5, b"\x85" * 10**5,
-                b"I" + b"9" * 10**5 + b"\n", b"\x96" + struct.pack("<Q", 2**40), b"\x95" + struct.pack("<Q", 2**63), b"}")  # fmt: skip
+        huge = (
+            b"\x8e" + struct.pack("<Q", 2**62),
+            b"X" + struct.pack("<I", 2**32 - 1),
+            b"\x8b" + struct.pack("<i", -5),
+            b"T" + struct.pack("<i", -1),
+            b"r" + struct.pack("<I", 2**32 - 1),
+            b"(" * 10**5,
+            b"2" * 1000,
+            b"0",
+            b"R",
+            b"b",
+            b"i" + b"os\nsystem\n",
+            b"c" + b"os\nsystem\n(S'true'\ntR",
+            b"P1\n",
+            b"Q",
+            b"\x82\x01",
+            b"]" * 10**5,
+            b"\x85" * 10**5,
+            b"I" + b"9" * 10**5 + b"\n",
+            b"\x96" + struct.pack("<Q", 2**40),
+            b"\x95" + struct.pack("<Q", 2**63),
+            b"}",
+        )
         data = data[:start] + rng.choice(huge) + data[start:]
     for part in ("train", "test"):
         (place / part).write_bytes(data)

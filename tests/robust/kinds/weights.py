@@ -30,8 +30,18 @@ CARD = (
 CLASSES = 3
 NET = TapModel(CARD, CLASSES).net
 STATE = {name: value.clone() for name, value in NET.state_dict().items()}
-DTYPES = (torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.bool, torch.complex64,
-          torch.float8_e4m3fn, torch.int8, torch.uint16)  # fmt: skip
+DTYPES = (
+    torch.float16,
+    torch.bfloat16,
+    torch.float64,
+    torch.int64,
+    torch.uint8,
+    torch.bool,
+    torch.complex64,
+    torch.float8_e4m3fn,
+    torch.int8,
+    torch.uint16,
+)
 
 
 def other_tensor(rng: random.Random, value: torch.Tensor) -> tuple[object, str]:
@@ -39,7 +49,9 @@ def other_tensor(rng: random.Random, value: torch.Tensor) -> tuple[object, str]:
     choices = {
         "dtype": lambda: value.to(rng.choice(DTYPES)),
         "nan": lambda: torch.full_like(value, float("nan")) if value.is_floating_point() else value,
-        "inf": lambda: torch.full_like(value, rng.choice((float("inf"), -float("inf")))) if value.is_floating_point() else value,
+        "inf": lambda: (
+            torch.full_like(value, rng.choice((float("inf"), -float("inf")))) if value.is_floating_point() else value
+        ),
         "transposed": lambda: value.T if value.ndim == 2 else value[None],
         "part": lambda: value.flatten()[:-1],
         "scalar": lambda: value.sum(),
@@ -54,13 +66,17 @@ def other_tensor(rng: random.Random, value: torch.Tensor) -> tuple[object, str]:
         "numpy scalar": lambda: np.float64(3.0),
         "nested": lambda: {"weight": value},
         "list": lambda: value.tolist() if value.numel() < 100 else [1.0],
-        "strided": lambda: torch.zeros(*(2 * side for side in value.shape))[tuple(slice(None, None, 2) for _ in value.shape)],
+        "strided": lambda: torch.zeros(*(2 * side for side in value.shape))[
+            tuple(slice(None, None, 2) for _ in value.shape)
+        ],
         "odd": lambda: odd_value(rng),
         "conjugate": lambda: torch.zeros(3, dtype=torch.complex64).conj(),
         "storage": lambda: torch.zeros(3).untyped_storage(),
-        "object": lambda: rng.choice((set(), 1j, b"x", range(3), Ellipsis, slice(1), pathlib.PurePosixPath("x"), collections.Counter("a"))),
+        "object": lambda: rng.choice(
+            (set(), 1j, b"x", range(3), Ellipsis, slice(1), pathlib.PurePosixPath("x"), collections.Counter("a"))
+        ),
         "subclass": lambda: torch.nn.Buffer(value),
-    }  # fmt: skip
+    }
     how = rng.choice(list(choices))
     return choices[how](), how
 
@@ -86,7 +102,7 @@ def odd_state(rng: random.Random) -> tuple[object, str, bool]:
         )
     )
     whole = how in ("prefix", "whole", "beside", "old")
-    name = rng.choice([key for key in state])
+    name = rng.choice(list(state))
     if how == "tensor":
         state[name], told = other_tensor(rng, state[name])
         how += f" {told}"
@@ -299,8 +315,16 @@ def weights(rng: random.Random, folder: Path) -> Input:
     elif kind == "claim":
         how = legacy_claim(rng, path)
     elif kind == "payload":
-        calls = (os.system, (f"touch {marker}",)), (eval, (f"open({str(marker)!r}, 'w')",)), (os.mkdir, (str(marker),)), (open, (str(marker), "w")), (torch.zeros, (10**12,)), (
-            bytearray, (10**12,)), (torch.load, (str(marker),)), (np.save, (str(marker), np.zeros(1)))  # fmt: skip
+        calls = (
+            (os.system, (f"touch {marker}",)),
+            (eval, (f"open({str(marker)!r}, 'w')",)),
+            (os.mkdir, (str(marker),)),
+            (open, (str(marker), "w")),
+            (torch.zeros, (10**12,)),
+            (bytearray, (10**12,)),
+            (torch.load, (str(marker),)),
+            (np.save, (str(marker), np.zeros(1))),
+        )
         runs = Runs(*rng.choice(calls))
         value = rng.choice((runs, {"model": STATE, "args": runs}, {**STATE, "x": runs}, {"model": runs}))
         if rng.random() < 0.3:
@@ -335,7 +359,8 @@ def weights(rng: random.Random, folder: Path) -> Input:
             else:
                 read_weights(path)
         except ValueError as error:
-            assert not (whole and user in ("load", "convert")), f"refused, though it is whole: {error}"
+            if whole and user in ("load", "convert"):
+                raise AssertionError(f"refused, though it is whole: {error}") from error
             raise
         finally:
             assert not marker.exists(), "what a file names was run"
