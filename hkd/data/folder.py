@@ -373,7 +373,12 @@ def remembered(folder: Path, state: str, compute: Any) -> str:
     if known is not None:
         return known
     content = compute()
-    keep(path, lambda temporary: temporary.write_text(json.dumps({"state": state, "content": content})))
+    keep(
+        path,
+        lambda temporary: temporary.write_text(
+            json.dumps({"state": state, "content": content, "check": digest(state, content)})
+        ),
+    )
     return content
 
 
@@ -381,7 +386,7 @@ def kept_content(path: Path, state: str) -> str | None:
     """What `remembered` kept for this state; None where there is nothing, or something damaged."""
     try:
         known = json.loads(read_bytes(path, MOST_KEPT))
-        right = known["state"] == state and re.fullmatch("[0-9a-f]{64}", known["content"])
+        right = known["state"] == state and known["check"] == digest(state, known["content"])
         return known["content"] if right else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -308,3 +308,14 @@ def test_a_file_longer_than_any_image_is_known_by_its_length(tree):
             file.truncate(length)
         found.append(ClassFolder({"folder": "imagenet"}, tree).fingerprint())
     assert len(set(found)) == 2
+
+
+def test_a_flipped_bit_in_a_remembered_digest_moves_no_fingerprint(tree):
+    data = ClassFolder({"folder": "imagenet"}, tree)
+    found = data.fingerprint()
+    path = tree / "imagenet" / CACHE / "content.json"
+    known = json.loads(path.read_text())
+    path.write_text(
+        json.dumps(known | {"content": known["content"][:-1] + ("1" if known["content"][-1] == "0" else "0")})
+    )
+    assert data.fingerprint() == found

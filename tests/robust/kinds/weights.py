@@ -24,9 +24,7 @@ from tests.robust.damage import ODD_VALUES, changed, damaged, odd_value
 from tests.robust.fuzz import Input, Kind
 from tests.robust.kinds.pickles import Runs
 
-CARD = (
-    ZOO["vit_ti_mini"] if "vit_ti_mini" in ZOO else next(card for name, card in ZOO.items() if name.endswith("_mini"))
-)
+CARD = ZOO["deit_t_mini"]
 CLASSES = 3
 NET = TapModel(CARD, CLASSES).net
 STATE = {name: value.clone() for name, value in NET.state_dict().items()}
