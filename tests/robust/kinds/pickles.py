@@ -133,6 +133,8 @@ def other(rng: random.Random, entry: dict[str, object]) -> tuple[dict[str, objec
             (key.encode() if rng.random() < 0.5 else f"{key} "): value for key, value in entry.items() if key != name
         } | {name: odd_value(rng)}, f"keys around {name}"
     value, how = changed(rng, {name: value for name, value in entry.items() if name != "data"})
+    if "deepen" in how:  # Python does not write what is very deep
+        value, how = [[entry]], "two lists deep"
     return (value | {"data": pixels} if isinstance(value, dict) else value), how  # type: ignore[return-value]
 
 
