@@ -1,11 +1,6 @@
 """The failures this library tells apart. Everything else is a bug and keeps its traceback."""
 
-import re
-
 from hkd.files import printable
-
-# torch raises an error of a DataLoader's worker again with that process's whole traceback for its text.
-CAUGHT = re.compile(r"Caught \w+ in DataLoader worker process \d+\.\n.*\n[\w.]*\w+: (?P<sentence>[^\n]+)\s*", re.DOTALL)
 
 
 class UserError(ValueError):
@@ -34,9 +29,3 @@ class Diverged(RuntimeError):
         self.step, self.terms = step, terms
         shown = ", ".join(f"{name}={value:g}" for name, value in terms.items())
         super().__init__(f"the loss is not finite at step {step}: {shown}")
-
-
-def sentence_of(error: Exception) -> str:
-    """What an error says, without the traceback of the worker process in which it was raised."""
-    found = CAUGHT.fullmatch(Exception.__str__(error))
-    return found["sentence"] if found else str(error)

@@ -26,7 +26,7 @@ def lookup(kind: str, name: str, registry: Mapping[str, T]) -> T:
     Raises:
         UserError: no such entry; the sentence lists the known names and the nearest one.
     """
-    if name not in registry:
+    if not isinstance(name, str) or name not in registry:
         known = ", ".join(sorted(registry))
         raise UserError(f"Unknown {kind} '{name}'.{nearest(name, registry)} Known: {known}.")
     return registry[name]

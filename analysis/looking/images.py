@@ -15,7 +15,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from hkd.data.folder import check_names
-from hkd.data.images import SUFFIXES, Unreadable, is_image_name, read
+from hkd.data.images import SUFFIXES, Unreadable, check_resized, is_image_name, read
 from hkd.data.loading.augment import to_float
 from hkd.errors import UserError
 
@@ -46,8 +46,8 @@ class ImageFolder:
         self.corrupt: dict[str, str] = {}
         if limit is not None and limit < 1:
             raise UserError(f"The limit of images is {limit}; it must be at least 1.")
-        if not self.folder.is_dir():
-            hint = "it is a file" if self.folder.exists() else "it is not there"
+        if not os.path.isdir(self.folder):
+            hint = "it is a file" if os.path.exists(self.folder) else "it is not there"
             raise UserError(f"{self.folder} is no folder of images: {hint}.")
         names = [
             (Path(place) / file).relative_to(self.folder).as_posix()
@@ -78,11 +78,10 @@ class ImageFolder:
         found = 0
         for name in self.names:
             try:
-                image = torch.from_numpy(read(self.folder / name))
+                batch.append(centre_crop(torch.from_numpy(read(self.folder / name)), size, crop_pct))
             except Unreadable as error:
                 self.corrupt[name] = str(error)
                 continue
-            batch.append(centre_crop(image, size, crop_pct))
             found += 1
             if len(batch) == batch_size:
                 yield to_float(torch.stack(batch))
@@ -97,11 +96,13 @@ class ImageFolder:
 def centre_crop(image: UInt8[Tensor, "3 h w"], size: tuple[int, int], crop_pct: float) -> UInt8[Tensor, "3 H W"]:
     """The centre of an image that is resized, keeping its proportions, until the crop takes `crop_pct` of it; bicubic.
 
-    For a square size this is the usual evaluation: the short side becomes `size / crop_pct`.
+    For a square size this is the usual evaluation: the short side becomes `size / crop_pct`. Raises `Unreadable` where
+    the resized image would be too large.
     """
     height, width = image.shape[1:]
     scale = max(size[0] / height, size[1] / width) / crop_pct
     resized = [max(size[0], round(height * scale)), max(size[1], round(width * scale))]
     if resized != [height, width]:
+        check_resized(resized[1], resized[0])
         image = tv.resize(image, resized, interpolation=InterpolationMode.BICUBIC, antialias=True)
     return tv.center_crop(image, list(size))

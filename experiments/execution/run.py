@@ -17,7 +17,7 @@ from experiments.planning import keys
 from experiments.planning.plan import PlannedRun
 from experiments.records.environment import environment, source_digest
 from experiments.records.store import FINAL, Record, Store
-from hkd.errors import Diverged, Refused, UserError, sentence_of
+from hkd.errors import Diverged, Refused, UserError
 from hkd.files import sha256, sweep
 from hkd.registry import load, lookup
 from hkd.tasks import TASKS
@@ -96,7 +96,7 @@ def carry_out(
     except UserError as error:
         log.error("%s", error)
         status = "refused" if isinstance(error, Refused) else "failed"
-        facts = {"status": status, "reason": sentence_of(error)}
+        facts = {"status": status, "reason": str(error)}
     except Exception as error:
         if isinstance(error, OSError):
             if storage_failed(error, folder, store.root):

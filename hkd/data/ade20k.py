@@ -5,9 +5,11 @@ are no such sub-folders, the names ADE_train_* and ADE_val_* tell the parts apar
 """
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
+from os.path import isdir, isfile  # False also where the user may not look
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -17,7 +19,7 @@ from pydantic import Field
 
 from hkd.data.base import PathList, SplitName, digest
 from hkd.data.dense import IGNORE, DenseFolder, DenseFolderConfig, DenseSplit, draw_subset, file_sizes, take_first
-from hkd.data.folder import HELD_OUT, file_names, source_of
+from hkd.data.folder import HELD_OUT, file_names, read_bytes, source_of
 from hkd.data.images import Unreadable, content, opened, png_depth, size
 from hkd.errors import UserError
 from hkd.options import Count, FolderName, Size, options
@@ -58,11 +60,11 @@ class Ade20k(DenseFolder):
     def map_names(self) -> tuple[str, ...]:
         """Names of the classes from the table beside the images; their numbers where there is none."""
         path = self.folder / TABLE
-        if not path.is_file():
+        if not isfile(path):
             return tuple(f"class {number}" for number in range(1, self.num_classes + 1))
         try:
-            with open(path, newline="", encoding="utf-8-sig") as file:
-                names = [line.get("Name") for line in csv.DictReader(file, delimiter="\t")]
+            table = io.StringIO(read_bytes(path).decode("utf-8-sig"), newline="")
+            names = [line.get("Name") for line in csv.DictReader(table, delimiter="\t")]
         except (ValueError, csv.Error) as error:
             raise UserError(f"{path} is no table of text ({error}): unpack it again.") from error
         if len(names) < self.num_classes or None in names:
@@ -71,14 +73,14 @@ class Ade20k(DenseFolder):
 
     def missing(self) -> str | None:
         for kind in ("images", "annotations"):
-            if not (self.folder / kind).is_dir():
+            if not isdir(self.folder / kind):
                 return f"ADE20K is not complete: {self.folder / kind} is absent; get it from {self.source}."
         return None
 
     def parts(self, kind: str) -> dict[str, Path]:
         """Folder of the files of each part, for "images" or "annotations"."""
         top = self.folder / kind
-        return {part: top / sub if (top / sub).is_dir() else top for part, (sub, _) in PARTS.items()}
+        return {part: top / sub if isdir(top / sub) else top for part, (sub, _) in PARTS.items()}
 
     def fingerprint(self) -> str:
         self.present()
@@ -190,11 +192,12 @@ def read_map(path: Path) -> UInt8[np.ndarray, "H W"]:
     try:
         data = content(path)
         with opened(data) as file:
+            kind = file.format
             raw = np.asarray(file)
             # Grey values of two or four bits come scaled up to 255.
             bits = png_depth(data) if file.mode == "L" else None
     except Unreadable as error:
         raise UserError(f"Cannot read map {path} ({error}): replace it.") from error
-    if raw.ndim != 2 or raw.dtype != np.uint8:
+    if raw.ndim != 2 or raw.dtype != np.uint8 or kind == "JPEG":  # which changes values
         raise UserError(f"{path} is no map: it must have one channel of one byte, as the mode L of PNG.")
     return raw // np.uint8(255 // (2 ** (bits or 8) - 1))

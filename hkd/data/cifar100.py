@@ -4,6 +4,7 @@ Class folders are decoded once and remembered beside the data, because every run
 """
 
 import hashlib
+from os.path import isdir, isfile  # False also where the user may not look
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from hkd.data.folder import (
     arrays_of,
     content_digest,
     keep_arrays,
+    read_bytes,
     row_numbers,
     source_of,
 )
@@ -64,18 +66,18 @@ class Cifar100(ClassFolder):
     @property
     def pickles(self) -> Path | None:
         """torchvision's folder, if that is what the images are in."""
-        if all(self.part(split).is_dir() for split in OFFICIAL):
+        if all(isdir(self.part(split)) for split in OFFICIAL):
             return None
         places = [self.folder / BESIDE, self.folder]
         if self.options.folder == Cifar100Config.folder:
             places.append(self.root / BESIDE)
-        return next((place for place in places if place.is_dir() and (place.name == BESIDE or holds(place))), None)
+        return next((place for place in places if isdir(place) and (place.name == BESIDE or holds(place))), None)
 
     def missing(self) -> str | None:
         if self.pickles:
-            gone = [split for split in OFFICIAL if not (self.pickles / split).is_file()]
+            gone = [split for split in OFFICIAL if not isfile(self.pickles / split)]
             return f"{self.pickles} has no file '{gone[0]}': unpack cifar-100-python.tar.gz again." if gone else None
-        if not (self.part("train").is_dir() and self.part("test").is_dir()):
+        if not (isdir(self.part("train")) and isdir(self.part("test"))):
             step = (
                 f"unpack cifar-100-python.tar.gz of {self.source} in {self.root}, or class folders train/, test/ there"
             )
@@ -101,8 +103,7 @@ class Cifar100(ClassFolder):
         path = place / source
         mend = "unpack cifar-100-python.tar.gz again"
         length = OFFICIAL[source] * PIXELS
-        with open(path, "rb") as file:
-            data = file.read(2 * length)  # twice as long as any file may be
+        data = read_bytes(path, 2 * length)  # twice as long as any file may be
         official = f"md5:{hashlib.md5(data, usedforsecurity=False).hexdigest()}" == self.checksum[source]
         if not official and len(data) >= length:
             raise UserError(f"{path} does not have {self.checksum[source]}: {mend}.")
@@ -120,8 +121,9 @@ class Cifar100(ClassFolder):
         """Images of class folders; all classes are decoded once and remembered under the digest of the content."""
         numbers = {name: label for label, name in enumerate(self.class_names)}
         path = self.folder / CACHE / f"{source}-{DECODING}-{self.content()[:32]}.npz"
-        arrays = arrays_of(path, {"images": np.uint8, "labels": np.int64, "rows": np.int64, "corrupt": np.str_})
-        if arrays is None or arrays["images"].shape[1:] != (3, SIDE, SIDE):
+        kinds = {"images": np.uint8, "labels": np.int64, "rows": np.int64, "corrupt": np.str_}
+        arrays = arrays_of(path, kinds, {"labels": len(numbers), "rows": 10**18}, SIDE)
+        if arrays is None:
             part = self.part(source).name
             arrays = decode(self.folder, [name for name in self.image_files() if name.startswith(f"{part}/")], numbers)
             keep_arrays(path, arrays)
@@ -132,7 +134,7 @@ class Cifar100(ClassFolder):
 
 def holds(place: Path) -> bool:
     """Whether a folder has torchvision's files."""
-    return all((place / split).is_file() for split in OFFICIAL)
+    return all(isfile(place / split) for split in OFFICIAL)
 
 
 def contents(entry: Any) -> tuple[UInt8[np.ndarray, "N 3 32 32"], Int[np.ndarray, " N"]]:
@@ -140,7 +142,8 @@ def contents(entry: Any) -> tuple[UInt8[np.ndarray, "N 3 32 32"], Int[np.ndarray
     if type(entry) is not dict or not {"data", "fine_labels"} <= entry.keys():
         raise pickled.Refused("it must hold 'data' and 'fine_labels'")
     images, given = entry["data"], entry["fine_labels"]
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.size != len(images) * PIXELS:
+    shapes = (PIXELS,), (3, SIDE, SIDE)
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] not in shapes:
         raise pickled.Refused(f"its 'data' must be an array of bytes, {PIXELS} of each image")
     labels = given.tolist() if isinstance(given, np.ndarray) else given
     if type(labels) is not list or not all(type(label) is int and 0 <= label < 100 for label in labels):

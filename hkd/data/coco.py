@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
+from os.path import isdir, isfile  # False also where the user may not look
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -21,10 +22,10 @@ from jaxtyping import Bool, Float32
 
 from hkd.data.base import PathList, SplitName, digest
 from hkd.data.dense import DenseFolder, DenseFolderConfig, DenseSplit, Objects, draw_subset, file_sizes, take_first
-from hkd.data.folder import HELD_OUT, source_of
+from hkd.data.folder import HELD_OUT, check_names, read_bytes, scanned, source_of
 from hkd.data.images import MOST_PIXELS
 from hkd.errors import UserError
-from hkd.files import printable, sha256
+from hkd.files import sha256
 from hkd.options import FolderName, Size, Switch, options
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 PARTS = {"train": "train2017", "test": "val2017"}
 FIELDS = ("image_id", "category_id", "bbox", "area", "segmentation")  # that every annotation must have
 FAR = 100_000  # px beyond zero up to which a polygon may go: drawing one takes memory by its length
+MOST_OUTLINE = 1_000_000  # px, of all polygons of an object: drawing them walks along it in fifths of a px
 MOST_AREA = 1e10  # px: COCO's rules count no object beyond it
 CLIPPED, DROPPED, CROWDS, EMPTY = (
     "boxes clipped to their images",
@@ -114,8 +116,8 @@ class Coco(DenseFolder):
     def missing(self) -> str | None:
         for part, name in PARTS.items():
             for path, there in (
-                (self.folder / name, (self.folder / name).is_dir()),
-                (self.annotation_file(part), self.annotation_file(part).is_file()),
+                (self.folder / name, isdir(self.folder / name)),
+                (self.annotation_file(part), isfile(self.annotation_file(part))),
             ):
                 if not there:
                     return f"COCO is not complete: {path} is absent; get it from {self.source} and unpack it there."
@@ -143,8 +145,7 @@ class Coco(DenseFolder):
         places = file_places(self.folder, PARTS[part], [image["file_name"] for image in found.images])
         absent = [image["file_name"] for image, place in zip(found.images, places, strict=True) if place is None]
         if absent:
-            gone = printable(self.folder / PARTS[part] / absent[0])
-            what = f"{gone[:300]} is annotated in {path.name} but not there"
+            what = f"{str(self.folder / PARTS[part] / absent[0])[:300]} is annotated in {path.name} but not there"
             raise UserError(f"{what} ({len(absent)} of {len(found.images)} images are absent): unpack them again.")
         for what, count in found.repairs.items():
             log.warning("%s: %d %s", path, count, what)
@@ -229,7 +230,7 @@ def read_annotations(path: Path) -> Listing:
             an area is none, a mask cannot be decoded.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(read_bytes(path).decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}): unpack it again.") from error
     parts = ("images", "annotations", "categories")
@@ -255,7 +256,7 @@ def read_annotations(path: Path) -> Listing:
     for number, entry in enumerate(content["annotations"], 1):
         if not isinstance(entry, dict):
             raise UserError(f"{path}: annotation number {number} is {entry!r:.80}; it must be an object of JSON.")
-        where = f"{path}: annotation {entry.get('id', f'number {number}')}"
+        where = f"{path}: annotation {entry.get('id', f'number {number}')!s:.80}"
         if gone := [name for name in FIELDS if name not in entry]:
             raise UserError(f"{where} has no '{gone[0]}': complete it.")
         # An id of another type may be unhashable, or equal to a number only for a reader: "17".
@@ -285,7 +286,9 @@ def read_annotations(path: Path) -> Listing:
         # Less than one px is the rounding of the files.
         x, y, w, h = box
         repairs[CLIPPED] += x < -1 or y < -1 or x + w > image["width"] + 1 or y + h > image["height"] + 1
-        entries[entry["image_id"]].append({**entry, "iscrowd": int(entry.get("iscrowd", 0))})
+        # What else is there may be as deep as it likes.
+        kept = {name: entry[name] for name in ("id", *FIELDS) if name != "id" or type(entry.get("id")) is int}
+        entries[entry["image_id"]].append({**kept, "iscrowd": int(entry.get("iscrowd", 0))})
     names = tuple(str(kind["name"]) for kind in kinds.values())
     return Listing(list(images.values()), Annotations(list(entries.values())), names, categories, +repairs)
 
@@ -316,7 +319,12 @@ def file_places(folder: Path, part: str, names: Sequence[str]) -> list[str | Non
         names: as annotations give them.
     """
     flat = all("/" not in name for name in names)
-    held = set(os.listdir(folder / part)) if flat else below(folder / part)
+    if flat:
+        with scanned(folder / part) as entries:
+            held = {entry.name for entry in entries}
+    else:
+        held = below(folder / part)
+    check_names(folder / part, [name for name in names if name in held])
     other = part + "/"
     places: list[str | None] = []
     for name in names:
@@ -370,7 +378,11 @@ def mask_fault(segmentation: Any, height: int, width: int) -> str | None:
             and math.isfinite(sum(ring))  # nan escapes comparisons
             for ring in segmentation
         )
-        return None if near else f"the points of a polygon must be numbers of px, from -{FAR} to {FAR}"
+        if not near:
+            return f"the points of a polygon must be numbers of px, from -{FAR} to {FAR}"
+        most = sum((max(ring) - min(ring)) * len(ring) / 2 for ring in segmentation)  # quick to tell
+        long = most > MOST_OUTLINE and sum(map(perimeter, segmentation)) > MOST_OUTLINE
+        return f"the outline of its polygons is longer than {MOST_OUTLINE} px" if long else None
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
         return "it must be polygons, or run lengths with 'size' and 'counts'"
     size, counts = segmentation["size"], segmentation["counts"]
@@ -379,10 +391,24 @@ def mask_fault(segmentation: Any, height: int, width: int) -> str | None:
     ):
         return "its counts must be whole numbers or a text"
     if size != [height, width] or {*map(type, size)} != {int}:
-        return f"its size is {size}, that of the image {[height, width]} (height, width)"
-    if isinstance(counts, list) and (sum(counts) != height * width or min(counts) < 0):
-        return f"its runs sum to {sum(counts)} px, the image has {height * width}"
+        return f"its size is {size!s:.80}, that of the image {[height, width]} (height, width)"
+    if isinstance(counts, list):
+        return runs_fault(counts, height, width)
     return None
+
+
+def runs_fault(runs: Sequence[int], height: int, width: int) -> str | None:
+    """What is wrong with the lengths of a mask's runs."""
+    if any(not 0 <= run <= height * width for run in runs):
+        return f"a run is less than 0 or more than the image's {height * width} px"
+    total = sum(runs)
+    return None if total == height * width else f"its runs sum to {total} px, the image has {height * width}"
+
+
+def perimeter(ring: Sequence[Any]) -> float:
+    """Length in px of a polygon's outline x, y, x, y, ... along the longer axis of each side."""
+    points = np.array(ring, dtype=np.float64).reshape(-1, 2)
+    return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
 
 
 def decoding_fault(segmentation: Any, height: int, width: int) -> str | None:
@@ -390,10 +416,37 @@ def decoding_fault(segmentation: Any, height: int, width: int) -> str | None:
     fault = mask_fault(segmentation, height, width)
     if fault is None and isinstance(segmentation, dict) and not isinstance(segmentation["counts"], list):
         try:
-            decode_mask(segmentation, height, width)
-        except (ValueError, RuntimeError) as error:
+            return runs_fault(unpacked(segmentation["counts"]), height, width)
+        except ValueError as error:
             return str(error)
     return fault
+
+
+def unpacked(text: str | bytes) -> list[int]:
+    """The run lengths of COCO's compressed text.
+
+    Numbers in digits of five bits, the least first, each a printable character of which bit 5 says that more follow;
+    from the fourth on they are differences to the run before the last.
+
+    Raises:
+        ValueError: a character that is no digit, a number that does not end, or one beyond any image.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for byte in text.encode() if isinstance(text, str) else text:
+        digit = byte - 48
+        if not 0 <= digit < 64 or shift > 30:
+            raise ValueError("its counts are no compressed run lengths")
+        value |= (digit & 31) << shift
+        shift += 5
+        if digit & 32:
+            continue
+        value -= 1 << shift if digit & 16 else 0
+        runs.append(value + runs[-2] if len(runs) > 2 else value)
+        value = shift = 0
+    if shift:
+        raise ValueError("its counts end within a number")
+    return runs
 
 
 def decode_mask(segmentation: Any, height: int, width: int) -> Bool[np.ndarray, "H W"]:
@@ -402,17 +455,19 @@ def decode_mask(segmentation: Any, height: int, width: int) -> Bool[np.ndarray, 
     Raises:
         ValueError: it is none of these, or of another size.
     """
-    # Late: planning imports this file. The package's `init_as_pycocotools` is not called, as it would replace
-    # pycocotools for the whole process.
-    from faster_coco_eval import mask as masks
-
     if fault := mask_fault(segmentation, height, width):
         raise ValueError(fault)
     if isinstance(segmentation, list):
+        # Late: planning imports this file. The package's `init_as_pycocotools` is not called, as it would replace
+        # pycocotools for the whole process.
+        from faster_coco_eval import mask as masks
+
         rings = [[float(value) for value in ring] for ring in segmentation]
         return masks.decode(masks.merge(masks.frPyObjects(rings, height, width))).astype(bool)
-    size, counts = segmentation["size"], segmentation["counts"]
-    if isinstance(counts, list):
-        runs = np.arange(len(counts)) % 2 == 1
-        return np.repeat(runs, counts).reshape(width, height).T
-    return masks.decode({"size": size, "counts": counts}).astype(bool)
+    counts = segmentation["counts"]
+    if not isinstance(counts, list):
+        counts = unpacked(counts)
+        if fault := runs_fault(counts, height, width):
+            raise ValueError(fault)
+    runs = np.arange(len(counts)) % 2 == 1
+    return np.repeat(runs, counts).reshape(width, height).T

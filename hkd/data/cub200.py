@@ -4,8 +4,10 @@ Images stay files, or are decoded once into memory: for small models decoding co
 Shapes: N images of a split, S the side of an image in memory in px.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
+from os.path import isdir, isfile  # False also where the user may not look
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -24,6 +26,7 @@ from hkd.data.folder import (
     file_names,
     folder_names,
     keep_arrays,
+    read_bytes,
     source_of,
 )
 from hkd.data.images import Unreadable
@@ -83,7 +86,7 @@ class Cub200(ClassFolder):
     @property
     def class_folders(self) -> bool:
         """Whether the images are in class folders instead of the archive's own layout."""
-        return all(self.part(split).is_dir() for split in ("train", "test"))
+        return all(isdir(self.part(split)) for split in ("train", "test"))
 
     @property
     def lists(self) -> list[str]:
@@ -96,9 +99,9 @@ class Cub200(ClassFolder):
                 return f"{self.folder} has class folders, which come without boxes: set option 'boxes' to false."
             return None
         step = f"unpack CUB_200_2011.tgz of {self.source} in {self.root}, or put class folders train/, test/ there"
-        if not (self.folder / "images").is_dir():
+        if not isdir(self.folder / "images"):
             return f"CUB-200-2011 is not at {self.folder}: {step}."
-        gone = [name for name in self.lists if not (self.folder / name).is_file()]
+        gone = [name for name in self.lists if not isfile(self.folder / name)]
         return f"{self.folder} has no file '{gone[0]}': {step}." if gone else None
 
     @cached_property
@@ -120,6 +123,8 @@ class Cub200(ClassFolder):
         if (exact is not None and len(classes) != exact) or len(classes) < least:
             found = f"{self.folder / 'classes.txt'} has {len(classes)} classes, {exact or least} are needed"
             raise UserError(f"{found}: complete it or set option 'classes'.")
+        if doubled := [name for name, count in Counter(names).items() if count > 1]:
+            raise UserError(f"{self.folder / 'images.txt'} lists {doubled[0]} twice: unpack the archive again.")
         there = {f"{kind}/{file}" for kind in folder_names(self.folder / "images") for file in self.files(kind)}
         if absent := [name for name in names if name not in there]:
             what = f"{self.folder / 'images' / absent[0]} is listed in images.txt but not there"
@@ -182,8 +187,9 @@ class Cub200(ClassFolder):
         """
         shown = {option: getattr(self.options, option) for option in ("image_size", "crop_pct", "boxes", "classes")}
         path = self.folder / CACHE / f"{part}-{DECODING}-{digest(self.content(), shown)[:32]}.npz"
-        stored = arrays_of(path, {"images": np.uint8, "kept": np.int64, "corrupt": np.str_})
-        if stored is not None and stored["images"].shape[1:] == (3, self.image_size, self.image_size):
+        kinds = {"images": np.uint8, "kept": np.int64, "corrupt": np.str_}
+        stored = arrays_of(path, kinds, {"kept": len(names)}, self.image_size)
+        if stored is not None:
             return stored["images"], stored["kept"], dict(stored["corrupt"].tolist())
         boxes = self.boxes()[self.rows(part)] if self.options.boxes else None
         images, kept, corrupt = decode(
@@ -218,7 +224,7 @@ def read_list(path: Path, form: str) -> list[str]:
     """
     found: dict[int, str] = {}
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_bytes(path).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         place = error.object.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}, line {place}, is not UTF-8: unpack the archive again, or rename the file.") from error
@@ -284,16 +290,16 @@ def decode(
     for place, path in enumerate(paths):
         try:
             image = sources.decode(path)
+            if boxes is not None:
+                height, width = image.shape[1:]
+                left, top, wide, tall = boxes[place].tolist()
+                if left >= width or top >= height or left + wide <= 0 or top + tall <= 0:
+                    what = f"{BOXES} has the box {left:g} {top:g} {wide:g} {tall:g} for {path}"
+                    raise UserError(f"{what}, all of it outside its {width} x {height} px: unpack the archive again.")
+                image = crop(image, *square(boxes[place].tolist(), height, width))
+            images[len(kept)] = evaluation.fit(image, None).numpy()
         except Unreadable as error:
             corrupt[str(path)] = str(error)
             continue
-        if boxes is not None:
-            height, width = image.shape[1:]
-            left, top, wide, tall = boxes[place].tolist()
-            if left >= width or top >= height or left + wide <= 0 or top + tall <= 0:
-                what = f"{BOXES} has the box {left:g} {top:g} {wide:g} {tall:g} for {path}"
-                raise UserError(f"{what}, all of it outside its {width} x {height} px: unpack the archive again.")
-            image = crop(image, *square(boxes[place].tolist(), height, width))
-        images[len(kept)] = evaluation.fit(image, None).numpy()
         kept.append(place)
     return images[: len(kept)], np.array(kept, dtype=np.int64), corrupt

@@ -9,11 +9,13 @@ import json
 import logging
 import os
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
+from os.path import isdir, isfile  # False also where the user may not look
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -22,7 +24,7 @@ from jaxtyping import Int
 from pydantic import Field, Strict
 
 from hkd.data.base import DataSet, OnCorrupt, PathList, Split, SplitName, balanced_subset, digest
-from hkd.data.images import is_image_name
+from hkd.data.images import MOST_BYTES, is_image_name
 from hkd.errors import UserError
 from hkd.files import atomic_write, printable, sha256
 from hkd.options import Count, FolderName, Share, Size, options
@@ -31,6 +33,7 @@ log = logging.getLogger(__name__)
 
 HELD_OUT = 10  # one in so many training rows of each class is for validation
 CACHE = ".hkd-cache"  # folder for what can be computed again
+MOST_KEPT = 1000  # bytes of a remembered digest
 DECODING = 2  # raised where decoding changes: images that were remembered under another number are not used
 
 
@@ -98,13 +101,13 @@ class ClassFolder(DataSet):
 
     def part(self, split: str) -> Path:
         """The folder of the classes of "train" or "test"."""
-        if split == "test" and not (self.folder / "test").is_dir():
+        if split == "test" and not isdir(self.folder / "test"):
             return self.folder / "val"
         return self.folder / split
 
     def missing(self) -> str | None:
         for split in ("train", "test"):
-            if not self.part(split).is_dir():
+            if not isdir(self.part(split)):
                 return f"Data set '{self.name}' is not at {self.part(split)}: {self.obtain}."
         return None
 
@@ -130,10 +133,14 @@ class ClassFolder(DataSet):
         return self.options.expected
 
     def wanted_counts(self) -> dict[str, int]:
-        """Counts to be checked: those asked for, else those of the whole data set unless only a part is taken."""
-        if self.asked is not None:
-            return self.asked
-        return self.expected if self.options.classes is None else {}
+        """Counts to be checked: those asked for, else those of the whole data set unless only a part is taken.
+
+        The classes are those of the whole unless their number is said.
+        """
+        whole = self.expected if self.options.classes is None else {}
+        if self.asked is None:
+            return whole
+        return {name: count for name, count in whole.items() if name == "classes"} | self.asked
 
     def counts(self) -> dict[str, int]:
         """Images of train and test: those asked for, else those of the whole data set, in proportion to its classes."""
@@ -180,7 +187,7 @@ class ClassFolder(DataSet):
             name = self.class_names[empty[0]]
             place = self.part(split) / name
             more = f" ({len(empty)} of {len(counts)} classes have none)" if len(empty) > 1 else ""
-            left = listed(place)[1] if place.is_dir() else {}
+            left = listed(place)[1] if isdir(place) else {}
             held = f"; left out were {told(left)}" if left else ""
             what = f"Class '{name}' has no {split} images that can be read, in {place}{more}{held}"
             raise UserError(f"{what}: put images there, or take the class out.")
@@ -250,7 +257,18 @@ def scanned(folder: Path) -> "Iterator[Iterator[os.DirEntry[str]]]":
         with os.scandir(folder) as found:
             yield found
     except OSError as error:
-        raise UserError(f"Cannot list {printable(folder)} ({error.strerror}): mend the folder.") from error
+        raise UserError(f"Cannot list {folder} ({error.strerror}): mend the folder.") from error
+
+
+def read_bytes(path: Path, most: int = -1) -> bytes:
+    """A file's content, or its first `most` bytes. Raises UserError where it cannot be read."""
+    try:
+        if path.exists() and not isfile(path):  # a pipe would be waited for
+            raise UserError(f"{path} is no file: replace it.")
+        with open(path, "rb") as file:
+            return file.read(most)
+    except OSError as error:
+        raise UserError(f"Cannot read {path} ({error.strerror}): mend or replace it.") from error
 
 
 def check_names(folder: Path, names: list[str]) -> list[str]:
@@ -258,15 +276,15 @@ def check_names(folder: Path, names: list[str]) -> list[str]:
     try:
         "".join(names).encode()
     except UnicodeEncodeError:
-        odd = next(printable(name) for name in names if printable(name) != name)
-        raise UserError(f"{printable(folder)} has a name that is not UTF-8 ('{odd}'): rename it.") from None
+        odd = next(name for name in names if re.search("[\ud800-\udfff]", name))
+        raise UserError(f"{folder} has a name that is not UTF-8 ('{odd}'): rename it.") from None
     return sorted(names)
 
 
 def check_link(entry: "os.DirEntry[str]") -> None:
     """Raise UserError for a link that leads nowhere."""
     if entry.is_symlink() and not os.path.exists(entry.path):
-        raise UserError(f"{printable(entry.path)} is a link that leads nowhere: mend it or take it out.")
+        raise UserError(f"{entry.path} is a link that leads nowhere: mend it or take it out.")
 
 
 def folder_names(folder: Path) -> list[str]:
@@ -323,15 +341,16 @@ def content_digest(folder: Path, names: Iterable[str]) -> str:
     names = list(names)
     try:
         stats = [(name, stat.st_size, stat.st_mtime_ns) for name in names if (stat := os.stat(folder / name))]
-        return remembered(folder, digest(stats), lambda: digest([(name, sha256(folder / name)) for name in names]))
+        # What is longer than any image is none, and would take hours.
+        contents = lambda: [(n, sha256(folder / n) if size <= MOST_BYTES else size) for n, size, _ in stats]  # noqa: E731
+        return remembered(folder, digest(stats), lambda: digest(contents()))
     except OSError as error:
-        raise UserError(f"Cannot read {printable(error.filename)} ({error.strerror}): mend or replace it.") from error
+        raise UserError(f"Cannot read {error.filename} ({error.strerror}): mend or replace it.") from error
 
 
 def listing_digest(folder: Path, parts: Iterable[Path]) -> str:
     """SHA-256 over names and sizes of files; remembered as long as no class folder had a file added or removed."""
     folders = [part / name for part in parts for name in folder_names(part)]
-    times = [(str(path.relative_to(folder)), os.stat(path).st_mtime_ns) for path in folders]
 
     def listed() -> str:
         total = hashlib.sha256()
@@ -340,7 +359,11 @@ def listing_digest(folder: Path, parts: Iterable[Path]) -> str:
                 total.update(f"{path.relative_to(folder)}/{name}\0{os.stat(path / name).st_size}\n".encode())
         return total.hexdigest()
 
-    return remembered(folder, digest(times), listed)
+    try:
+        times = [(str(path.relative_to(folder)), os.stat(path).st_mtime_ns) for path in folders]
+        return remembered(folder, digest(times), listed)
+    except OSError as error:
+        raise UserError(f"Cannot read {error.filename} ({error.strerror}): mend or replace it.") from error
 
 
 def remembered(folder: Path, state: str, compute: Any) -> str:
@@ -350,38 +373,53 @@ def remembered(folder: Path, state: str, compute: Any) -> str:
     if known is not None:
         return known
     content = compute()
-    keep(path, lambda temporary: temporary.write_text(json.dumps({"state": state, "content": content})))
+    keep(
+        path,
+        lambda temporary: temporary.write_text(
+            json.dumps({"state": state, "content": content, "check": digest(state, content)})
+        ),
+    )
     return content
 
 
 def kept_content(path: Path, state: str) -> str | None:
     """What `remembered` kept for this state; None where there is nothing, or something damaged."""
     try:
-        known = json.loads(path.read_text())
-        right = known["state"] == state and re.fullmatch("[0-9a-f]{64}", known["content"])
+        known = json.loads(read_bytes(path, MOST_KEPT))
+        right = known["state"] == state and known["check"] == digest(state, known["content"])
         return known["content"] if right else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
-def arrays_of(path: Path, kinds: Mapping[str, type]) -> dict[str, np.ndarray] | None:
-    """Arrays that were kept, by name; None where they are not there, damaged, or not of these kinds.
+def arrays_of(
+    path: Path, kinds: Mapping[str, type], below: Mapping[str, int], side: int
+) -> dict[str, np.ndarray] | None:
+    """Arrays that were kept, by name; None where they are not there, damaged, or not what is kept.
 
     Args:
         path: in the cache folder.
-        kinds: NumPy's type of each; all are equally long but for `corrupt`, pairs of a path and a reason.
+        kinds: NumPy's type of each. `images` are [n, 3, side, side] and the others [n], but for `corrupt`: pairs of a
+            path and a reason.
+        below: what the values of some must be less than; none is negative.
+        side: of the images in px.
     """
-    if not path.is_file():
+    if not isfile(path):
         return None
     try:
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("what is kept is not packed")
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in kinds}
     except Exception as error:  # damage shows in every way, and all of it can be computed again
         log.warning("%s is damaged (%s): its content is computed again", path, type(error).__name__)
         return None
-    lengths = {len(array) for name, array in arrays.items() if array.ndim and name != "corrupt"}
-    right = all(np.issubdtype(arrays[name].dtype, kind) for name, kind in kinds.items())
-    return arrays if right and len(lengths) == 1 and arrays["corrupt"].shape[1:] == (2,) else None
+    shapes = {name: array.shape[1:] for name, array in arrays.items() if array.ndim}
+    wanted = dict.fromkeys(kinds, ()) | {"images": (3, side, side), "corrupt": (2,)}
+    right = shapes == wanted and len({len(array) for name, array in arrays.items() if name != "corrupt"}) == 1
+    right = right and all(np.issubdtype(arrays[name].dtype, kind) for name, kind in kinds.items())
+    return arrays if right and all(((arrays[n] >= 0) & (arrays[n] < most)).all() for n, most in below.items()) else None
 
 
 def keep_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -30,6 +30,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # as Pillow calls them; it must not try others, of which some run programs
 MOST_PIXELS = 100_000_000  # the largest photograph of ImageNet-1K has 61 million
 MOST_BYTES = 2**30
+MOST_SCANNED = 5_000_000_000  # px over all passes of a progressive JPEG, of which each goes over the whole image
 UNREADABLE = "not a readable image"
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -112,7 +113,10 @@ def read_jpeg(data: bytes) -> UInt8[np.ndarray, "3 H W"]:
     import torch
     from torchvision.io import ImageReadMode, decode_jpeg
 
-    check_size(*jpeg_head(data)[:2])
+    width, height, _ = jpeg_head(data)
+    check_size(width, height)
+    if (scans := data.count(b"\xff\xda")) * width * height > MOST_SCANNED:
+        raise Unreadable(f"{scans:,} passes over {width} x {height} px")
     with warnings.catch_warnings():
         # torchvision announces that decoding moves to a package of its own; here it is the faster one at hand.
         warnings.filterwarnings("ignore", "The image decoding", DeprecationWarning)
@@ -154,6 +158,12 @@ def check_size(width: int, height: int) -> None:
         raise Unreadable(UNREADABLE)
     if width * height > MOST_PIXELS:
         raise Unreadable(f"{width} x {height} px are more than the {MOST_PIXELS:,} that an image may have")
+
+
+def check_resized(width: int, height: int) -> None:
+    """Refuse an image so long and narrow that resizing it would not reasonably fit in memory."""
+    if width * height > MOST_PIXELS:
+        raise Unreadable(f"so long and narrow that it would be resized to {width} x {height} px")
 
 
 def announced(data: bytes) -> tuple[int, int]:
@@ -215,13 +225,17 @@ def png_depth(data: bytes) -> int | None:
 
 
 def check_png(data: bytes) -> None:
-    """Refuse a PNG file one of whose parts does not have its checksum; Pillow does not look at those of pixels."""
+    """Refuse a PNG file that does not begin with its only head, or one of whose parts does not have its checksum:
+    Pillow takes a head anywhere, and does not look at the checksums of pixels.
+    """
     if not data.startswith(PNG):
         return
     place = len(PNG)
     while place + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, place)
         end = place + 8 + length
+        if (kind == b"IHDR" and length == 13) != (place == len(PNG)):
+            raise Unreadable(UNREADABLE)
         # Parts with a small first letter are metadata.
         if kind[0] & 32 == 0 and zlib.crc32(memoryview(data)[place + 4 : end]) != int.from_bytes(
             data[end : end + 4], "big"

@@ -104,21 +104,23 @@ class FileSource:
         for place, position in enumerate(index.tolist()):
             path = self.paths[position]
             try:
-                image = decode(path)
+                shown[place] = self.fit(decode(path), None if draws is None else draws[place : place + 1])
             except images.Unreadable as error:
                 corrupt[str(path)] = str(error)
-            else:
-                shown[place] = self.fit(image, None if draws is None else draws[place : place + 1])
         return shown, corrupt
 
     def fit(self, image: UInt8[Tensor, "3 H W"], draw: Draws | None) -> UInt8[Tensor, "3 S S"]:
-        """RandomResizedCrop where the recipe has it, else the centre crop of the resized image; bicubic."""
+        """RandomResizedCrop where the recipe has it, else the centre crop of the resized image; bicubic.
+
+        Raises `images.Unreadable` where the resized image would be too large.
+        """
         height, width = image.shape[1:]
         mode, size = InterpolationMode.BICUBIC, [self.size, self.size]
         if self.augment is not None and draw is not None and self.augment.recipe.crop == "resized":
             top, left, tall, wide = self.augment.boxes(draw, height, width)[0].tolist()
             return tv.resized_crop(image, top, left, tall, wide, size, interpolation=mode, antialias=True)
         if min(height, width) != self.short:
+            images.check_resized(*(self.short * side // min(height, width) for side in (width, height)))
             image = tv.resize(image, [self.short], interpolation=mode, antialias=True)
         return tv.center_crop(image, size)
 

@@ -130,8 +130,9 @@ def as_timm(
         )
     except UserError:
         raise
-    except Exception as error:  # whatever a class that `Family` was not made for raises
-        raise UserError(unknown_taps(net, who)) from error
+    except Exception as error:  # whatever a class that `Family` was not made for raises, in its words
+        first = next(iter(str(error).strip().splitlines()), "")
+        raise UserError(f"{unknown_taps(net, who)} ({type(error).__name__}: {first})") from error
     if not right:
         raise UserError(unknown_taps(net, who))
     return (

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from hkd import registry
 from hkd.data.batch import Batch
 from hkd.distiller.adopted import Statistics, adopted
+from hkd.distiller.arguments import WHOLE, check_batch, check_model, check_settings, check_taps, checked, shown
 from hkd.distiller.border import GivenStep, given_teacher, is_half, refuse_shared
 from hkd.distiller.named_taps import TapNames
 from hkd.distiller.timm_models import own_size
@@ -93,6 +94,7 @@ class Distiller(nn.Module):
             UserError: anything else that cannot be, in a sentence.
         """
         super().__init__()
+        check_settings(num_classes, image_size, normalize, criterion)
         kind: type[Method] = registry.load(registry.lookup("method", method, METHODS))
         config: Any = configured(kind.Config, f"Method '{method}'", options)
         needs = kind.needs(config)
@@ -107,17 +109,25 @@ class Distiller(nn.Module):
                     f"such as timm.create_model(..., pretrained=True), or an hkd.Teacher after load_state_dict."
                 )
         named = {role: named[role] for role in needs.teachers}
+        for who, model in (("student", student), *named.items()):
+            if not (who == "student" and isinstance(model, str)):
+                check_model(model, who)
+        by_role = teacher_taps if isinstance(teacher, Mapping) else {"teacher": teacher_taps}
+        if by_role is not None and not isinstance(by_role, Mapping):
+            raise UserError("teacher_taps of several teachers are given by role: {role: taps}.")
+        check_taps(taps, "taps")
+        for role in named:
+            check_taps((by_role or {}).get(role), "teacher_taps")
         if isinstance(student, nn.Module) and not isinstance(student, Teacher):
             refuse_shared(student, named)
         side = image_size or next(filter(None, map(own_size, (student, *named.values()))), None)
         stats = statistics_of({"student": student, **named}, normalize)
         tapped = student_of(student, num_classes, side, taps, stats["student"])
-        by_role = teacher_taps if isinstance(teacher, Mapping) else {"teacher": teacher_taps}
         teachers = {
             role: teacher_of(model, role, side, (by_role or {}).get(role), stats[role]) for role, model in named.items()
         }
         check(method, kind, config, needs, tapped, teachers, num_classes)
-        adapters = kind(config, tapped.info, teachers, criterion)
+        adapters = kind(config, tapped.info, teachers, checked(criterion))
         self.method, self.needs, self.labels = method, needs, None
         if kind.prepare is not Method.prepare:
             known = samples_of(method, samples, tapped.info.classes)
@@ -144,11 +154,10 @@ class Distiller(nn.Module):
             index: row of each sample in the training set [B], for methods that know samples again (CRD).
 
         Raises:
-            UserError: the method needs what is not given, the images are not of the size that was told or no numbers
-                with a point, or rows and labels disagree with `samples`.
+            UserError: the method needs what is not given, images or targets cannot be (`check_batch`) or are not of the
+                size that was told, or rows and labels disagree with `samples`.
         """
-        if not x.is_floating_point():
-            raise UserError(f"Images are numbers with a point (float32), got {x.dtype}: x / 255 of bytes is in [0, 1].")
+        check_batch(x, y, index, self.step.student.net, self.step.student.info.classes)
         if self.needs.index and index is None:
             raise UserError(
                 f"Method '{self.method}' knows samples again by their row in the training set: call "
@@ -158,8 +167,7 @@ class Distiller(nn.Module):
             raise UserError(f"Method '{self.method}' needs class labels [B], got targets of shape {[*y.shape]}.")
         if self.needs.index and index is not None:
             self.check_rows(index, y)
-        if y.is_floating_point():
-            y = y.to(self.step.dtype)
+        y = y.to(self.step.dtype if y.is_floating_point() else torch.int64)
         batch = Batch(x=x, y=y, index=torch.arange(len(y), device=y.device) if index is None else index)
         method = self.step.method
         taps_t = {
@@ -297,8 +305,12 @@ def samples_of(method: str, samples: Any, classes: int) -> Samples:
         raise UserError(
             f"Method '{method}' keeps something of every training sample: give samples=labels, all N labels by index."
         )
-    labels = torch.as_tensor(samples)
-    if labels.ndim != 1 or labels.is_floating_point() or not len(labels):
+    try:
+        labels = torch.as_tensor(samples)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise UserError(f"samples must be the N class indices of the training set, got {shown(samples)}.") from error
+    plain = labels.layout == torch.strided and not labels.is_meta and labels.dtype in WHOLE
+    if not plain or labels.ndim != 1 or not len(labels):
         raise UserError(f"samples must be the N class indices of the training set, got shape {[*labels.shape]}.")
     if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise UserError(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hkd.errors import UserError
 from hkd.files import atomic_write, sha256
-from hkd.models.convert.files import check_size, fitted, other_kind, read_weights
+from hkd.models.convert.files import check_size, fitted, not_finite, other_kind, read_weights
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,10 @@ def load_weights(net: nn.Module, path: Path, expected_sha256: str | None = None)
     if any(differences.values()):
         shown = "; ".join(f"{kind}: {_first(names)}" for kind, names in differences.items() if names)
         raise UserError(f"{path} holds weights of another architecture than this {type(net).__name__} ({shown}).")
+    if name := not_finite(state, net):
+        raise UserError(
+            f"{path}: {name} holds NaN or infinities, as after a training that diverged; take other weights."
+        )
     net.load_state_dict(state)
     return found
 
@@ -101,4 +105,4 @@ def _adapted(net: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _first(names: list[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    return ", ".join(name[:120] for name in names[:SHOWN]) + more

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hkd.errors import Diverged, UserError, sentence_of
+from hkd.errors import Diverged, UserError
 from hkd.files import atomic_write
 from hkd.registry import load, lookup
 from hkd.tasks import TASKS
@@ -29,7 +29,7 @@ def main(folder: Path) -> None:
         outcome = error
     except UserError as error:
         # This may be the only rank whose images are bad. The others wait for it; torchrun ends them when it fails.
-        write_outcome(folder, type(error)(sentence_of(error)))
+        write_outcome(folder, error)
         sys.exit(1)
     if os.environ["RANK"] == "0":
         write_outcome(folder, outcome)

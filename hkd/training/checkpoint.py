@@ -18,20 +18,20 @@ from contextlib import suppress
 from dataclasses import asdict
 from io import BufferedReader
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import torch.distributed
 from lightning_fabric import Fabric
 
-from hkd.errors import UserError
-from hkd.files import atomic_write
+from hkd.files import atomic_write, printable
 from hkd.spec import RunSpec
 from hkd.training.cost import Meter
 from hkd.training.distributed import agree
 from hkd.training.journal import Journal
 from hkd.training.rng import rng_state, seed_all, set_rng_state
-from hkd.training.step import Training
+from hkd.training.step import Position, Training
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,10 @@ def spec_digest(spec: RunSpec) -> str:
         document["teachers"][role] = {"model": teacher.model.identity(), "weights": asdict(teacher.weights)}
     text = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+class Unfit(Exception):
+    """A checkpoint did not fit the run that was built, which has taken a part of it."""
 
 
 class Checkpoints:
@@ -93,23 +97,21 @@ class Checkpoints:
     def restore(self, run: Training, journal: Journal) -> bool:
         """Put the run where its checkpoint left it. Returns whether there was one.
 
-        A damaged file, or one of another format, is set aside, with a warning, and the run starts over.
+        A damaged file, or one of another format or run, is set aside, with a warning, and the run starts over.
 
         Raises:
-            UserError: the checkpoint is of another spec, or does not fit what was built.
+            Unfit: it does not fit what was built, was set aside, and the run is no longer at its beginning: build it
+                again.
         """
         content = self._read()
+        run.fabric.barrier()  # so that no process sets aside what another one has not read yet
         if content is None:
             return False
-        if content["spec"] != spec_digest(self.spec):
-            raise UserError(f"{self.path} is a checkpoint of another run; move it away, or train in another folder.")
         try:
             self._give(content, run, journal)
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:  # written by other code
-            why = (str(error).splitlines() or [""])[0]
-            raise UserError(
-                f"{self.path} does not fit this run ({why}); delete it, and the run starts over."
-            ) from error
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:  # by other code
+            self._set_aside(f"it does not fit this run: {printable(error)[:200]}")
+            raise Unfit from error
         return True
 
     def _give(self, content: dict[str, Any], run: Training, journal: Journal) -> None:
@@ -120,9 +122,9 @@ class Checkpoints:
         if run.ema is not None:
             run.ema.module.load_state_dict(content["ema"])
         run.fabric.strategy.precision.load_state_dict(content["scaler"])
-        run.position.__dict__.update(content["position"])
+        run.position.__dict__.update(asdict(Position(**content["position"])))
         journal.restore(content["journal"])
-        self.meter.before = content["spent"]
+        self.meter.before = {name: float(content["spent"][name]) for name in self.meter.before}
         if len(content["rng"]) == run.fabric.world_size:
             set_rng_state(content["rng"][run.fabric.global_rank])
         else:  # another number of processes: new streams, as the shares are new
@@ -133,22 +135,45 @@ class Checkpoints:
         self.path.unlink(missing_ok=True)
 
     def _read(self) -> dict[str, Any] | None:
-        if not self.path.is_file():
+        """The content of the file, if it is there and of this run."""
+        if not os.path.lexists(self.path):
             return None
-        with open(self.path, "rb") as file:
-            why = fault(file)
-            if why is None:
-                return torch.load(file, map_location="cpu", weights_only=True)
-        aside = self.path.with_name(f"{self.path.name}.damaged")
+        content, why = None, "it is no file"
+        if os.path.isfile(self.path):
+            try:
+                with open(self.path, "rb") as file:
+                    content, why = read(file)
+            except OSError as error:
+                why = f"it cannot be read: {error.strerror}"
+        if content is not None and content.get("spec") != spec_digest(self.spec):
+            content, why = None, "it is of another run"
+        if content is None:
+            self._set_aside(why)
+        return content
+
+    def _set_aside(self, why: str) -> None:
+        """Keep the file under another name, which nothing has yet."""
+        names = (f"{self.path.name}.damaged{end}" for end in ("", *(f".{count}" for count in range(2, 1000))))
+        aside = next(path for name in names if not os.path.lexists(path := self.path.with_name(name)))
         with suppress(FileNotFoundError):  # another process of this run was faster
             os.replace(self.path, aside)
         log.warning("%s cannot be used (%s); kept as %s, and the run starts over", self.path, why, aside.name)
-        return None
 
 
 def head(digest: str) -> bytes:
     """The first line of a file whose rest has this SHA-256."""
     return f"{FORMAT}{digest:64}\n".encode()
+
+
+def read(file: BufferedReader) -> tuple[dict[str, Any] | None, str]:
+    """What a checkpoint holds, or None and why that cannot be used."""
+    if why := fault(file):
+        return None, why
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, UnpicklingError) as error:  # of another version of torch; its digest was right
+        return None, f"torch does not read it: {printable(error)[:200]}"
+    return (content, "") if isinstance(content, dict) else (None, "it holds no state")
 
 
 def fault(file: BufferedReader) -> str | None:

@@ -21,7 +21,7 @@ from hkd.errors import Diverged
 from hkd.files import atomic_write
 from hkd.models.weights import save_weights
 from hkd.training.cache import Teachers
-from hkd.training.checkpoint import Checkpoints
+from hkd.training.checkpoint import Checkpoints, Unfit
 from hkd.training.cost import Meter, memory_told, millions
 from hkd.training.distributed import make_fabric
 from hkd.training.job import Job, Outcome
@@ -65,17 +65,13 @@ def train_run(job: Job, build: Callable[[Job, Fabric], Built]) -> Outcome:
     with memory_told(job.device_batch):
         checkpoints = Checkpoints(folder / "checkpoint.pt", job.spec, job.runtime.checkpoint_every_s, meter)
         fabric = make_fabric(job.runtime, recipe.precision)
-        built = build(job, fabric)
-        run = assembled(job, fabric, built)
-        journal = Journal(
-            fabric,
-            epochs=recipe.epochs,
-            steps=run.loader.steps,
-            report=job.report,
-            every_s=job.runtime.report_every_s,
-            norms=recipe.precision != "16-mixed",
-        )
-        if not checkpoints.restore(run, journal):
+        built, run, journal = begun(job, fabric, build)
+        try:
+            restored = checkpoints.restore(run, journal)
+        except Unfit:
+            built, run, journal = begun(job, fabric, build)
+            restored = False
+        if not restored:
             seed_all(job.spec.seed, "train", fabric.global_rank)
         try:
             fit(run, journal, checkpoints)
@@ -98,6 +94,21 @@ def train_run(job: Job, build: Callable[[Job, Fabric], Built]) -> Outcome:
         log.warning("skipped corrupt training images: %s", ", ".join(run.loader.corrupt))
         cost["corrupt_images"] = float(len(run.loader.corrupt))
     return Outcome(metrics=metrics, cost=cost, curves=journal.curves)
+
+
+def begun(job: Job, fabric: Fabric, build: Callable[[Job, Fabric], Built]) -> tuple[Built, Training, Journal]:
+    """What a task builds, ready to be trained, at its beginning."""
+    built = build(job, fabric)
+    run = assembled(job, fabric, built)
+    journal = Journal(
+        fabric,
+        epochs=job.recipe.epochs,
+        steps=run.loader.steps,
+        report=job.report,
+        every_s=job.runtime.report_every_s,
+        norms=job.recipe.precision != "16-mixed",
+    )
+    return built, run, journal
 
 
 def assembled(job: Job, fabric: Fabric, built: Built) -> Training:

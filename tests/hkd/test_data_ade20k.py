@@ -223,3 +223,11 @@ def test_the_real_sample_is_read_whole(tmp_path):
         assert (found[raw == 0] == IGNORE).all()
         seen |= set(np.unique(found).tolist())
     assert max(seen - {IGNORE}) == 102
+
+
+def test_a_map_that_was_packed_with_loss_is_refused(root):
+    path = file_of(root, "annotations", "ADE_train_")
+    Image.fromarray(values(1).astype(np.uint8)).save(path.with_suffix(".jpg"))
+    path.unlink()
+    with pytest.raises(UserError, match=r"\.jpg is no map"):
+        take(root).maps[0]

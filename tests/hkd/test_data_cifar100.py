@@ -252,3 +252,27 @@ def test_a_damaged_memory_of_images_is_made_again(tmp_path, keep):
     (path,) = (tmp_path / "cifar100" / CACHE).glob("train-*.npz")
     path.write_bytes(path.read_bytes()[:keep])
     assert np.array_equal(take(Cifar100({"classes": 3}, tmp_path), "train").images, first.images)
+
+
+@pytest.mark.parametrize("shape", [(200, 32, 32, 3), (3072,), (), (1, 200, 3072)])
+def test_images_of_another_shape_are_refused(tmp_path, shape):
+    with pytest.raises(UserError, match="its 'data' must be an array of bytes, 3072 of each image"):
+        take(Cifar100({}, write_pickles(tmp_path, data=np.zeros(shape, np.uint8))), "train")
+
+
+@pytest.mark.parametrize("change", ["negative label", "other shape", "label of no class", "packed"])
+def test_a_memory_of_what_cannot_be_is_made_again(tmp_path, change):
+    write_folders(tmp_path)
+    whole = take(Cifar100({"classes": 3}, tmp_path), "train")
+    (path,) = (tmp_path / "cifar100" / CACHE).glob("train*.npz")
+    with np.load(path) as file:
+        arrays = dict(file)
+    if change == "other shape":
+        arrays["labels"] = np.array(0)
+    else:
+        arrays["labels"][0] = {"negative label": -1, "label of no class": 3}.get(change, 0)
+    with open(path, "wb") as file:
+        (np.savez_compressed if change == "packed" else np.savez)(file, **arrays)
+    again = take(Cifar100({"classes": 3}, tmp_path), "train")
+    assert np.array_equal(again.images, whole.images)
+    assert np.array_equal(again.labels, whole.labels)

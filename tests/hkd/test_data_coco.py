@@ -223,9 +223,9 @@ def test_files_that_cannot_be_are_refused_with_a_sentence(root):
         ([[1, 1, 5, 5, 9, float("nan")]], "the points of a polygon must be numbers of px"),
         ([[1, 1, 5, 5, 9, 1e9]], "the points of a polygon must be numbers of px, from -100000 to 100000"),
         ([[1, 1, 5, 5, float("-inf"), 9]], "the points of a polygon must be numbers of px"),
-        ({"size": [HEIGHT, WIDTH], "counts": "garbage!!"}, "malformed"),
-        ({"size": [HEIGHT, WIDTH], "counts": "é☃"}, "exceed"),
-        ({"size": [HEIGHT, WIDTH], "counts": ""}, "decoded 0 pixels but expected 240"),
+        ({"size": [HEIGHT, WIDTH], "counts": "garbage!!"}, "no compressed run lengths"),
+        ({"size": [HEIGHT, WIDTH], "counts": "é☃"}, "no compressed run lengths"),
+        ({"size": [HEIGHT, WIDTH], "counts": ""}, "its runs sum to 0 px"),
     ],
 )
 @pytest.mark.parametrize("part", ["train2017", "val2017"])
@@ -381,3 +381,39 @@ def test_numbers_that_no_image_has_are_refused(root, height, id_):
     with pytest.raises(UserError, match=r"an image may have|ids must be different numbers") as caught:
         take(root)
     assert len(str(caught.value)) < 400
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 2), min_size=240, max_size=240))
+def test_compressed_run_lengths_are_read_as_cocos_own_code_reads_them(values):
+    mask = np.array(values, dtype=np.uint8).reshape(HEIGHT, WIDTH) > 0
+    text = coding.encode(np.asfortranarray(mask))["counts"]
+    for counts in (text, text.decode()):
+        assert np.array_equal(decode_mask({"size": [HEIGHT, WIDTH], "counts": counts}, HEIGHT, WIDTH), mask)
+
+
+@pytest.mark.parametrize(
+    "counts", ["0" * 7 + "o", "ooooooooooo0", "f", [10**4299] * 12], ids=lambda counts: str(counts)[:9]
+)
+def test_run_lengths_beyond_any_image_are_refused_without_being_added(root, counts):
+    refused(
+        root, [square(8, 1, [1, 1, 2, 2], segmentation={"size": [HEIGHT, WIDTH], "counts": counts})], "annotation 8"
+    )
+
+
+def test_an_outline_that_would_take_minutes_to_draw_is_refused(root):
+    rings = [[0, 0, 99_999, 0, 99_999, 99_999, 0, 99_999]] * 3
+    refused(
+        root, [square(8, 1, [1, 1, 2, 2], segmentation=rings)], "the outline of its polygons is longer than 1000000 px"
+    )
+
+
+def test_a_name_that_is_not_utf8_and_a_value_as_deep_as_it_likes(root):
+    write(root, "train2017", GOOD, deep=json.loads("[" * 500 + "]" * 500))
+    assert len(take(root)) == 10
+    folder = root / "coco" / "train2017"
+    (folder / "\udcff.png").write_bytes((folder / "001.png").read_bytes())
+    path = root / "coco" / "annotations" / "instances_train2017.json"
+    path.write_text(path.read_text().replace('"001.png"', '"\\udcff.png"'))
+    with pytest.raises(UserError, match="has a name that is not UTF-8"):
+        take(root)

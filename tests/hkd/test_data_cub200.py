@@ -337,3 +337,19 @@ def test_a_box_wholly_outside_its_photo_is_refused(root):
     rewrite(root, "bounding_boxes.txt", lambda lines: ["1 5000 5 10 10", *lines[1:]])
     with pytest.raises(UserError, match=r"box 5000 5 10 10 for .*, all of it outside its"):
         [take(cub(root, boxes=True), part) for part in ("train", "test")]
+
+
+def test_an_image_that_is_listed_twice_is_refused(root):
+    """It could be in train and in test."""
+    rewrite(root, "images.txt", lambda lines: [*lines[:-1], f"{len(lines)} {lines[0].split()[1]}"])
+    with pytest.raises(UserError, match=r"images\.txt lists 001\.Albatross/.*\.jpg twice"):
+        take(cub(root), "train")
+
+
+def test_a_list_that_cannot_be_read_is_told(root, monkeypatch):
+    def refused(*args, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refused)
+    with pytest.raises(UserError, match=r"Cannot read .*classes\.txt \(Permission denied\)"):
+        take(cub(root), "train")

@@ -251,3 +251,71 @@ def test_a_damaged_memory_of_the_content_is_computed_again(tree, damage):
     right = imagenet(tree).fingerprint()
     (tree / "imagenet" / CACHE / "content.json").write_text(damage)
     assert imagenet(tree).fingerprint() == right
+
+
+def test_an_image_that_would_be_resized_beyond_memory_is_unreadable(tmp_path):
+    write_tree(tmp_path / "folder", {"a": 1}, test=1, test_name="test", suffix="png")
+    Image.new("L", (10**6, 1)).save(tmp_path / "folder" / "train" / "a" / "strip.png")
+    split = take(ClassFolder({}, tmp_path), "train")
+    loader = Loader(split, None, num_classes=1, seed=0, train=False, on_corrupt="skip")
+    assert [len(batch.x) for batch in loader.epoch(0)] == [1]
+    assert "resized to 256000000 x 256 px" in next(iter(loader.corrupt.values()))
+    with pytest.raises(UserError, match=r"Cannot read image .*strip\.png"):
+        list(Loader(split, None, num_classes=1, seed=0, train=False).epoch(0))
+
+
+def test_a_name_with_a_line_break_is_told_in_one_line(tree):
+    (tree / "imagenet" / "train" / "n0\n4").mkdir()
+    with pytest.raises(UserError) as told:
+        take(imagenet(tree), "train")
+    assert "Class 'n0\\n4' is only in" in str(told.value)
+
+
+def test_counts_that_say_nothing_of_classes_leave_their_number_to_be_checked(tree):
+    with pytest.raises(UserError, match="has 3 classes, 1000 are needed"):
+        take(ImageNet1k({"expected": {"train": 60}}, tree), "train")
+
+
+def test_what_may_not_be_looked_at_is_told(tree, monkeypatch):
+    """As where a folder may be listed by its owner alone; root may look at everything, so the system is made to lie."""
+    refused = PermissionError(13, "Permission denied", str(tree))
+
+    def stat(*args, **options):
+        raise refused
+
+    monkeypatch.setattr(os, "stat", stat)
+    assert "is not at" in imagenet(tree).missing()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "long"])
+def test_a_memory_of_the_content_that_is_none_is_not_waited_for(tree, kind):
+    data = ClassFolder({"folder": "imagenet"}, tree)
+    found = data.fingerprint()
+    path = tree / "imagenet" / CACHE / "content.json"
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.write_text("[" * 10**6)
+    assert data.fingerprint() == found
+
+
+def test_a_file_longer_than_any_image_is_known_by_its_length(tree):
+    path = tree / "imagenet" / "train" / "n01" / "long.png"
+    found = []
+    for length in (10**12, 10**12 + 1):
+        with open(path, "wb") as file:
+            file.truncate(length)
+        found.append(ClassFolder({"folder": "imagenet"}, tree).fingerprint())
+    assert len(set(found)) == 2
+
+
+def test_a_flipped_bit_in_a_remembered_digest_moves_no_fingerprint(tree):
+    data = ClassFolder({"folder": "imagenet"}, tree)
+    found = data.fingerprint()
+    path = tree / "imagenet" / CACHE / "content.json"
+    known = json.loads(path.read_text())
+    path.write_text(
+        json.dumps(known | {"content": known["content"][:-1] + ("1" if known["content"][-1] == "0" else "0")})
+    )
+    assert data.fingerprint() == found

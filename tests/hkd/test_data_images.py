@@ -173,3 +173,26 @@ def test_no_damage_ends_the_process_or_raises_anything_else(tmp_path, count):
     refused, read_ = map(int, done.stdout.strip("[]\n").split(","))
     assert refused + read_ == count
     assert refused > count // 4
+
+
+def test_a_png_begins_with_its_only_head(tmp_path):
+    whole = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(whole, "PNG")
+    head, rest = whole.getvalue()[8:33], whole.getvalue()[33:]
+    for name, parts in {"late": part(b"tEXt", b"a\0b") + head, "twice": head + head, "whole": head}.items():
+        (tmp_path / f"{name}.png").write_bytes(images.PNG + parts + rest)
+    assert read(tmp_path / "whole.png").shape == (3, 4, 4)
+    for name in ("late", "twice"):
+        with pytest.raises(Unreadable, match="not a readable image"):
+            read(tmp_path / f"{name}.png")
+
+
+def test_a_jpeg_of_passes_without_end_is_refused_before_decoding(tmp_path):
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(file, "JPEG", progressive=True)
+    whole = file.getvalue()
+    size, last = whole.index(b"\xff\xc2") + 5, whole.rindex(b"\xff\xda")
+    large = whole[:size] + struct.pack(">HH", 9000, 9000) + whole[size + 4 : last] + whole[last:-2] * 60 + whole[-2:]
+    (tmp_path / "a.jpg").write_bytes(large)
+    with pytest.raises(Unreadable, match="passes over 9000 x 9000 px"):
+        read(tmp_path / "a.jpg")

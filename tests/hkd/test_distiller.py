@@ -13,6 +13,7 @@ from torch import nn
 
 import hkd
 from hkd.data.batch import Batch
+from hkd.distiller.arguments import check_batch, check_model, check_settings, check_taps
 from hkd.distiller.module import Distiller
 from hkd.errors import Refused, UserError
 from hkd.methods import METHODS
@@ -733,3 +734,81 @@ def test_the_last_stage_of_a_teacher_that_was_built_for_other_images_is_refused(
 
 def load_vit(**options):
     return timm.models.VisionTransformer(**VIT | options)
+
+
+# --- what cannot be given
+
+
+@pytest.mark.parametrize(
+    ("check", "sentence"),  # called alone: the checker of annotations that is on in tests would be first
+    [
+        (lambda: check_model(None, "student"), r"The student must be a torch\.nn\.Module, got None \(NoneType\)"),
+        (lambda: check_model(torch.zeros(3), "teacher"), r"The teacher must be a torch\.nn\.Module, got tensor"),
+        (lambda: check_model(nn.LazyLinear(3), "student"), "The student has weights without values"),
+        (lambda: check_settings(None, 32.0, False, len), "image_size must be a whole number from 1 to 16384, got 32.0"),
+        (lambda: check_settings(True, 32, False, len), "num_classes must be a whole number"),
+        (lambda: check_settings(5, 32, "yes", len), "normalize must be True, False or"),
+        (lambda: check_settings(5, 32, {"student": ([0.5] * 3, [0.0] * 3)}, len), r"normalize of 'student' must be"),
+        (lambda: check_settings(5, 32, True, "ce"), "criterion must be called with"),
+        (lambda: check_taps(["body.0"], "taps"), "taps must be like"),
+        (lambda: check_taps({"stages": ["body.0"]}, "taps"), "taps: stages must be"),
+        (lambda: check_taps({"stages": {"1": "body.0"}}, "taps"), "taps: stages are numbered 1 to 4, got '1'"),
+        (lambda: check_taps({"prefix": [0]}, "taps"), "taps: prefix must be a count of tokens"),
+        (lambda: check_taps({"final": nn.ReLU()}, "teacher_taps"), "teacher_taps: 'final' must be a text"),
+        (lambda: check_batch(None, LABELS, None, Net(), CLASSES), "The images must be a tensor, got None"),
+        (lambda: check_batch(images(), [0], None, Net(), CLASSES), r"The targets must be a tensor, got \[0\]"),
+    ],
+)
+def test_arguments_of_wrong_kinds_are_told_in_a_sentence(check, sentence):
+    with pytest.raises(UserError, match=sentence):
+        check()
+
+
+def test_what_is_no_model_is_told_when_the_distiller_is_built():
+    with pytest.raises(UserError, match="The student has weights without values"):
+        hkd.Distiller(nn.LazyLinear(3), Net(), "kd", image_size=32)
+    with pytest.raises(UserError, match="normalize of 'student' must be"):
+        hkd.Distiller(Net(), Net(), "kd", image_size=32, normalize={"student": ([0.5] * 3, [0.0] * 3)})
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "sentence"),
+    [
+        (images()[0], LABELS, r"Images must be \[B, 3, H, W\]"),
+        (images()[:, :1], LABELS, r"Images must be \[B, 3, H, W\]"),
+        (images()[:0], LABELS[:0], "at least one"),
+        (images().to("meta"), LABELS, "The images are on meta, and the student on cpu"),
+        (images().to_sparse(), LABELS, "sparse"),
+        (images(), LABELS[:3], "Targets of 4 images"),
+        (images(), LABELS.float(), "got torch.float32 of shape"),
+        (images(), LABELS > 1, "got torch.bool"),
+        (images(), F.one_hot(LABELS, CLASSES), "with a point"),
+        (images(), torch.rand(4, CLASSES + 1), r"soft ones \[4, 5\]"),
+        (images(), LABELS + 2, "There is a label 5, and the student's classes are 0 to 4"),
+        (images(), LABELS - 1, "There is a label -1"),
+    ],
+)
+def test_a_batch_that_cannot_be_is_told_in_a_sentence(x, y, sentence):
+    with pytest.raises(UserError, match=sentence):
+        hkd.Distiller(Net(), Net(), "kd", image_size=32)(x, y)
+
+
+def test_class_indices_may_be_whole_numbers_of_any_length():
+    distiller = hkd.Distiller(Net(), Net(), "kd", image_size=32)
+    known = total(distiller(images(), LABELS))
+    for dtype in (torch.int32, torch.int16, torch.uint8):
+        assert torch.equal(total(distiller(images(), LABELS.to(dtype))), known)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "sentence"),
+    [
+        (lambda logits, y: logits, r"criterion must give one number.*got a tensor of shape \[4, 5\]"),
+        (lambda logits, y: None, "criterion must give one number.*got None"),
+        (lambda logits: logits.sum(), r"criterion raised TypeError for logits \[4, 5\] and targets \[4\]"),
+    ],
+)
+def test_a_criterion_that_is_none_is_told_in_its_own_words(criterion, sentence):
+    distiller = hkd.Distiller(Net(), Net(), "kd", image_size=32, criterion=criterion)
+    with pytest.raises(UserError, match=sentence):
+        distiller(images(), LABELS)

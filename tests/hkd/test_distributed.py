@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.utils.data import DataLoader, Dataset
 
 import hkd.tasks.launch as launching
 import hkd.tasks.worker as worker
 from hkd.data.batch import Batch
-from hkd.errors import Diverged, Refused, UserError, sentence_of
+from hkd.data.loading.loader import BatchLoader
+from hkd.errors import Diverged, Refused, UserError
 from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel
 from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
@@ -132,16 +132,17 @@ def test_a_users_mistake_comes_back_as_its_sentence(tmp_path, monkeypatch):
         launch(Job(SPEC, {}, tmp_path, TWO, silent))
 
 
-class Bad(Dataset):
-    def __len__(self):
-        return 1
+class Bad(BatchLoader):
+    """Its only image is refused, in the process that loads it."""
 
-    def __getitem__(self, index):
-        raise Refused(f"The map of image {index} has no such class.")
+    in_memory = False
+
+    def load(self, item):
+        raise Refused(f"The map of image {item.step} has no such class.")
 
 
 def from_a_loader(*ignored):
-    next(iter(DataLoader(Bad(), num_workers=1)))
+    next(Bad(1, 1, seed=0, workers=1).epoch(0))
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
@@ -158,8 +159,11 @@ def test_any_rank_tells_of_a_mistake_that_it_alone_meets_as_one_sentence(tmp_pat
     }
 
 
-def test_a_sentence_that_no_worker_wrapped_stays_as_it_is():
-    assert sentence_of(UserError("Caught in a trap: no such thing.")) == "Caught in a trap: no such thing."
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_mistake_met_by_a_process_that_loads_images_is_raised_as_it_was(workers):
+    with pytest.raises(Refused) as told:
+        next(Bad(1, 1, seed=0, workers=workers).epoch(0))
+    assert str(told.value) == "The map of image 0 has no such class."
 
 
 def test_a_crash_of_the_workers_shows_the_end_of_their_log(tmp_path, monkeypatch):

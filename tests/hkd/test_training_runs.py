@@ -31,7 +31,8 @@ from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
 from hkd.tasks.evaluate import evaluate
 from hkd.tasks.launch import decode, encode
 from hkd.tasks.train import train
-from hkd.training.cost import gpu_seconds
+from hkd.training.checkpoint import Checkpoints
+from hkd.training.cost import Meter, gpu_seconds
 from hkd.training.job import Job, Runtime
 from hkd.training.rng import seed_all
 
@@ -233,12 +234,28 @@ def test_a_process_killed_with_sigkill_resumes_to_the_same_bytes(tmp_path):
 # --- checkpoints that do not fit
 
 
-def test_a_checkpoint_of_another_spec_is_refused(tmp_path):
+def test_a_checkpoint_of_another_spec_is_set_aside_and_the_run_starts_over(tmp_path, caplog):
     often = replace(RUNTIME, checkpoint_every_s=0.0)
     with pytest.raises(KilledError):
-        train(Job(run_spec(), {}, tmp_path, often, kill_at(3)))
-    with pytest.raises(UserError, match=r"checkpoint\.pt is a checkpoint of another run"):
-        train(Job(run_spec(seed=1), {}, tmp_path, often, silent))
+        train(Job(run_spec(), {}, tmp_path / "parts", often, kill_at(3)))
+    train(Job(run_spec(seed=1), {}, tmp_path / "parts", often, silent))
+    assert "it is of another run" in caplog.text
+    train(Job(run_spec(seed=1), {}, tmp_path / "whole", RUNTIME, silent))
+    assert left_in(tmp_path / "parts") == left_in(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link to nothing"])
+def test_what_lies_in_the_place_of_a_checkpoint_is_set_aside(tmp_path, kind):
+    path = tmp_path / "checkpoint.pt"
+    for name in ("checkpoint.pt", "checkpoint.pt.damaged"):  # a name that is taken is left alone
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "inside").touch()
+    if kind != "folder":
+        os.rename(path, tmp_path / "elsewhere")
+        os.mkfifo(path) if kind == "pipe" else path.symlink_to("nowhere")
+    run = Checkpoints(path, run_spec(), 0.0, Meter())
+    assert run._read() is None
+    assert sorted(p.name for p in tmp_path.glob("checkpoint*")) == ["checkpoint.pt.damaged", "checkpoint.pt.damaged.2"]
 
 
 @pytest.mark.parametrize("size", [0, 200_000])
@@ -295,18 +312,22 @@ def test_a_damaged_checkpoint_never_moves_a_digit(tmp_path, caplog, change, why)
     assert left_in(tmp_path / "parts") == left_in(tmp_path / "whole")
 
 
-def test_a_checkpoint_of_other_code_is_one_sentence(tmp_path):
+@pytest.mark.parametrize("part", ["student", "optimizer", "spent", "position"])
+def test_a_checkpoint_of_other_code_leaves_nothing_in_the_run_that_starts_over(tmp_path, caplog, part):
     often = replace(RUNTIME, checkpoint_every_s=0.0)
     with pytest.raises(KilledError):
-        train(Job(run_spec(), {}, tmp_path, often, kill_at(3)))
-    path = tmp_path / "checkpoint.pt"
+        train(Job(run_spec(), {}, tmp_path / "parts", often, kill_at(3)))
+    path = tmp_path / "parts" / "checkpoint.pt"
     content = torch.load(io.BytesIO(of_version_1(path.read_bytes())), weights_only=True)
-    content["student"].popitem()
+    content[part].popitem()
+    content[part]["new"] = 1
     rest = io.BytesIO()
     torch.save(content, rest)
     path.write_bytes(checkpoint_module.head(hashlib.sha256(rest.getvalue()).hexdigest()) + rest.getvalue())
-    with pytest.raises(UserError, match=r"checkpoint\.pt does not fit this run \(.*\); delete it"):
-        train(Job(run_spec(), {}, tmp_path, often, silent))
+    train(Job(run_spec(), {}, tmp_path / "parts", often, silent))
+    assert "it does not fit this run" in caplog.text
+    train(Job(run_spec(), {}, tmp_path / "whole", RUNTIME, silent))
+    assert left_in(tmp_path / "parts") == left_in(tmp_path / "whole")
 
 
 def test_a_checkpoint_is_loaded_without_running_code(tmp_path, monkeypatch):

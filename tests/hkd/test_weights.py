@@ -327,3 +327,26 @@ def test_damaged_bytes_are_a_sentence(tmp_path, seed):
 def test_classes_are_told_by_a_classifiers_rows():
     assert [classes_of(torch.zeros(shape)) for shape in ((7, 3), (7, 3, 1, 1), (10**12, 0), ())] == [7, 7, 0, 0]
     assert classes_of(None) == 0
+
+
+@pytest.mark.parametrize("kind", [b"torch\nFloatStorage", b"torch\nDoubleStorage", b"torch\nUnknownStorage"])
+def test_an_old_file_that_claims_a_huge_storage_is_refused_before_torch_reads_it(tmp_path, monkeypatch, kind):
+    path = tmp_path / "old.pt"
+    torch.save({"a": torch.zeros(4, 4)}, path, _use_new_zipfile_serialization=False)
+    assert read_weights(path)["a"].shape == (4, 4)
+    content = path.read_bytes().replace(b"torch\nFloatStorage", kind)
+    place = content.index(b"K\x10", content.index(b"cpu"))
+    path.write_bytes(content[:place] + b"J\xff\xff\xff\x7f" + content[place + 2 :])
+    monkeypatch.setattr("torch.load", None)
+    with pytest.raises(UserError, match=r"old\.pt has \d+ bytes and claims to hold tensors of \d{10}"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_of_a_training_that_diverged_are_refused(saved, value):
+    net, path = saved
+    state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    state["conv1.weight"][0] = value
+    save_weights(state, path)
+    with pytest.raises(UserError, match=r"conv1\.weight holds NaN or infinities"):
+        load_weights(build(), path)

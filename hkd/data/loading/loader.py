@@ -140,7 +140,11 @@ class BatchLoader(ABC, Generic[B]):
         return self._ordered[epoch]
 
     def _through_workers(self, items: list[Item]) -> Iterator[Loaded[B]]:
-        """Items through worker processes that stay alive between epochs; in this process when there are none."""
+        """Items through worker processes that stay alive between epochs; in this process when there are none.
+
+        Raises:
+            UserError: what `load` raised, as it was: torch would raise it again with a worker's traceback for its text.
+        """
         if self._pipeline is None:
             self._pipeline = DataLoader(
                 _Items(copy(self)),  # a copy, or the cycle of references would delay the end of the workers by 5 s
@@ -152,7 +156,10 @@ class BatchLoader(ABC, Generic[B]):
                 generator=torch.Generator(),  # or every epoch would draw from the global one
             )
         self._sampler.items = items
-        return iter(self._pipeline)
+        for loaded in self._pipeline:
+            if isinstance(loaded, UserError):
+                raise loaded
+            yield loaded
 
 
 class Loader(BatchLoader[Batch]):
@@ -273,13 +280,16 @@ def mix_group(batch_size: int) -> int:
 
 
 class _Items(Dataset):
-    """Batches by item, as a DataLoader asks for them."""
+    """Batches by item, as a DataLoader asks for them; in the place of one a mistake of the user's."""
 
     def __init__(self, loader: BatchLoader):
         self.loader = loader
 
-    def __getitem__(self, item: Item) -> Loaded:
-        return self.loader.load(item)
+    def __getitem__(self, item: Item) -> Loaded | UserError:
+        try:
+            return self.loader.load(item)
+        except UserError as error:
+            return error
 
 
 class _Sampler(Sampler):

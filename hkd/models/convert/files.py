@@ -21,9 +21,11 @@ from torch import Tensor, nn
 
 from hkd.errors import UserError
 from hkd.files import atomic_write, sha256
+from hkd.models.convert.storages import claimed
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 WRAPPERS = ("model", "state_dict")
+ZIP = b"PK\x03\x04"
 PREFIXES = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
 DERIVED = ("relative_position_index", "attn_mask")  # buffers that older checkpoints hold and models rebuild
 COUNTER, BESIDE = "num_batches_tracked", "running_mean"  # of a batch norm: younger than the other
@@ -68,9 +70,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} holds no tensors by name, neither at its top nor under 'model' or 'state_dict'.")
     for name, value in content.items():
         if not isinstance(name, str):
-            raise UserError(f"{path} names a tensor {name!r}, which is no string: names are those of a state dict.")
+            raise UserError(f"{path} names a tensor {name!r:.80}, which is no string: names are those of a state dict.")
         if problem := _problem(value):
-            raise UserError(f"{path}: {name} is {problem}; save plain tensors of numbers.")
+            raise UserError(f"{path}: {name:.80} is {problem}; save plain tensors of numbers.")
     return bare(content)
 
 
@@ -87,7 +89,7 @@ def check_size(path: Path) -> None:
     """
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path} is not a weights file this suite reads; it takes {', '.join(SUFFIXES)}.")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"There is no weights file {path}.")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if (size := path.stat().st_size) > memory:
@@ -107,11 +109,17 @@ def _pickled(path: Path) -> Any:
     """What a PyTorch file holds; only what tensors need of it is carried out."""
     stored = path.stat().st_size
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                claimed = sum(entry.file_size for entry in archive.infolist())
-            if claimed > stored:  # PyTorch stores plainly
-                raise UserError(f"{path} has {stored} bytes and would unpack to {claimed}; PyTorch packs nothing.")
+        with open(path, "rb") as file:
+            zipped = file.read(len(ZIP)) == ZIP  # by which torch tells them apart
+            file.seek(0)
+            if zipped:
+                with zipfile.ZipFile(file) as archive:
+                    wanted = sum(entry.file_size for entry in archive.infolist())
+            else:
+                wanted = claimed(file)
+        if wanted > stored:
+            what = "would unpack to" if zipped else "claims to hold tensors of"
+            raise UserError(f"{path} has {stored} bytes and {what} {wanted}; PyTorch packs nothing.")
         with warnings.catch_warnings(), torch.serialization.safe_globals([(PassedOver, name) for name in PASSED_OVER]):
             warnings.simplefilter("ignore")  # torch warns of an unusual pickle protocol, then reads or refuses the file
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -162,6 +170,13 @@ def fitted(state: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
         if name.endswith(COUNTER) and name not in found and name.replace(COUNTER, BESIDE) in found:
             found[name] = torch.zeros_like(own[name])
     return found
+
+
+def not_finite(state: Mapping[str, Tensor], net: nn.Module) -> str | None:
+    """Name of a parameter of the model whose values in the state are not all finite: its training had diverged."""
+    own = dict(net.named_parameters())
+    found = ((name, value.to(own[name].dtype)) for name, value in state.items() if name in own)
+    return next((name for name, value in found if not torch.isfinite(value).all()), None)
 
 
 def other_kind(given: Tensor, wanted: Tensor) -> bool:

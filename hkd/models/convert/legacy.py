@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hkd.errors import UserError
 from hkd.files import sha256
-from hkd.models.convert.files import check_target, fitted, other_kind, read_weights, write_converted
+from hkd.models.convert.files import check_target, fitted, not_finite, other_kind, read_weights, write_converted
 from hkd.models.tap_model import TapModel
 from hkd.spec import ModelCard
 
@@ -43,7 +43,7 @@ def modernise(state: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise UserError(
-                f"These are weights of another architecture than {type(net).__name__}: {what} {names[0]}{more}."
+                f"These are weights of another architecture than {type(net).__name__}: {what} {names[0]:.120}{more}."
             )
     for name, value in found.items():
         if value.shape != own[name].shape:
@@ -53,6 +53,8 @@ def modernise(state: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
             )
         if other_kind(value, own[name]):
             raise UserError(f"These are no weights of {type(net).__name__}: {name} is of the type {value.dtype}.")
+    if name := not_finite(found, net):
+        raise UserError(f"{name} holds NaN or infinities, as after a training that diverged; take other weights.")
     return {name: found[name] for name in own}
 
 
