@@ -205,6 +205,31 @@ def run(
 
 
 @app.command
+def looks(*, max_seeds: Whole | None = None) -> int:
+    """Print what `hkd run TABLE --until decided` plans: its looks, their boundaries, and its error in simulation.
+
+    Args:
+        max_seeds: the most seeds that any row may take.
+    """
+    from experiments.results.sequential import boundary, design, simulated_error
+
+    found, console = design(max_seeds), out()
+    shown_looks = new_table("seeds", "nominal level", "decided beyond |t|")
+    for seeds, level in zip(found.looks, found.levels, strict=True):
+        shown_looks.add_row(str(seeds), f"{level:.4f}", f"{boundary(level, seeds - 1):.2f}")
+    console.print(shown_looks)
+    console.print(
+        Text("Simulated, 20,000 cells of normal gains each, plain t (more degrees of freedom: lower bounds):")
+    )
+    simulated = new_table("effect, SD", "decided", "mean seeds")
+    for effect in (0.0, 0.5, 1.0, 1.5):
+        share, used = simulated_error(found.looks, effect=effect)
+        simulated.add_row(f"{effect:g}", f"{share:.3f}", f"{used:.1f}")
+    console.print(simulated)
+    return 0
+
+
+@app.command
 def worker(
     *options: Annotated[str, Parameter(allow_leading_hyphen=True)],
     scheduler_file: Annotated[Path, Parameter(env_var="HKD_SCHEDULER_FILE")],
