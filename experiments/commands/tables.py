@@ -133,6 +133,7 @@ def run(
     max_seeds: Whole | None = None,
     margin: float | None = None,
     minutes: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
+    teacher_seeds: Whole | None = None,
 ) -> int:
     """Reproduce a table: execute the runs that are missing, compare, write results/PROFILE/TABLE/, print it.
 
@@ -149,11 +150,14 @@ def run(
         max_seeds: with --until: the most seeds that any row may take; looks are at 5, 8, 12, 18 and 27.
         margin: with --until: points inside which an effect is none that matters; the default is the profile's.
         minutes: with --until: begin no look that would not end in time; the first one is always taken.
+        teacher_seeds: train the teachers so many times and say how much gains differ between them.
     """
     if until or max_seeds is not None or margin is not None:
         from experiments.until import check_asked
 
         check_asked(until, seeds, margin, max_seeds)
+    if teacher_seeds is not None and until:
+        raise UserError("--teacher-seeds repeats a fixed design: give it without --until.")
     if minutes is not None and not until:
         raise UserError("--minutes bounds what deciding a table may take; give --until decided with it.")
     if data is not None:
@@ -182,6 +186,10 @@ def run(
             console.print(Text(f"No further look: {bought.stopped}."))
         return complain(bought.done) if bought.done.report is not None else 0
     chosen = planned(table, profile, seeds)
+    if teacher_seeds is not None:
+        from experiments.teacher_variance import plans
+
+        under = plans(chosen, teacher_seeds)
     records = store.load_all(chosen.runs)
     confirm(chosen, records, yes)
     began = time.monotonic()
@@ -201,7 +209,20 @@ def run(
     took = clock(time.monotonic() - began)
     console.print(Text(f"{tried} of {len(chosen.runs)} runs executed in {took}; records in {store.root}"))
     console.print(Text(f"The table and its figure are in {done.folder}"))
-    return complain(done)
+    failed = {}
+    if teacher_seeds is not None:
+        from experiments.teacher_variance import components, run_others
+
+        watch = lambda plan: Progress(plan, store.load_all(plan.runs), console, "other teachers")  # noqa: E731
+        failed = run_others(under, store, watch, workers=workers, scheduler_file=scheduler_file)
+        spread = components(under, store).round(4)
+        assert done.folder is not None
+        spread.to_csv(done.folder / "teachers.csv", index=False, lineterminator="\n")
+        print_markdown(f"Gains under {teacher_seeds} trainings of the teachers, in points:", console)
+        print_markdown(spread.round(2).to_markdown(index=False), console)
+        for reason in dict.fromkeys(failed.values()):
+            print(f"missing: {reason}", file=sys.stderr)
+    return max(complain(done), int(bool(failed)))
 
 
 @app.command
