@@ -104,13 +104,13 @@ def plan(
         if (seconds := expected_here(each, store)) is not None:
             console.print(Text(f"{each.table}: about {clock(seconds)} here, going by the runs that are done"))
         for reason in dict.fromkeys(cell.refused for cell in each.cells if cell.refused):
-            console.print(Text(f"{each.table}: not at profile '{each.profile}': {reason}"))
+            console.print(Text(f"{each.table}: not in this profile: {reason}"))
     for each in plans if table else []:
         from experiments.planning.refusals import refused_cells  # imports torch, which takes seconds
 
         for reason, pairs in refused_cells(each).items():
             names = "; ".join(f"{row}, {label}" for row, label in pairs)
-            console.print(Text(f"{each.table}: refused: {names}: {reason}"))
+            console.print(Text(f"{each.table}: not applicable: {names}: {reason}"))
     for sentence in dict.fromkeys(run.missing for run in everything.values() if run.missing):
         console.print(Text(f"missing: {sentence}"))
     for sentence in ASSUMPTIONS:
