@@ -99,13 +99,13 @@ def plan(
         tell_stand_ins(standins.in_short(schema.load_profile(plans[0].profile)))
     for each in plans:
         for reason in dict.fromkeys(cell.refused for cell in each.cells if cell.refused):
-            console.print(Text(f"{each.table}: not at profile '{each.profile}': {reason}"))
+            console.print(Text(f"{each.table}: not in this profile: {reason}"))
     for each in plans if table else []:
         from experiments.planning.refusals import refused_cells  # imports torch, which takes seconds
 
         for reason, pairs in refused_cells(each).items():
             names = "; ".join(f"{row}, {label}" for row, label in pairs)
-            console.print(Text(f"{each.table}: refused: {names}: {reason}"))
+            console.print(Text(f"{each.table}: not applicable: {names}: {reason}"))
     for sentence in dict.fromkeys(run.missing for each in plans for run in each.runs.values() if run.missing):
         console.print(Text(f"missing: {sentence}"))
     for sentence in ASSUMPTIONS:
@@ -128,6 +128,7 @@ def run(
     max_seeds: Whole | None = None,
     margin: float | None = None,
     minutes: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
+    teacher_seeds: Whole | None = None,
 ) -> int:
     """Reproduce a table: execute the runs that are missing, compare, write results/PROFILE/TABLE/, print it.
 
@@ -144,11 +145,14 @@ def run(
         max_seeds: with --until: the most seeds that any row may take; looks are at 5, 8, 12, 18 and 27.
         margin: with --until: points inside which an effect is none that matters; the default is the profile's.
         minutes: with --until: begin no look that would not end in time; the first one is always taken.
+        teacher_seeds: train the teachers so many times and say how much gains differ between them.
     """
     if until or max_seeds is not None or margin is not None:
         from experiments.until import check_asked
 
         check_asked(until, seeds, margin, max_seeds)
+    if teacher_seeds is not None and until:
+        raise UserError("--teacher-seeds repeats a fixed design: give it without --until.")
     if minutes is not None and not until:
         raise UserError("--minutes bounds what deciding a table may take; give --until decided with it.")
     if data is not None:
@@ -177,6 +181,10 @@ def run(
             console.print(Text(f"No further look: {bought.stopped}."))
         return complain(bought.done) if bought.done.report is not None else 0
     chosen = planned(table, profile, seeds)
+    if teacher_seeds is not None:
+        from experiments.teacher_variance import plans
+
+        under = plans(chosen, teacher_seeds)
     records = Records(chosen, store, places.references())  # committed ones say how long a run takes
     confirm(chosen, records.own, yes)
     began = time.monotonic()
@@ -196,7 +204,45 @@ def run(
     took = clock(time.monotonic() - began)
     console.print(Text(f"{tried} of {len(chosen.runs)} runs executed in {took}; records in {store.root}"))
     console.print(Text(f"The table and its figure are in {done.folder}"))
-    return complain(done)
+    failed = {}
+    if teacher_seeds is not None:
+        from experiments.teacher_variance import components, run_others
+
+        watch = lambda plan: Progress(plan, store.load_all(plan.runs), console, "other teachers")  # noqa: E731
+        failed = run_others(under, store, watch, workers=workers, scheduler_file=scheduler_file)
+        spread = components(under, store).round(4)
+        assert done.folder is not None
+        spread.to_csv(done.folder / "teachers.csv", index=False, lineterminator="\n")
+        print_markdown(f"Gains under {teacher_seeds} trainings of the teachers, in points:", console)
+        print_markdown(spread.round(2).to_markdown(index=False), console)
+        for reason in dict.fromkeys(failed.values()):
+            print(f"missing: {reason}", file=sys.stderr)
+    return max(complain(done), int(bool(failed)))
+
+
+@app.command
+def looks(*, max_seeds: Whole | None = None) -> int:
+    """Print what `hkd run TABLE --until decided` plans: its looks, their boundaries, and its error in simulation.
+
+    Args:
+        max_seeds: the most seeds that any row may take.
+    """
+    from experiments.results.sequential import boundary, design, simulated_error
+
+    found, console = design(max_seeds), out()
+    shown_looks = new_table("seeds", "nominal level", "decided beyond |t|")
+    for seeds, level in zip(found.looks, found.levels, strict=True):
+        shown_looks.add_row(str(seeds), f"{level:.4f}", f"{boundary(level, seeds - 1):.2f}")
+    console.print(shown_looks)
+    console.print(
+        Text("Simulated, 20,000 cells of normal gains each, plain t (more degrees of freedom: lower bounds):")
+    )
+    simulated = new_table("effect, SD", "decided", "mean seeds")
+    for effect in (0.0, 0.5, 1.0, 1.5):
+        share, used = simulated_error(found.looks, effect=effect)
+        simulated.add_row(f"{effect:g}", f"{share:.3f}", f"{used:.1f}")
+    console.print(simulated)
+    return 0
 
 
 @app.command

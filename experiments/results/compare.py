@@ -206,7 +206,9 @@ def check_settings(cell: Cell, plan: Plan, records: Mapping[str, Record]) -> Non
         if key not in records or records[key].status != "done":
             continue
         held = records[key].spec
-        spec = {name: held[name] for name in ("task", "student", "method", "recipe", "task_options") if name in held}
+        spec: dict[str, Any] = {
+            name: held[name] for name in ("task", "student", "method", "recipe", "task_options") if name in held
+        }
         if (other := differing(first, spec)) is None:
             first = {**spec, **first}
         else:
@@ -219,7 +221,7 @@ def check_settings(cell: Cell, plan: Plan, records: Mapping[str, Record]) -> Non
 
 def differing(one: Mapping[str, Any], two: Mapping[str, Any], at: str = "") -> tuple[str, Any, Any] | None:
     """The first setting that both specs have with other values: (its place, one, the other)."""
-    for name in one.keys() & two.keys():
+    for name in sorted(one.keys() & two.keys()):
         a, b, place = one[name], two[name], f"{at}.{name}".strip(".")
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             if (found := differing(a, b, place)) is not None:

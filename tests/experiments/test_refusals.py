@@ -96,7 +96,7 @@ def test_the_plan_command_shows_refused_pairs_and_why(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cli.main(["plan", "fake_table"])
     output = " ".join(capsys.readouterr().out.split())
-    assert "fake_table: refused: swin_t-resnet18, ScaleKD: The student's s3 map is 1x1" in output
+    assert "fake_table: not applicable: swin_t-resnet18, ScaleKD: The student's s3 map is 1x1" in output
 
 
 def test_the_overview_of_all_tables_asks_no_method():
