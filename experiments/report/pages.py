@@ -366,7 +366,12 @@ class Site:
 
     def claims_on(self, entry: Entry) -> list[Checked]:
         """Claims on a table or figure at its profile."""
-        return [each for each in self.checked[0] if each.profile == entry.profile and subject(each.claim) == entry.name]
+        return [each for each in self.shown_claims(entry.profile) if subject(each.claim) == entry.name]
+
+    def shown_claims(self, profile: str) -> list[Checked]:
+        """All claims at the main profile; at another one those that were tested."""
+        here = [each for each in self.checked[0] if each.profile == profile]
+        return [each for each in here if profile == self.findings.main or each.verdict != "untested"]
 
     def claim_id(self, each: Checked) -> str:
         """The id of a claim on its page."""
@@ -378,11 +383,9 @@ class Site:
 
     def claims(self) -> Page:
         """Every sentence of every paper, with its effect and the rows behind it."""
-        found, problems = self.checked
         parts = []
         for profile, facts in self.profiles.items():
-            here = [each for each in found if each.profile == profile]
-            shown = here if profile == self.findings.main else [each for each in here if each.verdict != "untested"]
+            shown = self.shown_claims(profile)
             papers = [
                 {
                     "title": str(schema.load_published(paper).paper.get("title", paper)),
@@ -393,7 +396,7 @@ class Site:
             if shown:
                 counts = words.in_order(Counter(each.verdict for each in shown))
                 parts.append({"profile": facts, "counts": counts, "papers": papers})
-        return Page("claims.html", "claims.html", {"parts": parts, "problems": problems})
+        return Page("claims.html", "claims.html", {"parts": parts, "problems": self.checked[1]})
 
     def claim(self, each: Checked) -> dict[str, Any]:
         """One sentence."""
