@@ -89,9 +89,7 @@ class Disk:
             return
         kinds = KINDS[event]
         kind = kinds[next(self.turns[event]) % len(kinds)]
-        if kind == errno.EACCES and path.endswith(
-            "lock"
-        ):  # which filelock takes for somebody's just now, and asks again
+        if kind == errno.EACCES and path.endswith("lock"):  # once: filelock asks again
             kind = errno.EROFS
         self.calls[key] += 1
         self.passed.discard(key)
