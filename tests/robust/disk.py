@@ -83,19 +83,19 @@ class Disk:
         """Fail this call, if it is its turn."""
         if self.fault is not None or not path.startswith(self.folder + os.sep):
             return
+        if event == "os.mkdir" and os.path.isdir(path):  # nothing would be made
+            return
         key = event, self.named(path)
         if self.calls[key] >= self.often or (self.calls[key] and key not in self.passed):
             self.passed.add(key)
             return
         kinds = KINDS[event]
         kind = kinds[next(self.turns[event]) % len(kinds)]
-        if kind == errno.EACCES and path.endswith(
-            "lock"
-        ):  # which filelock takes for somebody's just now, and asks again
+        if kind == errno.EACCES and path.endswith("lock"):  # once: filelock asks again
             kind = errno.EROFS
         self.calls[key] += 1
         self.passed.discard(key)
-        if kind == FULL and "w" in (mode or "") and not os.path.lexists(path):
+        if kind == FULL and "w" in (mode or "") and not os.path.lexists(path) and ".probe." not in path:  # has no byte
             self.fault = event, path, "a full disk in the middle of the file"
             self.links.append(path)
             os.symlink(FULL, path)
