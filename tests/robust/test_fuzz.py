@@ -47,7 +47,7 @@ def test_an_input_is_clear_if_it_is_refused_in_a_line_or_accepted_rightly(attemp
 
 
 @pytest.mark.parametrize(
-    ("attempt", "word"), [(lambda: os.kill(os.getpid(), signal.SIGSEGV), "SIGSEGV"), (lambda: time.sleep(60), "hang")]
+    ("attempt", "word"), [(lambda: os.kill(os.getpid(), signal.SIGKILL), "SIGKILL"), (lambda: time.sleep(60), "hang")]
 )
 def test_a_crash_and_a_hang_are_found_and_the_next_input_is_tried(monkeypatch, attempt, word):
     monkeypatch.setattr(fuzz, "patience", lambda: 1.0)
@@ -65,8 +65,9 @@ def test_an_input_follows_from_its_seed_kind_and_number_alone():
 
 
 def test_a_few_inputs_of_every_kind_are_clear():
-    """The same ones in every run, and at least one of each kind, however slow the machine is."""
+    """The same ones in every run: as many of each kind as its share of the time allows, and at least one."""
     kinds = all_kinds()
+    tried("claims", kinds["claims"], 0, 0)  # what the committed files hold is known to the processes that try the rest
     found = [outcome for name in kinds for outcome in outcomes(name, 0, FEW, time.monotonic() + SECONDS / len(kinds))]
     assert {outcome.kind for outcome in found} == set(kinds)
     assert all(outcome.clear for outcome in found), summary(found)

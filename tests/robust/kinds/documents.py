@@ -113,8 +113,7 @@ def copied(folder: Path) -> Path:
 @contextlib.contextmanager
 def used(here: Path) -> Iterator[None]:
     """The YAML files of `here` are those of the suite, and nothing was run."""
-    for cached in (schema.read, schema.document, documents.load_claims):
-        cached.cache_clear()
+    forget()
     store = {name: str(here.parent / name.lower()) for name in ("HKD_RUNS", "HKD_RESULTS", "HKD_WEIGHTS", "HKD_DATA")}
     with (
         patch.object(schema, "HERE", here),
@@ -122,7 +121,16 @@ def used(here: Path) -> Iterator[None]:
         patch.dict(os.environ, store),
         patch.object(places, "references", lambda: here / "none"),
     ):
-        yield
+        try:
+            yield
+        finally:
+            forget()
+
+
+def forget() -> None:
+    """What was read before is not known any more."""
+    for cached in (schema.read, schema.document, documents.load_claims):
+        cached.cache_clear()
 
 
 def put(rng: random.Random, path: Path, original: bytes) -> str:
