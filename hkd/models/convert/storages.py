@@ -43,7 +43,7 @@ def claimed(file: BinaryIO) -> int:
 def storages(file: BinaryIO) -> Any:
     """What a pickle names as its storages, one after the other: tuples of texts and numbers, and None for the rest."""
     stack: list[Any] = []
-    memo: dict[int, Any] = {}
+    memo: dict[Any, Any] = {}
     for opcode, argument, _ in pickletools.genops(file):
         name = opcode.name
         if name in PLAIN:
