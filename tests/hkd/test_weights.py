@@ -346,7 +346,7 @@ def test_an_old_file_that_claims_a_huge_storage_is_refused_before_torch_reads_it
 def test_weights_of_a_training_that_diverged_are_refused(saved, value):
     net, path = saved
     state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    state["conv1.weight"][0] = value
+    state["conv1.0.weight"][0] = value
     save_weights(state, path)
-    with pytest.raises(UserError, match=r"conv1\.weight holds NaN or infinities"):
+    with pytest.raises(UserError, match=r"conv1\.0\.weight holds NaN or infinities"):
         load_weights(build(), path)

@@ -5,7 +5,8 @@ a pickle makes otherwise is not looked at.
 """
 
 import pickletools
-from typing import Any, BinaryIO
+from io import BufferedReader
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ LARGEST = 16  # bytes of a number: what is assumed of a type that is not known
 MARK = object()
 
 
-def claimed(file: BinaryIO) -> int:
+def claimed(file: BufferedReader) -> int:
     """Bytes of all storages that a file names, read from its beginning.
 
     Raises:
@@ -40,10 +41,10 @@ def claimed(file: BinaryIO) -> int:
     return sum(sizes.values())
 
 
-def storages(file: BinaryIO) -> Any:
+def storages(file: BufferedReader) -> Any:
     """What a pickle names as its storages, one after the other: tuples of texts and numbers, and None for the rest."""
     stack: list[Any] = []
-    memo: dict[int, Any] = {}
+    memo: dict[Any, Any] = {}
     for opcode, argument, _ in pickletools.genops(file):
         name = opcode.name
         if name in PLAIN:
