@@ -99,9 +99,9 @@ def reproduce(
             looks = looks.model_copy(update={"taken": looks.taken - 1}) if looks.taken > 1 else None
         done = compared(plan, store, looks)
         if looks is None:
-            from experiments.results.sequential import stored
+            from experiments.results.sequential import FILE, stored
 
-            done = replace(done, comparison=replace(done.comparison, bought=stored(folder)))
+            done = replace(done, comparison=replace(done.comparison, bought=stored(folder / FILE)))
         from experiments.drawings.base import drawing
         from experiments.results.render import write_table
 

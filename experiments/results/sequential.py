@@ -61,14 +61,14 @@ def design(max_seeds: int | None = None) -> Design:
     return Design(looks=looks)
 
 
-def stored(folder: Path) -> Design | None:
-    """The looks that were taken at the table of a folder, if there were any.
+def stored(*paths: Path) -> Design | None:
+    """The looks that were taken at a table, from the first of these files that is there; None without one.
 
     Raises:
         UserError: the file is not what was written.
     """
-    path = folder / FILE
-    if not path.is_file():
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
         return None
     try:
         found = Design.model_validate_json(path.read_bytes())

@@ -60,11 +60,11 @@ def test_a_limit_cuts_the_list_of_looks():
 
 
 def test_what_was_stored_is_read_again_and_anything_else_refused(tmp_path):
-    assert stored(tmp_path) is None
+    assert stored(tmp_path / sequential.FILE) is None
     kept = Design(looks=(5, 8), taken=1, margins={"top1": 1.0})
     path = tmp_path / sequential.FILE
     path.write_text(json.dumps(kept.model_dump()))
-    assert stored(tmp_path) == kept
+    assert stored(tmp_path / "none", path) == kept
     for text in (
         "[]",
         '{"looks": [8, 5], "taken": 1}',
@@ -74,7 +74,7 @@ def test_what_was_stored_is_read_again_and_anything_else_refused(tmp_path):
     ):
         path.write_text(text)
         with pytest.raises(UserError, match="which looks were taken"):
-            stored(tmp_path)
+            stored(path)
 
 
 def test_the_integration_is_fine_enough(monkeypatch):

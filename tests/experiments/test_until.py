@@ -8,9 +8,10 @@ import pytest
 
 from experiments import until
 from experiments.execution.schedule import ExecutionReport
+from experiments.records import committed
 from experiments.records.store import Store
 from experiments.reproduce import compared
-from experiments.results import caption, sequential
+from experiments.results import caption, regression, sequential
 from experiments.results.sequential import Design
 from experiments.until import buy, check_asked, forecast, narrowed
 from hkd.errors import UserError
@@ -189,3 +190,28 @@ def test_the_design_stays_what_it_was_at_the_first_look(results):
 def test_an_own_margin_holds_for_every_metric(results):
     plan, found = until.asked("scalekd_table9", "laptop", 2.5, 5)
     assert (plan.margins, found.looks) == ({"top1": 2.5}, (5,))
+
+
+def test_looks_are_committed_with_the_seeds_that_were_bought(whole, design, world, tmp_path, monkeypatch):
+    """And a clone without results shows the table as its looks left it."""
+    store, _ = world
+    monkeypatch.setenv("HKD_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setattr("experiments.places.references", lambda: tmp_path / "reference")
+    monkeypatch.setattr(until, "planned", lambda table, profile, seeds, **rest: cut(whole, seeds))
+    found = bought(whole, design, world)
+    folder = tmp_path / "results" / whole.profile / whole.table
+    folder.mkdir(parents=True)
+    (folder / sequential.FILE).write_text(found.looks.model_dump_json())
+    plan = until.commit(whole.table, whole.profile, store)
+    path = committed.path_of(tmp_path / "reference", whole.profile, whole.table)
+    regression.save_reference(plan, committed.Records(plan, store, None), path)
+    assert {cell.row: len(cell.runs) for cell in plan.cells} == found.done.comparison.judgement.seeds
+    (folder / sequential.FILE).unlink()
+    seen = until.shown(plan, Store(tmp_path / "empty"))
+    assert [r.verdict for r in seen.comparison.cells] == [r.verdict for r in found.done.comparison.cells]
+    assert {r.source.partition(" ")[0] for r in seen.comparison.cells} == {"committed"}
+
+
+def cut(plan, seeds):
+    """A plan of fewer seeds."""
+    return replace(narrowed(plan, {cell.row: seeds for cell in plan.cells}))
