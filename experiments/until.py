@@ -19,12 +19,12 @@ from experiments.planning.plan import Plan
 from experiments.records.committed import Records
 from experiments.records.store import Store
 from experiments.reproduce import Reproduction, compared, expected_here, reproduce
+from experiments.results import sequential
 from experiments.results.compare import compare
 from experiments.results.judging import Judgement, going_on
-from experiments.results.sequential import FILE, LOOKS, Design, boundary, design, nominal_levels, stored
+from experiments.results.sequential import LOOKS, Design, boundary, design, nominal_levels, stored
 from experiments.results.verdicts import inside
 from hkd.errors import UserError
-from hkd.files import atomic_write
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,12 +154,12 @@ def shown(chosen: Plan, store: Store) -> Reproduction | None:
 
 def looks_of(plan: Plan) -> Design | None:
     """The looks that were taken at a table: here, or else where its records were committed."""
-    return stored(places.tables(plan.profile) / plan.table / FILE, committed_looks(plan))
+    return stored(sequential.path_of(places.tables(plan.profile), plan.table), committed_looks(plan))
 
 
 def committed_looks(plan: Plan) -> Path:
     """Where the looks at a table are committed, beside its records."""
-    return places.references() / plan.profile / f"{plan.table}.{FILE}"
+    return sequential.path_of(places.references() / plan.profile, plan.table)
 
 
 def commit(table: str, profile: str | None, store: Store) -> Plan | None:
@@ -169,10 +169,7 @@ def commit(table: str, profile: str | None, store: Store) -> Plan | None:
     if looks is None:
         return None
     whole = replace(planned(table, profile, looks.looks[-1]), margins=looks.margins)
-    path = committed_looks(one)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary:
-        temporary.write_text(looks.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    sequential.store(looks, committed_looks(one))
     return narrowed(whole, judged(whole, looks, store).seeds)
 
 

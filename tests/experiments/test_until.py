@@ -174,10 +174,8 @@ def test_a_table_without_gains_is_refused(results):
 
 
 def test_the_design_stays_what_it_was_at_the_first_look(results):
-    folder = results / "laptop" / "scalekd_table9"
-    folder.mkdir(parents=True)
     kept = Design(looks=(5, 8), taken=1, margins={"top1": 1.0})
-    (folder / sequential.FILE).write_text(kept.model_dump_json())
+    sequential.store(kept, sequential.path_of(results / "laptop", "scalekd_table9"))
     plan, found = until.asked("scalekd_table9", "laptop", None, None)
     assert found == kept
     assert len(plan.seeds) == 8
@@ -199,14 +197,13 @@ def test_looks_are_committed_with_the_seeds_that_were_bought(whole, design, worl
     monkeypatch.setattr("experiments.places.references", lambda: tmp_path / "reference")
     monkeypatch.setattr(until, "planned", lambda table, profile, seeds, **rest: cut(whole, seeds))
     found = bought(whole, design, world)
-    folder = tmp_path / "results" / whole.profile / whole.table
-    folder.mkdir(parents=True)
-    (folder / sequential.FILE).write_text(found.looks.model_dump_json())
+    here = sequential.path_of(tmp_path / "results" / whole.profile, whole.table)
+    sequential.store(found.looks, here)
     plan = until.commit(whole.table, whole.profile, store)
     path = committed.path_of(tmp_path / "reference", whole.profile, whole.table)
     regression.save_reference(plan, committed.Records(plan, store, None), path)
     assert {cell.row: len(cell.runs) for cell in plan.cells} == found.done.comparison.judgement.seeds
-    (folder / sequential.FILE).unlink()
+    here.unlink()
     seen = until.shown(plan, Store(tmp_path / "empty"))
     assert [r.verdict for r in seen.comparison.cells] == [r.verdict for r in found.done.comparison.cells]
     assert {r.source.partition(" ")[0] for r in seen.comparison.cells} == {"committed"}
