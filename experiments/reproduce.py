@@ -98,11 +98,13 @@ def reproduce(
         folder = places.tables(plan.profile) / plan.table
         if looks is not None and report.failed:
             looks = looks.model_copy(update={"taken": looks.taken - 1}) if looks.taken > 1 else None
-        done = compared(plan, store, looks)
-        if looks is None:
-            from experiments.results.sequential import stored
+        from experiments.results import sequential
 
-            done = replace(done, comparison=replace(done.comparison, bought=stored(folder)))
+        done, path = compared(plan, store, looks), sequential.path_of(folder.parent, plan.table)
+        if looks is None:
+            done = replace(done, comparison=replace(done.comparison, bought=sequential.stored(path)))
+        else:
+            sequential.store(looks, path)
         from experiments.drawings.base import drawing
         from experiments.results.render import write_table
 

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from experiments import places
@@ -18,6 +19,7 @@ from experiments.planning.plan import Plan
 from experiments.records.committed import Records
 from experiments.records.store import Store
 from experiments.reproduce import Reproduction, compared, expected_here, reproduce
+from experiments.results import sequential
 from experiments.results.compare import compare
 from experiments.results.judging import Judgement, going_on
 from experiments.results.sequential import LOOKS, Design, boundary, design, nominal_levels, stored
@@ -66,8 +68,7 @@ def asked(table: str, profile: str | None, margin: float | None, max_seeds: int 
     one = planned(table, profile, 1)
     if not any(cell.baseline is not None and cell.runs for cell in one.cells):
         raise UserError(f"Table '{table}' has no gains at profile '{one.profile}', so there is nothing to decide.")
-    folder = places.tables(one.profile) / one.table
-    kept = stored(folder)
+    kept = looks_of(one)
     margins = dict.fromkeys(one.metrics, margin) if margin is not None else one.margins
     if kept is None:
         found = wanted.model_copy(update={"margins": {m: v for m, v in margins.items() if m in one.metrics}})
@@ -137,14 +138,39 @@ def as_bought(whole: Plan, looks: Design, store: Store) -> Reproduction:
     return compared(narrowed(whole, judged(whole, looks, store).seeds), store, looks)
 
 
-def shown(table: str, profile: str | None, store: Store) -> Reproduction | None:
-    """A table as its looks left it, or None if none were taken."""
-    one = planned(table, profile, 1)
-    looks = stored(places.tables(one.profile) / one.table)
+def shown(chosen: Plan, store: Store) -> Reproduction | None:
+    """A table as its looks left it, or None if none were taken.
+
+    Args:
+        chosen: the table as a fixed design.
+        store: where records are.
+    """
+    looks = looks_of(chosen)
     if looks is None:
         return None
-    whole = replace(planned(table, profile, looks.seeds, shown_from=store), margins=looks.margins)
+    whole = replace(planned(chosen.table, chosen.profile, looks.seeds, shown_from=store), margins=looks.margins)
     return as_bought(whole, looks, store)
+
+
+def looks_of(plan: Plan) -> Design | None:
+    """The looks that were taken at a table: here, or else where its records were committed."""
+    return stored(sequential.path_of(places.tables(plan.profile), plan.table), committed_looks(plan))
+
+
+def committed_looks(plan: Plan) -> Path:
+    """Where the looks at a table are committed, beside its records."""
+    return sequential.path_of(places.references() / plan.profile, plan.table)
+
+
+def commit(table: str, profile: str | None, store: Store) -> Plan | None:
+    """The plan whose records are to be committed for a table with looks, after writing these; None without looks."""
+    one = planned(table, profile, 1)
+    looks = looks_of(one)
+    if looks is None:
+        return None
+    whole = replace(planned(table, profile, looks.looks[-1]), margins=looks.margins)
+    sequential.store(looks, committed_looks(one))
+    return narrowed(whole, judged(whole, looks, store).seeds)
 
 
 def judged(whole: Plan, looks: Design, store: Store) -> Judgement:

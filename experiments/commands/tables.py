@@ -275,10 +275,9 @@ def show(table: str, *, profile: str | None = None, seeds: Whole | None = None) 
     from experiments.until import shown
 
     store = Store(places.runs())
-    if seeds is None and (bought := shown(table, profile, store)) is not None:
-        show_table(bought, out())
-        return 0
-    show_table(compared(planned(table, profile, seeds, shown_from=store), store), out())
+    chosen = planned(table, profile, seeds, shown_from=store)
+    bought = shown(chosen, store) if seeds is None else None
+    show_table(bought or compared(chosen, store), out())
     return 0
 
 
@@ -316,6 +315,8 @@ def check(*table: str, profile: str | None = None, seeds: Whole | None = None) -
 def update(*table: str, profile: str | None = None, seeds: Whole | None = None) -> int:
     """Write the records of finished tables that are on this machine to results/reference/, to be committed.
 
+    Of a table whose seeds were bought all of them and its looks are written, unless --seeds says how many.
+
     Args:
         table: names of tables.
         profile: scale; the default is in params.yaml.
@@ -327,8 +328,10 @@ def update(*table: str, profile: str | None = None, seeds: Whole | None = None) 
     if not table:
         raise UserError("Name the tables whose records are to be committed: `hkd reference update TABLE`.")
     store, console = Store(places.runs()), out()
+    from experiments.until import commit
+
     for name in table:
-        each = planned(name, profile, seeds)
+        each = (commit(name, profile, store) if seeds is None else None) or planned(name, profile, seeds)
         path = path_of(places.references(), each.profile, each.table)
         records = Records(each, store, None)
         regression.save_reference(each, records, path)

@@ -20,7 +20,6 @@ import pandas as pd
 from experiments.planning.plan import Cell, Plan
 from experiments.planning.replications import not_reached
 from experiments.records.store import Record
-from experiments.results import sequential
 from experiments.results.caption import caption, heading, listed, metric_name, pooled_texts, with_interval
 from experiments.results.compare import CellResult, Comparison, replications
 from experiments.results.statements import GAINS, performance_profile, probability_of_improvement
@@ -108,9 +107,6 @@ def fill(plan: Plan, records: Mapping[str, Record], comparison: Comparison, fold
     (folder / "table.md").write_text(markdown(plan, records, comparison), encoding="utf-8")
     write_json(metrics(plan, comparison), folder / "metrics.json")
     write_json(run_facts(plan, records), folder / "runs.json")
-    looks = comparison.looks or comparison.bought
-    if looks is not None:
-        write_json(looks.model_dump(), folder / sequential.FILE)
     for name, shown in compared_metrics(plan).items():
         draw(plan, comparison, folder / name, shown)
     if is_ranked(plan):

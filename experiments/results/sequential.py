@@ -18,9 +18,9 @@ from scipy import optimize, stats
 from experiments.documents import Document
 from experiments.results.stats import LEVEL
 from hkd.errors import UserError
+from hkd.files import atomic_write
 
 LOOKS = (5, 8, 12, 18, 27)  # seeds at which a table is looked at
-FILE = "looks.json"  # beside the table
 ERROR = 1 - LEVEL  # over all looks
 GRID = 96  # points of the integration between the boundaries of a look
 
@@ -61,14 +61,33 @@ def design(max_seeds: int | None = None) -> Design:
     return Design(looks=looks)
 
 
-def stored(folder: Path) -> Design | None:
-    """The looks that were taken at the table of a folder, if there were any.
+def path_of(folder: Path, table: str) -> Path:
+    """Where the looks at a table stand: beside its folder, which DVC empties, or beside its committed records."""
+    return folder / f"{table}.looks.json"
+
+
+def store(looks: Design, path: Path) -> None:
+    """Write which looks were taken, atomically.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temporary:
+            temporary.write_text(looks.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"Cannot write {path} ({error.strerror}); make it writable, or free some space.") from None
+
+
+def stored(*paths: Path) -> Design | None:
+    """The looks that were taken at a table, from the first of these files that is there; None without one.
 
     Raises:
         UserError: the file is not what was written.
     """
-    path = folder / FILE
-    if not path.is_file():
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
         return None
     try:
         found = Design.model_validate_json(path.read_bytes())

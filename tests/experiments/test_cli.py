@@ -342,14 +342,14 @@ def test_a_clone_is_run_by_its_own_code(tmp_path):
 )
 @pytest.mark.parametrize("command", ["run", "plan"])
 def test_a_decision_that_cannot_be_bought_is_refused_in_one_sentence(capsys, command, options, message):
-    assert hkd(command, "scalekd_table9", "--until", "decided", *options) == 1
+    assert hkd(command, "scalekd_table9", "--until", "decided", *options) == 2
     said = capsys.readouterr().err.strip()
     assert message in said
     assert len(said.splitlines()) == 1
 
 
 def test_a_table_without_gains_has_nothing_to_decide(capsys):
-    assert hkd("run", "hybrid_fig1", "--until", "decided") == 1
+    assert hkd("run", "hybrid_fig1", "--until", "decided") == 2
     assert "has no gains" in capsys.readouterr().err
 
 

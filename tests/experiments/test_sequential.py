@@ -1,6 +1,5 @@
 """Looks: their boundaries against published ones and simulation, what a stored design may be, and bad input."""
 
-import json
 import math
 
 import numpy as np
@@ -60,11 +59,11 @@ def test_a_limit_cuts_the_list_of_looks():
 
 
 def test_what_was_stored_is_read_again_and_anything_else_refused(tmp_path):
-    assert stored(tmp_path) is None
+    assert stored(sequential.path_of(tmp_path, "a_table")) is None
     kept = Design(looks=(5, 8), taken=1, margins={"top1": 1.0})
-    path = tmp_path / sequential.FILE
-    path.write_text(json.dumps(kept.model_dump()))
-    assert stored(tmp_path) == kept
+    path = sequential.path_of(tmp_path, "a_table")
+    sequential.store(kept, path)
+    assert stored(tmp_path / "none", path) == kept
     for text in (
         "[]",
         '{"looks": [8, 5], "taken": 1}',
@@ -74,7 +73,7 @@ def test_what_was_stored_is_read_again_and_anything_else_refused(tmp_path):
     ):
         path.write_text(text)
         with pytest.raises(UserError, match="which looks were taken"):
-            stored(tmp_path)
+            stored(path)
 
 
 def test_the_integration_is_fine_enough(monkeypatch):

@@ -8,9 +8,10 @@ import pytest
 
 from experiments import until
 from experiments.execution.schedule import ExecutionReport
+from experiments.records import committed
 from experiments.records.store import Store
 from experiments.reproduce import compared
-from experiments.results import caption, sequential
+from experiments.results import caption, regression, sequential
 from experiments.results.sequential import Design
 from experiments.until import buy, check_asked, forecast, narrowed
 from hkd.errors import UserError
@@ -173,10 +174,8 @@ def test_a_table_without_gains_is_refused(results):
 
 
 def test_the_design_stays_what_it_was_at_the_first_look(results):
-    folder = results / "laptop" / "scalekd_table9"
-    folder.mkdir(parents=True)
     kept = Design(looks=(5, 8), taken=1, margins={"top1": 1.0})
-    (folder / sequential.FILE).write_text(kept.model_dump_json())
+    sequential.store(kept, sequential.path_of(results / "laptop", "scalekd_table9"))
     plan, found = until.asked("scalekd_table9", "laptop", None, None)
     assert found == kept
     assert len(plan.seeds) == 8
@@ -189,3 +188,27 @@ def test_the_design_stays_what_it_was_at_the_first_look(results):
 def test_an_own_margin_holds_for_every_metric(results):
     plan, found = until.asked("scalekd_table9", "laptop", 2.5, 5)
     assert (plan.margins, found.looks) == ({"top1": 2.5}, (5,))
+
+
+def test_looks_are_committed_with_the_seeds_that_were_bought(whole, design, world, tmp_path, monkeypatch):
+    """And a clone without results shows the table as its looks left it."""
+    store, _ = world
+    monkeypatch.setenv("HKD_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setattr("experiments.places.references", lambda: tmp_path / "reference")
+    monkeypatch.setattr(until, "planned", lambda table, profile, seeds, **rest: cut(whole, seeds))
+    found = bought(whole, design, world)
+    here = sequential.path_of(tmp_path / "results" / whole.profile, whole.table)
+    sequential.store(found.looks, here)
+    plan = until.commit(whole.table, whole.profile, store)
+    path = committed.path_of(tmp_path / "reference", whole.profile, whole.table)
+    regression.save_reference(plan, committed.Records(plan, store, None), path)
+    assert {cell.row: len(cell.runs) for cell in plan.cells} == found.done.comparison.judgement.seeds
+    here.unlink()
+    seen = until.shown(plan, Store(tmp_path / "empty"))
+    assert [r.verdict for r in seen.comparison.cells] == [r.verdict for r in found.done.comparison.cells]
+    assert {r.source.partition(" ")[0] for r in seen.comparison.cells} == {"committed"}
+
+
+def cut(plan, seeds):
+    """A plan of fewer seeds."""
+    return replace(narrowed(plan, {cell.row: seeds for cell in plan.cells}))
