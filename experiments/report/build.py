@@ -9,8 +9,7 @@ from pathlib import Path
 from experiments.records.store import Store
 from experiments.report import words
 from experiments.report.gather import Entry, Findings, compared, gather
-from experiments.report.pages import FOLDER, Page, Site
-from experiments.report.sets import compared_sets
+from experiments.report.pages import FOLDER, Site
 from experiments.results.compare import Comparison
 from experiments.results.render import write_csv
 from hkd.errors import UserError
@@ -68,7 +67,7 @@ def written(folder: Path, findings: Findings, against: Path | None, live: int | 
         files.append(put(folder, name, words.css() + text if name.endswith("css") else text))
     for page in site.pages():
         files.append(put(folder, page.file, site.text(page)))
-    comparison = Page("compare.html", "compare.html", compared_sets(findings, against))
+    comparison = site.comparison(against)
     files.append(put(folder, comparison.file, site.text(comparison)))
     files += [write_cells(folder, entry) for entry in findings.entries if entry.comparison]
     files += site.pictures
@@ -120,12 +119,11 @@ def keep_live(
     *,
     tell: Callable[[list[str]], None],
     rounds: int | None = None,
-    against: Path | None = None,
 ) -> Findings:
     """Rewrite the pages of tables whose runs begin, go on or end, again and again.
 
     Args:
-        folder, store, against: as for `build`.
+        folder, store: as for `build`.
         report: as it was built with `live=every`.
         every: seconds between two looks.
         tell: told the names of tables that were written again, after each look that found some.

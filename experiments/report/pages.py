@@ -25,6 +25,7 @@ from experiments.report import svg, words
 from experiments.report.checks import checked_claims
 from experiments.report.gather import Entry, Findings
 from experiments.report.pictures import pictures
+from experiments.report.sets import compared_sets
 from experiments.report.svg import number
 from experiments.results.caption import LOSSES, caption, heading, listed, metric_name
 from experiments.results.claims.check import Checked
@@ -530,7 +531,12 @@ class Site:
                 found.append(
                     {"name": entry.name, "page": entry.page, "title": entry.title, "claims": claims, "pictures": shown}
                 )
-        return Page("figures.html", "figures.html", {"figures": found})
+        return Page("figures.html", "figures.html", {"figures": found, "profile": self.profiles[self.findings.main]})
+
+    def comparison(self, against: Path | None) -> Page:
+        """Two sets of results; against: as for `compared_sets`."""
+        facts = compared_sets(self.findings, against)
+        return Page("compare.html", "compare.html", {**facts, "profile": self.profiles[self.findings.main]})
 
     def about(self) -> Page:
         """The glossary and the statistics."""

@@ -291,6 +291,7 @@ def test_tables_have_captions_scopes_and_pictures_labels(report):
         assert all(each.attributes["role"] == "img" and each.attributes["aria-label"] for each in found.all("svg"))
         assert all(each.attributes["alt"] for each in found.all("img"))
         assert len(found.all("h1")) == 1
+        assert "Nothing here was run at a paper’s scale." in found.text, path
         assert found.all("a")[0].attributes["href"] == "#main"
 
 
