@@ -1,0 +1,162 @@
+"""Trials of settings: a table's cells on validation rows with seeds from 1000 on, with any value of the profile changed.
+
+    python -m experiments.trials hcd_cifar100_core --row swin_t-resnet18 --column supervised \
+        --set recipes.numbers_cnn.epochs=30 --set data.cifar100.options.noise=0.1 --seeds 2
+
+prints one line of a Markdown table for each cell: what was set, top-1 on validation rows by seed, training top-1 of the
+last epoch, process CPU seconds of a run. With `-` for a table, such arguments are read from standard input, one trial a
+line. Runs go to the store ($HKD_RUNS), so that a trial that was made already is only printed. docs/laptop-settings.md
+holds every trial.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from experiments import places
+from experiments.execution.schedule import run_plan
+from experiments.planning import schema
+from experiments.planning.plan import SELECTION_SEED, Plan, plan_with
+from experiments.planning.schema import Profile, Table
+from experiments.records.store import Record, Store
+from experiments.reproduce import runtime_for
+from hkd.errors import UserError
+from hkd.registry import lookup
+
+
+def changed(profile: Profile, settings: Mapping[str, Any]) -> Profile:
+    """A profile with other values at dotted places: {"recipes.numbers_cnn.epochs": 30}.
+
+    Raises:
+        UserError: a place that no profile has, or a value that it cannot have.
+    """
+    content = profile.model_dump(exclude_unset=True)
+    for place, value in settings.items():
+        *way, last = place.split(".")
+        inner = content
+        for part in way:
+            inner = inner.setdefault(part, {}) if isinstance(inner, dict) else None
+        if not isinstance(inner, dict):
+            raise UserError(f"'{place}' cannot be set: something on its way holds no further values.")
+        inner[last] = value
+
+    def refused(loc: tuple[str | int, ...], message: str) -> UserError:
+        return UserError(f"Profile '{profile.name}' as changed: {'.'.join(map(str, loc))}: {message}")
+
+    return schema.validated(Profile, content, refused)
+
+
+def part(table: Table, rows: Sequence[str], columns: Sequence[str]) -> Table:
+    """A table with some of its rows and columns only; none named: all. A column is `method` or `method/variant`.
+
+    Raises:
+        UserError: a name that the table does not have.
+    """
+    names = {f"{column.method}/{column.variant}".rstrip("/"): column for column in table.columns}
+    by_row = {row.row: row for row in table.rows}
+    return table.model_copy(
+        update={
+            "rows": tuple(lookup("row", name, by_row) for name in rows or by_row),
+            "columns": tuple(lookup("column", name, names) for name in columns or names),
+        }
+    )
+
+
+def trial(plan: Plan, store: Store, *, only_teachers: bool = False) -> dict[str, list[Record]]:
+    """The records of each cell, or of each teacher, in the order of seeds; what is missing is executed in this process.
+
+    Args:
+        plan: made with `select`.
+        store: of the runs.
+        only_teachers: leave the students out.
+
+    Raises:
+        UserError: a run failed.
+    """
+    if only_teachers:
+        wanted = {name: [key] for name, key in plan.teachers.items()}
+        needed = set(plan.teachers.values())
+        needed |= {key for name in plan.teachers.values() for key in plan.runs[name].needs}
+        plan = replaced(plan, needed)
+    else:
+        wanted = {f"{cell.row}, {cell.label}": list(cell.runs) for cell in plan.cells}
+    report = run_plan(plan, store, workers=0, runtime=runtime_for(plan.profile))
+    for key, reason in report.failed.items():
+        raise UserError(f"{plan.runs[key].label} failed: {reason}")
+    records = store.load_all(plan.runs)
+    return {name: [records[key] for key in keys] for name, keys in wanted.items()}
+
+
+def replaced(plan: Plan, keys: set[str]) -> Plan:
+    """A plan with these of its runs."""
+    from dataclasses import replace
+
+    return replace(plan, runs={key: run for key, run in plan.runs.items() if key in keys})
+
+
+def line(what: str, settings: str, records: Sequence[Record], store: Store) -> str:
+    """A row of a Markdown table."""
+    last = [json.loads(text) for text in (last_line(store, record) for record in records) if text]
+    train = " ".join(f"{epoch['train_top1']:.1f}" for epoch in last if "train_top1" in epoch)
+    values = [record.metrics.get("top1") for record in records]
+    top1 = " ".join(record.status if value is None else f"{value:.1f}" for value, record in zip(values, records))
+    seconds = sum(record.cost.get("cpu_s", 0.0) for record in records) / max(len(records), 1)
+    return f"| {what} | {settings} | {top1} | {train} | {seconds:.0f} |"
+
+
+def last_line(store: Store, record: Record) -> str:
+    """The curves of a run's last epoch as JSON, or nothing."""
+    path = store.folder(record.key) / "curves.jsonl"
+    return path.read_text(encoding="utf-8").splitlines()[-1] if path.is_file() else ""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of the arguments above."""
+    made = argparse.ArgumentParser(prog="python -m experiments.trials", description=__doc__.partition("\n")[0])
+    made.add_argument("table", help="name of a table; - reads trials from standard input, one a line")
+    made.add_argument("--profile", default="laptop")
+    made.add_argument("--row", action="append", default=[], help="a row of the table; again for more (default: all)")
+    made.add_argument("--column", action="append", default=[], help="method or method/variant; likewise")
+    made.add_argument("--set", action="append", default=[], metavar="PLACE=VALUE", help="a value of the profile")
+    made.add_argument("--seeds", type=int, default=1, help="seeds, from 1000 on")
+    made.add_argument("--teachers", action="store_true", help="the teachers of these cells instead of the cells")
+    return made
+
+
+def made(arguments: argparse.Namespace) -> list[str]:
+    """Carry out the trial of parsed arguments; its lines."""
+    if arguments.seeds < 1:
+        raise UserError(f"--seeds must be at least 1, got {arguments.seeds}.")
+    pairs = [text.partition("=") for text in arguments.set]
+    settings = {place: YAML(typ="safe").load(value) for place, _, value in pairs}
+    profile = changed(schema.load_profile(arguments.profile), settings)
+    table = part(schema.load_table(arguments.table), arguments.row, arguments.column)
+    seeds = tuple(range(SELECTION_SEED, SELECTION_SEED + arguments.seeds))
+    store = Store(places.runs())
+    records = trial(plan_with(table, profile, seeds, select=True), store, only_teachers=arguments.teachers)
+    return [line(what, ", ".join(arguments.set), found, store) for what, found in records.items()]
+
+
+def main() -> int:
+    """Entry point. A mistake in one of several trials is said, and the others are made."""
+    given = parser().parse_args()
+    several = given.table == "-"
+    lines = (shlex.split(text, comments=True) for text in sys.stdin) if several else iter([sys.argv[1:]])
+    code = 0
+    for arguments in lines:
+        try:
+            for text in made(parser().parse_args(arguments)) if arguments else ():
+                print(text, flush=True)
+        except UserError as error:
+            print(error, file=sys.stderr, flush=True)
+            code = 2
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
