@@ -1,4 +1,4 @@
-"""Trials of settings: a table's cells on validation rows with seeds from 1000 on, with any value of the profile changed.
+r"""Trials of settings: cells of a table on validation rows, seeds from 1000 on, with any value of the profile changed.
 
     python -m experiments.trials hcd_cifar100_core --row swin_t-resnet18 --column supervised \
         --set recipes.numbers_cnn.epochs=30 --set data.cifar100.options.noise=0.1 --seeds 2
@@ -104,7 +104,9 @@ def line(what: str, settings: str, records: Sequence[Record], store: Store) -> s
     last = [json.loads(text) for text in (last_line(store, record) for record in records) if text]
     train = " ".join(f"{epoch['train_top1']:.1f}" for epoch in last if "train_top1" in epoch)
     values = [record.metrics.get("top1") for record in records]
-    top1 = " ".join(record.status if value is None else f"{value:.1f}" for value, record in zip(values, records))
+    top1 = " ".join(
+        record.status if value is None else f"{value:.1f}" for value, record in zip(values, records, strict=True)
+    )
     seconds = sum(record.cost.get("cpu_s", 0.0) for record in records) / max(len(records), 1)
     return f"| {what} | {settings} | {top1} | {train} | {seconds:.0f} |"
 
