@@ -14,9 +14,11 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from experiments import places
 from experiments.execution.schedule import run_plan
@@ -67,36 +69,28 @@ def part(table: Table, rows: Sequence[str], columns: Sequence[str]) -> Table:
     )
 
 
-def trial(plan: Plan, store: Store, *, only_teachers: bool = False) -> dict[str, list[Record]]:
-    """The records of each cell, or of each teacher, in the order of seeds; what is missing is executed in this process.
+def only_teachers(plan: Plan) -> Plan:
+    """The runs that train and measure a plan's teachers, without the students'."""
+    needed = set(plan.teachers.values())
+    needed |= {key for name in plan.teachers.values() for key in plan.runs[name].needs}
+    return replace(plan, runs={key: run for key, run in plan.runs.items() if key in needed})
 
-    Args:
-        plan: made with `select`.
-        store: of the runs.
-        only_teachers: leave the students out.
+
+def trial(plan: Plan, store: Store) -> dict[str, list[Record]]:
+    """The records of each cell in the order of seeds, or of each teacher where the plan has no more than those.
+
+    What is missing is executed in this process.
 
     Raises:
         UserError: a run failed.
     """
-    if only_teachers:
-        wanted = {name: [key] for name, key in plan.teachers.items()}
-        needed = set(plan.teachers.values())
-        needed |= {key for name in plan.teachers.values() for key in plan.runs[name].needs}
-        plan = replaced(plan, needed)
-    else:
-        wanted = {f"{cell.row}, {cell.label}": list(cell.runs) for cell in plan.cells}
     report = run_plan(plan, store, workers=0, runtime=runtime_for(plan.profile))
     for key, reason in report.failed.items():
         raise UserError(f"{plan.runs[key].label} failed: {reason}")
     records = store.load_all(plan.runs)
+    wanted = {f"{cell.row}, {cell.label}": cell.runs for cell in plan.cells if set(cell.runs) <= set(records)}
+    wanted = wanted or {name: (key,) for name, key in plan.teachers.items()}
     return {name: [records[key] for key in keys] for name, keys in wanted.items()}
-
-
-def replaced(plan: Plan, keys: set[str]) -> Plan:
-    """A plan with these of its runs."""
-    from dataclasses import replace
-
-    return replace(plan, runs={key: run for key, run in plan.runs.items() if key in keys})
 
 
 def line(what: str, settings: str, records: Sequence[Record], store: Store) -> str:
@@ -130,17 +124,42 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def made(arguments: argparse.Namespace) -> list[str]:
+def settings_of(texts: Sequence[str]) -> dict[str, Any]:
+    """Places and values of `PLACE=VALUE`, a value as YAML writes it.
+
+    Raises:
+        UserError: a text that is not one.
+    """
+    settings = {}
+    for text in texts:
+        place, found, value = text.partition("=")
+        try:
+            settings[place] = YAML(typ="safe").load(value)
+        except YAMLError:
+            found = ""
+        if not found:
+            raise UserError(f"'{text}' is no PLACE=VALUE, such as recipes.numbers_cnn.epochs=30.")
+    return settings
+
+
+def seeds_of(count: int) -> tuple[int, ...]:
+    """Seeds from 1000 on.
+
+    Raises:
+        UserError: none.
+    """
+    if count < 1:
+        raise UserError(f"--seeds must be at least 1, got {count}.")
+    return tuple(range(SELECTION_SEED, SELECTION_SEED + count))
+
+
+def lines_of(arguments: argparse.Namespace) -> list[str]:
     """Carry out the trial of parsed arguments; its lines."""
-    if arguments.seeds < 1:
-        raise UserError(f"--seeds must be at least 1, got {arguments.seeds}.")
-    pairs = [text.partition("=") for text in arguments.set]
-    settings = {place: YAML(typ="safe").load(value) for place, _, value in pairs}
-    profile = changed(schema.load_profile(arguments.profile), settings)
+    profile = changed(schema.load_profile(arguments.profile), settings_of(arguments.set))
     table = part(schema.load_table(arguments.table), arguments.row, arguments.column)
-    seeds = tuple(range(SELECTION_SEED, SELECTION_SEED + arguments.seeds))
+    plan = plan_with(table, profile, seeds_of(arguments.seeds), select=True)
     store = Store(places.runs())
-    records = trial(plan_with(table, profile, seeds, select=True), store, only_teachers=arguments.teachers)
+    records = trial(only_teachers(plan) if arguments.teachers else plan, store)
     return [line(what, ", ".join(arguments.set), found, store) for what, found in records.items()]
 
 
@@ -152,7 +171,7 @@ def main() -> int:
     code = 0
     for arguments in lines:
         try:
-            for text in made(parser().parse_args(arguments)) if arguments else ():
+            for text in lines_of(parser().parse_args(arguments)) if arguments else ():
                 print(text, flush=True)
         except UserError as error:
             print(error, file=sys.stderr, flush=True)
