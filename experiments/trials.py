@@ -5,16 +5,18 @@ r"""Trials of settings: cells of a table on validation rows, seeds from 1000 on,
 
 prints one line of a Markdown table for each cell: what was set, top-1 on validation rows by seed, training top-1 of the
 last epoch, process CPU seconds of a run. With `-` for a table, such arguments are read from standard input, one trial a
-line. Runs go to the store ($HKD_RUNS), so that a trial that was made already is only printed. docs/laptop-settings.md
-holds every trial.
+line. With `--lengths numbers_cnn=10,20,40` a recipe's epochs are chosen by the rule of docs/laptop-settings.md, which
+holds every trial. Runs go to the store ($HKD_RUNS), so that a trial that was made already is only printed.
 """
 
 import argparse
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache, partial
+from statistics import fmean
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -29,6 +31,8 @@ from experiments.records.store import Record, Store
 from experiments.reproduce import runtime_for
 from hkd.errors import UserError
 from hkd.registry import lookup
+
+LONGER, NEAR = 3, 1.5  # the rule for lengths: at most NEAR points behind a schedule LONGER times as long
 
 
 def changed(profile: Profile, settings: Mapping[str, Any]) -> Profile:
@@ -88,9 +92,21 @@ def trial(plan: Plan, store: Store) -> dict[str, list[Record]]:
     for key, reason in report.failed.items():
         raise UserError(f"{plan.runs[key].label} failed: {reason}")
     records = store.load_all(plan.runs)
-    wanted = {f"{cell.row}, {cell.label}": cell.runs for cell in plan.cells if set(cell.runs) <= set(records)}
+    wanted = {
+        f"{cell.row}, {cell.label}": cell.runs for cell in plan.cells if cell.runs and set(cell.runs) <= set(records)
+    }
     wanted = wanted or {name: (key,) for name, key in plan.teachers.items()}
     return {name: [records[key] for key in keys] for name, keys in wanted.items()}
+
+
+def shortest(top1: Callable[[int], float], lengths: Sequence[int]) -> int | None:
+    """The first of some lengths that is at most `NEAR` points behind one `LONGER` times as long; None: none is.
+
+    Args:
+        top1: accuracy in percent of a length in epochs.
+        lengths: in epochs.
+    """
+    return next((length for length in sorted(lengths) if top1(LONGER * length) - top1(length) <= NEAR), None)
 
 
 def line(what: str, settings: str, records: Sequence[Record], store: Store) -> str:
@@ -120,6 +136,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--column", action="append", default=[], help="method or method/variant; likewise")
     made.add_argument("--set", action="append", default=[], metavar="PLACE=VALUE", help="a value of the profile")
     made.add_argument("--seeds", type=int, default=1, help="seeds, from 1000 on")
+    made.add_argument("--lengths", metavar="RECIPE=EPOCHS,...", help="epochs among which the rule chooses")
     made.add_argument("--teachers", action="store_true", help="the teachers of these cells instead of the cells")
     return made
 
@@ -153,14 +170,47 @@ def seeds_of(count: int) -> tuple[int, ...]:
     return tuple(range(SELECTION_SEED, SELECTION_SEED + count))
 
 
-def lines_of(arguments: argparse.Namespace) -> list[str]:
-    """Carry out the trial of parsed arguments; its lines."""
-    profile = changed(schema.load_profile(arguments.profile), settings_of(arguments.set))
-    table = part(schema.load_table(arguments.table), arguments.row, arguments.column)
-    plan = plan_with(table, profile, seeds_of(arguments.seeds), select=True)
+def lengths_of(text: str) -> tuple[str, list[int]]:
+    """Recipe and epochs of `RECIPE=EPOCHS,...`.
+
+    Raises:
+        UserError: a text that is not one.
+    """
+    recipe, _, numbers = text.partition("=")
+    lengths = [int(number) for number in numbers.split(",") if number.isascii() and number.isdigit()]
+    if not recipe or not lengths or len(lengths) != len(numbers.split(",")):
+        raise UserError(f"'{text}' is no RECIPE=EPOCHS,..., such as numbers_cnn=10,20,40.")
+    return recipe, lengths
+
+
+def carry_out(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
+    """The trials of parsed arguments; their lines are said as they become known."""
     store = Store(places.runs())
-    records = trial(only_teachers(plan) if arguments.teachers else plan, store)
-    return [line(what, ", ".join(arguments.set), found, store) for what, found in records.items()]
+
+    def tried(*more: str) -> list[Record]:
+        """The records of one setting, whose lines are said."""
+        texts = [*arguments.set, *more]
+        profile = changed(schema.load_profile(arguments.profile), settings_of(texts))
+        table = part(schema.load_table(arguments.table), arguments.row, arguments.column)
+        plan = plan_with(table, profile, seeds_of(arguments.seeds), select=True)
+        found = trial(only_teachers(plan) if arguments.teachers else plan, store)
+        for what, records in found.items():
+            say(line(what, ", ".join(texts), records, store))
+        return [record for records in found.values() for record in records]
+
+    if arguments.lengths is None:
+        tried()
+        return
+    recipe, lengths = lengths_of(arguments.lengths)
+
+    @cache
+    def top1(epochs: int) -> float:
+        return fmean(record.metrics["top1"] for record in tried(f"recipes.{recipe}.epochs={epochs}"))
+
+    chosen = shortest(top1, lengths)
+    say(
+        f"{recipe}: " + (f"none of {arguments.lengths}" if chosen is None else f"{chosen} epochs, {top1(chosen):.1f} %")
+    )
 
 
 def main() -> int:
@@ -171,8 +221,8 @@ def main() -> int:
     code = 0
     for arguments in lines:
         try:
-            for text in lines_of(parser().parse_args(arguments)) if arguments else ():
-                print(text, flush=True)
+            if arguments:
+                carry_out(parser().parse_args(arguments), partial(print, flush=True))
         except UserError as error:
             print(error, file=sys.stderr, flush=True)
             code = 2

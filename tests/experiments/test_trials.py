@@ -63,6 +63,41 @@ def test_a_mistake_is_told_in_one_sentence(words, sentence):
     assert "\n" not in str(told.value)
 
 
+def test_the_rule_takes_the_shortest_schedule_near_one_three_times_as_long():
+    """10 epochs are 5 points behind 30, 20 are 1.6 behind 60, 30 are 1.5 behind 90."""
+    top1, asked = {10: 60.0, 30: 65.0, 20: 65.0, 60: 66.6, 90: 66.5, 40: 66.0}, []
+
+    def of(epochs):
+        asked.append(epochs)
+        return top1[epochs]
+
+    assert trials.shortest(of, (40, 10, 20, 30)) == 30
+    assert set(asked) == {10, 20, 30, 60, 90}  # the longest are not trained once the rule has chosen
+    assert trials.shortest(of, (10, 20)) is None
+
+
+def test_lengths_are_tried_on_the_recipe_that_is_named_and_the_choice_is_said(monkeypatch):
+    plans, said = [], []
+
+    def trained(plan, store):
+        plans.append(plan)
+        run = next(iter(plan.runs.values()))
+        value = {10: 50.0, 30: 70.0, 90: 71.0}[run.spec.recipe.epochs]
+        return {"cell": [Record(key="none", label="", status="done", spec={}, metrics={"top1": value})]}
+
+    monkeypatch.setattr(trials, "trial", trained)
+    trials.carry_out(trials.parser().parse_args([*ARGUMENTS, "--lengths", "numbers_cnn=10,30"]), said.append)
+    assert said[-1] == "numbers_cnn: 30 epochs, 70.0 %"
+    assert [plan.runs.keys() for plan in plans].count(plans[0].runs.keys()) == 1  # 30 epochs serve twice
+    assert len(plans) == len(said) - 1 == 3
+
+
+@pytest.mark.parametrize("text", ["numbers_cnn", "=10", "numbers_cnn=", "numbers_cnn=10,", "numbers_cnn=ten"])
+def test_lengths_that_are_none_are_refused(text):
+    with pytest.raises(UserError, match="is no RECIPE=EPOCHS"):
+        trials.lengths_of(text)
+
+
 def test_a_line_holds_validation_and_training_accuracy_by_seed_and_mean_seconds(tmp_path):
     store, records = Store(tmp_path), []
     for key, top1, train, seconds in (("a" * 16, 61.2, 90.04, 10.0), ("b" * 16, 63.0, 91.0, 14.0)):
