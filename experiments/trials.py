@@ -11,6 +11,7 @@ holds every trial. Runs go to the store ($HKD_RUNS), so that a trial that was ma
 
 import argparse
 import json
+import math
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -205,12 +206,12 @@ def carry_out(arguments: argparse.Namespace, say: Callable[[str], None]) -> None
 
     @cache
     def top1(epochs: int) -> float:
-        return fmean(record.metrics["top1"] for record in tried(f"recipes.{recipe}.epochs={epochs}"))
+        records = tried(f"recipes.{recipe}.epochs={epochs}")
+        return fmean(record.metrics.get("top1", math.nan) for record in records)  # nan is near nothing
 
     chosen = shortest(top1, lengths)
-    say(
-        f"{recipe}: " + (f"none of {arguments.lengths}" if chosen is None else f"{chosen} epochs, {top1(chosen):.1f} %")
-    )
+    result = f"none of {arguments.lengths}" if chosen is None else f"{chosen} epochs, {top1(chosen):.1f} %"
+    say(f"{recipe}: {result}")
 
 
 def main() -> int:
