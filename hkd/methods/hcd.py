@@ -26,7 +26,9 @@ from hkd.methods.parts.logits import class_index, exact, same_classes
 from hkd.methods.parts.stage_projector import StageProjectors
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
-from hkd.options import Few, NotNegative, Positive, Share, ShareBelow1, Stages, Switch, options, together
+from hkd.options import Few, NotNegative, Positive, Share, ShareBelow1, Stages, Switch, Whole, options, together
+
+FIGURES = ("sub_norm", "teacher_norm", "sub_cosine", "target_entropy", "teacher_entropy", "target_kl")
 
 
 @options
@@ -42,9 +44,11 @@ class HCDConfig:
         entry is set to 0, dropped (the same in value), or set to -1e6, which switches the loss off.
     stage_reduce: sum or mean of the stages' losses. detach_target: no gradient into the targets of L_hcd.
     tau: softmax temperature of both distillation terms. w_gt: weight of both classification losses.
-        w_kd, w_hcd, w_ol: weights of the other terms.
+        w_kd, w_hcd, w_ol: weights of the other terms. warmup: forward passes of training over which w_hcd rises from 0,
+        in a straight line; 0: it is there from the first.
     label_smoothing: of L_sub; None: L_sub is the recipe's loss, as the task loss always is.
     projector: as `StageProjectors` takes it; Swin students need `tokens`.
+    diagnose: whether every epoch says how far the targets are from the teacher (`HCD.diagnostics`).
     """
 
     stages: Stages = (1, 2, 3, 4)
@@ -66,9 +70,11 @@ class HCDConfig:
     w_gt: NotNegative = 1.0
     w_kd: NotNegative = 1.0
     w_hcd: NotNegative = 6.0
+    warmup: Whole = 0
     w_ol: NotNegative = 1.0
     label_smoothing: ShareBelow1 | None = None
     projector: Literal["auto", "cnn", "tokens"] = "auto"
+    diagnose: Switch = False
 
     @together
     def _mapper(self) -> None:
@@ -168,13 +174,44 @@ def orthogonality_loss(
     return ((cosines - theta).relu().square() * others).sum(dim=(2, 3)).mean() / (n * (n - 1))
 
 
+def target_figures(targets: Float[Tensor, "B M C"], logits_t: Float[Tensor, "B C"]) -> dict[str, Float[Tensor, ""]]:
+    r"""How far M targets u of each sample are from the teacher's logits z_t, each a mean over B and M.
+
+    Softmax does not see a constant, so norms and the cosine are of logits whose mean over classes is taken out.
+
+    Args:
+        targets: logits of the targets [B, M, C].
+        logits_t: teacher logits [B, C].
+
+    Returns:
+        `sub_norm` and `teacher_norm`, the norms of u - z_t and of z_t; `sub_cosine` between both: -1 where what is
+        added to the teacher's logits only takes them back; `target_entropy` and `teacher_entropy`, of softmax(u) and
+        softmax(z_t), and `target_kl`, KL(softmax(z_t) || softmax(u)), in nats.
+    """
+    u, t = exact(targets), exact(logits_t)[:, None]
+    sub, teacher = ((x - x.mean(dim=2, keepdim=True)) for x in (u - t, t))
+    log_u, log_t = F.log_softmax(u, dim=2), F.log_softmax(t, dim=2)
+    values = (
+        sub.norm(dim=2),
+        teacher.norm(dim=2),
+        F.cosine_similarity(sub, teacher, dim=2),
+        -(log_u.exp() * log_u).sum(dim=2),
+        -(log_t.exp() * log_t).sum(dim=2),
+        (log_t.exp() * (log_t - log_u)).sum(dim=2),
+    )
+    return {name: value.mean() for name, value in zip(FIGURES, values, strict=True)}
+
+
 class HCD(Method):
     """`task` (L_ce), `kd`, `sub` (CE of the targets), `hcd` and `ol`. Terms of weight 0 are left out.
 
-    Own parameters: per stage a stage projector and a mapper to n * C shared logits.
+    Own parameters: per stage a stage projector and a mapper to n * C shared logits. Buffers, kept in checkpoints: with
+    `warmup` the forward passes of training so far, `passes`; with `diagnose` the running sums of `diagnostics`.
     """
 
     Config = HCDConfig
+    passes: Tensor
+    sums: Tensor
 
     def __init__(
         self, config: HCDConfig, student: TapInfo, teachers: Mapping[str, Teacher], criterion: Criterion
@@ -199,6 +236,10 @@ class HCD(Method):
         for _ in config.stages:
             self.mappers.append(self.mapper(width, teacher.pooled, config.parts * student.classes))
         self.mappers.apply(as_ofa)
+        if config.warmup:
+            self.register_buffer("passes", torch.tensor(0))
+        if config.diagnose:
+            self.register_buffer("sums", torch.zeros(1 + len(FIGURES), dtype=torch.float64))  # batches, then figures
 
     def mapper(self, in_width: int, hidden: int, out_width: int) -> nn.Module:
         """From the features of one stage to its shared logits, [B, in_width] -> [B, out_width]."""
@@ -233,6 +274,8 @@ class HCD(Method):
             losses["kd"] = config.w_kd * kd_loss(taps_s.logits, taps_t["teacher"].logits, tau=config.tau)
         if config.maps:
             losses |= self.target_losses(self.sub_logits(taps_s, taps_t["teacher"]), batch, taps_s, taps_t["teacher"])
+            if config.warmup and self.training:
+                self.passes += 1
         return losses
 
     def target_losses(
@@ -242,18 +285,41 @@ class HCD(Method):
         config = self.config
         stages = len(config.stages) if config.stage_reduce == "sum" else 1  # losses below are means over stages
         fused = sub + teacher.logits.detach()[:, None, None] if config.fuse_teacher else sub
+        if config.diagnose and self.training:
+            self.note(fused, teacher)
         losses = {}
         if config.w_gt > 0:
             judged = fused if config.ce_on == "fused" else sub
             losses["sub"] = config.w_gt * stages * repeated(self.sub_criterion, judged.flatten(1, 2), batch.y)
         if config.w_hcd > 0:
             targets = (fused.detach() if config.detach_target else fused).flatten(1, 2)
-            losses["hcd"] = config.w_hcd * stages * target_kl(targets, taps_s.logits, tau=config.tau)
+            losses["hcd"] = self.w_hcd * stages * target_kl(targets, taps_s.logits, tau=config.tau)
         if config.separates:
             compared = fused if config.ol_on == "fused" else sub
             loss = orthogonality_loss(compared, batch.y, theta=config.theta, mask=config.ol_mask)
             losses["ol"] = config.w_ol * stages * loss
         return losses
+
+    @property
+    def w_hcd(self) -> float:
+        """The weight of the target loss in this forward pass."""
+        config = self.config
+        return config.w_hcd * min(int(self.passes) / config.warmup, 1.0) if config.warmup else config.w_hcd
+
+    def note(self, fused: Float[Tensor, "B S n C"], teacher: Taps) -> None:
+        """Add a batch to what `diagnostics` gives."""
+        with torch.no_grad():
+            found = target_figures(fused.flatten(1, 2), teacher.logits)
+            self.sums += torch.stack([self.sums.new_ones(()), *(found[name].double() for name in FIGURES)])
+
+    def diagnostics(self) -> dict[str, float]:
+        """With `diagnose`: `target_figures`, means over the training batches since the last call; u are the targets of
+        the loss (the sub-logits alone without `fuse_teacher`). Of this process's share of the batch."""
+        if not (self.config.diagnose and self.config.maps):
+            return {}
+        batches, *totals = self.sums.tolist()
+        self.sums.zero_()
+        return {name: total / batches for name, total in zip(FIGURES, totals, strict=True)} if batches else {}
 
     def sub_criterion(self, logits: Tensor, y: Tensor) -> Tensor:
         """The loss of L_sub, [N, C] and [N] or [N, C] to a mean over N; soft targets are taken as they are."""

@@ -42,7 +42,6 @@ FIXED = {  # recipe fields that a dense training has no use for, and the one val
     "randaugment": None,
     "erasing": 0.0,
     "views": None,
-    "ema_decay": None,
 }
 
 
@@ -59,6 +58,11 @@ class DenseStep(Step):
     def multiple(self) -> int:
         """What the sides of images must be multiples of."""
         return math.lcm(self.student.multiple, getattr(self.method, "multiple", 1))
+
+    @property
+    def averaged(self) -> nn.Module:
+        """Backbone and head: a head's own weights would not fit the average of its backbone's."""
+        return self
 
     def train(self, mode: bool = True) -> "DenseStep":
         super().train(mode)

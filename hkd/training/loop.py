@@ -25,7 +25,7 @@ def fit(run: Training, journal: Journal, checkpoints: Checkpoints) -> None:
             run.schedule.step_update(here.updates)
             losses, hits = update(run, batch.to(run.fabric.device), journal)
             if run.ema is not None:
-                run.ema.update(run.step.student.net)
+                run.ema.update(run.step.averaged)
             here.step, here.updates = here.step + 1, here.updates + 1
             if journal.note(losses, hits, len(batch), here.epoch) and checkpoints.due(run.fabric):
                 checkpoints.save(run, journal)

@@ -117,7 +117,7 @@ def assembled(job: Job, fabric: Fabric, built: Built) -> Training:
     assert isinstance(net, nn.Module)
     optimizer = make_optimizer(recipe, net, built.step.method)
     schedule = make_schedule(recipe, optimizer, built.loader.steps)
-    ema = make_ema(recipe, net)
+    ema = make_ema(recipe, built.step.averaged)
     forward, wrapped = fabric.setup(built.step, optimizer)
     return Training(
         fabric=fabric,
@@ -135,7 +135,7 @@ def assembled(job: Job, fabric: Fabric, built: Built) -> Training:
 
 
 def keep(run: Training, folder: Path) -> None:
-    """Write what was trained: the student, or the moving average that takes its place, and the adapters.
+    """Write what was trained, or the moving average that takes its place: the student, and the adapters.
 
     Raises:
         Diverged: the last update left weights that are not finite, which no loss came to show.
@@ -144,7 +144,7 @@ def keep(run: Training, folder: Path) -> None:
     if not all(torch.isfinite(parameter).all() for parameter in run.step.parameters()):
         raise Diverged(run.position.updates - 1, {"weights": math.nan})
     if run.ema is not None:
-        student.net.load_state_dict(run.ema.module.state_dict())
+        run.step.averaged.load_state_dict(run.ema.module.state_dict())
     if run.fabric.is_global_zero:
         save_weights(student.net.state_dict(), folder / "student.safetensors")
         if adapters := method.state_dict():

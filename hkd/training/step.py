@@ -41,6 +41,12 @@ class Step(nn.Module, ABC):
         self.student, self.method = student, method
         self.hits: Tensor | None = None
 
+    @property
+    def averaged(self) -> nn.Module:
+        """What a recipe's moving average is of: all that is evaluated."""
+        net: nn.Module = self.student.net
+        return net
+
     @abstractmethod
     def forward(self, batch: Batch, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:
         """Named, weighted scalar losses of one batch; their sum is minimised."""

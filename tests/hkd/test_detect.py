@@ -214,7 +214,6 @@ def test_a_loss_that_diverges_stops_the_run(tmp_path):
         ),
         ({"recipe": replace(SPEC.recipe, mixup=0.2)}, "mixup is 0.2, which the task 'detect' cannot do"),
         ({"recipe": replace(SPEC.recipe, crop="resized")}, "task options scale and crop"),
-        ({"recipe": replace(SPEC.recipe, ema_decay=0.9)}, "ema_decay"),
         ({"recipe": replace(SPEC.recipe, batch_size=9)}, "larger than the 8 training images"),
         ({"init": Weights(kind="run", id="gone")}, "No file was given for the weights 'gone'"),
     ],

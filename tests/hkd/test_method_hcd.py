@@ -14,7 +14,7 @@ from torch import nn
 
 from hkd.data.batch import Batch
 from hkd.errors import Refused
-from hkd.methods.hcd import HCD, HCDConfig, orthogonality_loss, repeated, target_kl
+from hkd.methods.hcd import HCD, HCDConfig, orthogonality_loss, repeated, target_figures, target_kl
 from hkd.methods.supervised import Supervised
 from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel, Teacher
@@ -390,3 +390,88 @@ def test_half_precision_logits_are_compared_in_single_precision():
 def test_a_teacher_of_other_classes_is_refused():
     with pytest.raises(Refused, match=r"Method 'hcd' compares logits, but the teacher has 10 classes and the data 3\."):
         HCD(HCDConfig(), INFO, {"teacher": Stub(classes=10)}, F.cross_entropy)
+
+
+# What becomes of the teacher in the targets
+
+
+def test_figures_of_targets_have_their_hand_values():
+    """Two classes and z_t = (ln 3, 0), so (.75, .25): u = z_t, u = 0 (the teacher taken back), u = (0, ln 3)."""
+    a = math.log(3)
+    z_t = torch.tensor([[a, 0.0]], dtype=torch.float64)
+    entropy, norm = 2 * math.log(2) - 0.75 * a, a / math.sqrt(2)
+    for u, size, cosine, spread, kl in (
+        ((a, 0.0), 0.0, 0.0, entropy, 0.0),
+        ((0.0, 0.0), norm, -1.0, math.log(2), math.log(2) - entropy),
+        ((0.0, a), 2 * norm, -1.0, entropy, 0.5 * a),
+        (
+            (2 * a, 0.0),
+            norm,
+            1.0,
+            0.9 * math.log(10 / 9) + 0.1 * math.log(10),
+            0.75 * math.log(0.75 / 0.9) + 0.25 * math.log(2.5),
+        ),
+    ):
+        found = target_figures(torch.tensor([[u]], dtype=torch.float64), z_t)
+        expected = {"sub_norm": size, "teacher_norm": norm, "sub_cosine": cosine}
+        expected |= {"target_entropy": spread, "teacher_entropy": entropy, "target_kl": kl}
+        assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, abs=1e-9)
+
+
+@given(st.integers(0, 2**31 - 1), st.floats(-50, 50))
+def test_figures_of_targets_know_no_constant(seed, constant):
+    rng = torch.Generator().manual_seed(seed)
+    u, z_t = (torch.randn(*shape, 5, generator=rng, dtype=torch.float64) for shape in ((3, 2), (3,)))
+    shifted = target_figures(u - constant, z_t + constant)
+    for name, value in target_figures(u, z_t).items():
+        assert value.item() == pytest.approx(shifted[name].item(), abs=1e-6), name
+
+
+def test_diagnostics_are_means_of_the_training_batches_and_survive_a_checkpoint():
+    ours, y = method(diagnose=True), torch.tensor([0, 1, 2, 0])
+    assert ours.diagnostics() == {}
+    pairs = [(taps_s(scale=scale), taps_t(scale=scale)) for scale in (1.0, 3.0)]
+    expected = []
+    for student, teacher in pairs:
+        ours(batch(y), student, teacher)
+        fused = ours.sub_logits(student, teacher["teacher"]) + teacher["teacher"].logits[:, None, None]
+        expected.append(target_figures(fused.flatten(1, 2), teacher["teacher"].logits))
+    ours.eval()
+    ours(batch(y), *pairs[0])  # held-out images are not counted
+    resumed = method(diagnose=True)
+    resumed.load_state_dict(ours.state_dict())
+    found = ours.diagnostics()
+    assert found == resumed.diagnostics()
+    assert found == pytest.approx({name: (expected[0][name] + expected[1][name]).item() / 2 for name in expected[0]})
+    assert ours.diagnostics() == {}
+
+
+def test_diagnosing_changes_no_loss_and_is_off_unless_asked():
+    y, student, teacher = torch.tensor([0, 1, 2, 0]), taps_s(), taps_t()
+    plain, watched = method(), method(diagnose=True)
+    losses, others = plain(batch(y), student, teacher), watched(batch(y), student, teacher)
+    assert all(torch.equal(losses[name], others[name]) for name in losses)
+    assert plain.diagnostics() == {}
+    assert method(diagnose=True, stages=()).diagnostics() == {}
+    assert {"sums", "passes"}.isdisjoint(plain.state_dict())
+
+
+def test_a_warm_up_raises_the_weight_of_the_target_loss_in_a_straight_line_from_0():
+    y, student, teacher = torch.tensor([0, 1, 2, 0]), taps_s(), taps_t()
+    full = method()(batch(y), student, teacher)
+    warm = method(warmup=4)
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0, 1.0):
+        losses = warm(batch(y), student, teacher)
+        torch.testing.assert_close(losses["hcd"], share * full["hcd"])
+        assert all(torch.equal(losses[name], full[name]) for name in ("task", "kd", "sub", "ol"))
+
+
+def test_a_warm_up_goes_on_where_a_checkpoint_stood_and_stands_still_in_evaluation():
+    y, student, teacher = torch.tensor([0, 1, 2, 0]), taps_s(), taps_t()
+    warm, resumed = method(warmup=4), method(warmup=4)
+    warm(batch(y), student, teacher)
+    warm.eval()
+    held_out = [warm(batch(y), student, teacher)["hcd"] for _ in range(2)]
+    assert torch.equal(*held_out)
+    resumed.load_state_dict(warm.state_dict())
+    assert resumed.w_hcd == warm.w_hcd == 6.0 / 4

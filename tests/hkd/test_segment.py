@@ -119,6 +119,22 @@ def test_a_finished_run_is_restored_to_the_same_predictions(finished):
     assert all((found[index].numpy() == left[index]).all() for index in range(len(split)))
 
 
+def test_the_moving_average_of_backbone_and_head_is_what_is_kept_and_evaluated(finished, tmp_path):
+    """An average that never moves is the beginning; one that keeps nothing of the past is the last weights."""
+    first = replace(SPEC.recipe, ema_decay=0.9999999)
+    run(replace(SPEC, recipe=first), tmp_path / "still")
+    run(replace(SPEC, recipe=replace(first, epochs=1)), tmp_path / "shorter")
+    last = run(replace(SPEC, recipe=replace(SPEC.recipe, ema_decay=0.0)), tmp_path / "last")
+    assert last.metrics == finished[0].metrics
+    for name in ("student.safetensors", "adapters.safetensors"):
+        kept = load_file(finished[1] / name)
+        still, shorter, end = (load_file(tmp_path / folder / name) for folder in ("still", "shorter", "last"))
+        weights = [key for key in kept if kept[key].is_floating_point()]  # not the counters of batch norms
+        assert all(torch.equal(kept[key], end[key]) for key in kept)
+        assert any((kept[key] - still[key]).abs().max() > 1e-3 for key in weights)
+        assert all(torch.allclose(still[key], shorter[key], rtol=0, atol=1e-5) for key in weights)
+
+
 @pytest.mark.parametrize("step", [2, 3])
 def test_a_run_killed_in_the_middle_ends_as_if_it_had_not_been(finished, tmp_path, step):
     def report(news):
