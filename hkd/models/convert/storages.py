@@ -5,6 +5,7 @@ a pickle makes otherwise is not looked at.
 """
 
 import pickletools
+import warnings
 from io import BufferedReader
 from typing import Any
 
@@ -85,5 +86,7 @@ def marked(stack: list[Any]) -> list[Any]:
 
 def item_size(kind: str) -> int:
     """Bytes of a number of a storage's class, as a pickle names it: "torch FloatStorage"."""
-    dtype = getattr(getattr(torch, kind.rpartition(" ")[2], None), "dtype", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # these classes are deprecated, and name what old files hold
+        dtype = getattr(getattr(torch, kind.rpartition(" ")[2], None), "dtype", None)
     return dtype.itemsize if isinstance(dtype, torch.dtype) else LARGEST
