@@ -16,7 +16,7 @@ from experiments import places
 from experiments.documents import Document
 from experiments.planning import schema
 from experiments.planning.asked import planned
-from experiments.records.committed import path_of
+from experiments.records.committed import Records, path_of
 from experiments.records.store import Store
 from hkd.errors import UserError
 from hkd.files import atomic_write
@@ -99,7 +99,7 @@ def committed(profile: str) -> dict[str, Summary]:
 
 def summarised(profile: str) -> dict[str, Summary]:
     """What the committed records of a profile say, compared anew; own records are not looked at."""
-    from experiments.reproduce import compared  # imports pandas
+    from experiments.results.compare import compare  # imports pandas
 
     nothing = Store(places.references() / "no-runs")
     found = {}
@@ -107,9 +107,9 @@ def summarised(profile: str) -> dict[str, Summary]:
         if not path_of(places.references(), profile, table).is_file():
             continue
         plan = planned(table, profile, shown_from=nothing)
-        done = compared(plan, nothing)
-        seconds = sum(record.cost.get("cpu_s", 0.0) for record in done.records.values())
-        counts = done.comparison.counts("verdict")
+        records = Records(plan, nothing, places.references())
+        seconds = sum(record.cost.get("cpu_s", 0.0) for record in records.values())
+        counts = compare(plan, records).counts("verdict")
         found[table] = Summary(verdicts=counts, runs=len(plan.runs), cpu_s=round(seconds, 1))
     return found
 
