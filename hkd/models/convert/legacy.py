@@ -53,8 +53,8 @@ def modernise(state: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
             )
         if other_kind(value, own[name]):
             raise UserError(f"These are no weights of {type(net).__name__}: {name} is of the type {value.dtype}.")
-    if name := not_finite(found, net):
-        raise UserError(f"{name} holds NaN or infinities, as after a training that diverged; take other weights.")
+    if broken := not_finite(found, net):
+        raise UserError(f"{broken} holds NaN or infinities, as after a training that diverged; take other weights.")
     return {name: found[name] for name in own}
 
 
