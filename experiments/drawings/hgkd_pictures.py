@@ -158,7 +158,7 @@ def draw_paintings(
         batch, taps = masked_pass(step, images)
         columns[f"{name}: masked"] = pictures_of(hide(images, batch.extra["visible"]))
         with torch.no_grad():
-            columns[f"{name}: reconstructed"] = pictures_of(method.picture(batch, taps))
+            columns[f"{name}: rebuilt"] = pictures_of(method.picture(batch, taps))
     picture_grid(
         columns,
         path,
