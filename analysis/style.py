@@ -28,6 +28,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 MARKERS = ("s", "o", "^", "v", "P", "X", "*")
 INK, SOFT, GREY = "#262626", "#4d4d4d", "#8c8c8c"  # text, text that stands back, lines beside what is measured
 GRID, HATCH, ZEBRA, EMPTY, WALL = "#dddddd", "#c4c4c4", "#f4f4f4", "#f7f7f7", "#fafafa"  # from dark to light
+ON_DARK = "#e8e8e8"  # text on dark ground
 DEPTH = "viridis"  # of maps and layers: equal steps look equal, also without colour vision
 DASHES: Any = (0, (4, 2))  # of lines that are no measurement: a control, a bound
 

@@ -5,7 +5,7 @@ A word that is not listed is shown as it is, with a neutral mark.
 
 from typing import NamedTuple
 
-from analysis.style import COLOURS, GREY, INK, tint
+from analysis.style import COLOURS, GREY, INK, ON_DARK, tint
 
 
 class Word(NamedTuple):
@@ -73,7 +73,7 @@ def css() -> str:
     """The colours of both schemes as variables of the style sheet."""
 
     def lines(dark: bool) -> str:
-        values = {"ink": "#e8e8e8" if dark else INK, "measured": hexadecimal(tint(COLOURS[0], 0.45 if dark else 0.0))}
+        values = {"ink": ON_DARK if dark else INK, "measured": hexadecimal(tint(COLOURS[0], 0.45 if dark else 0.0))}
         values |= {tone: hexadecimal(tint(colour, 0.35 if dark else 0.0)) for tone, colour in TONES.items()}
         return "".join(f"--{name}:{value};" for name, value in values.items())
 

@@ -182,8 +182,8 @@ def test_a_png_begins_with_its_only_head(tmp_path):
     for name, parts in {"late": part(b"tEXt", b"a\0b") + head, "twice": head + head, "whole": head}.items():
         (tmp_path / f"{name}.png").write_bytes(images.PNG + parts + rest)
     assert read(tmp_path / "whole.png").shape == (3, 4, 4)
-    for name in ("late", "twice"):
-        with pytest.raises(Unreadable, match="not a readable image"):
+    for name in ("late", "twice"):  # what is where the head should be is told as its size, or not at all
+        with pytest.raises(Unreadable, match="not a readable image|px are more than"):
             read(tmp_path / f"{name}.png")
 
 
