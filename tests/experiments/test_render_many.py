@@ -74,7 +74,7 @@ def test_ranks_csv_has_the_best_first_and_leaves_out_what_lacks_a_pair(written):
     assert ranks["share_gain_above_5"][0] == 1.0
     text = (written / "table.md").read_text()
     assert "Methods over pairs (top-1 accuracy; mean ranks" in text
-    assert "| P over baseline |" in text
+    assert "P over baseline |" in text
     assert "DeiT-T (other data)" in text
     assert set(ranks["n_seeds"]) == {5}
     assert "ScaleKD" not in set(ranks["method"])
