@@ -163,7 +163,7 @@ def committed_looks(plan: Plan) -> Path:
 
 
 def commit(chosen: Plan, store: Store) -> Plan:
-    """The plan whose records are to be committed for a table: what was bought, after writing its looks, if there are any.
+    """The plan whose records are committed for a table: what was bought, after writing its looks, if there are any.
 
     Args:
         chosen: the table as a fixed design, which stays where no looks were taken.
