@@ -97,18 +97,19 @@ def disturb(rng: random.Random, top: Path, how: str) -> str:
     """Do one of `HOW` in a data set's folder; says where."""
     part = top / rng.choice(("train", "test"))
     place = part / rng.choice("ab")
-    whole = next(place.iterdir())
+    files = (path for path in sorted(place.iterdir()) if path.is_file() and not path.is_symlink())
+    whole = next((path.read_bytes() for path in files), b"")  # another disturbance may have come before
     name = rng.choice(NAMES)
     odd = Path(os.fsdecode(os.fsencode(place) + b"/" + name))
     if how == "name":
-        odd.write_bytes(whole.read_bytes() if rng.random() < 0.7 else b"")
+        odd.write_bytes(whole if rng.random() < 0.7 else b"")
     elif how in ("class", "one side"):
         kind = rng.choice(CLASSES)
         for side in ("train", "test") if how == "class" else (part.name,):
             made = Path(os.fsdecode(os.fsencode(top) + b"/" + side.encode() + b"/" + kind))
             made.mkdir()
             if rng.random() < 0.8:
-                (made / "x.png").write_bytes(whole.read_bytes())
+                (made / "x.png").write_bytes(whole)
     elif how == "empty":
         for path in [*place.iterdir()]:
             path.unlink()
