@@ -97,8 +97,10 @@ def disturb(rng: random.Random, top: Path, how: str) -> str:
     """Do one of `HOW` in a data set's folder; says where."""
     part = top / rng.choice(("train", "test"))
     place = part / rng.choice("ab")
-    files = (path for path in sorted(place.iterdir()) if path.is_file() and not path.is_symlink())
-    whole = next((path.read_bytes() for path in files), b"")  # another disturbance may have come before
+    # Another disturbance may have come before: links, pipes and files of 10**12 bytes are no images to copy.
+    files = [path for path in place.glob("*.png") if path.is_file() and not path.is_symlink()]
+    image = next((path for path in sorted(files) if path.stat().st_size < 10**6), None)
+    whole = image.read_bytes() if image is not None else b""
     name = rng.choice(NAMES)
     odd = Path(os.fsdecode(os.fsencode(place) + b"/" + name))
     if how == "name":
@@ -136,7 +138,8 @@ def disturb(rng: random.Random, top: Path, how: str) -> str:
     elif how == "forbidden folder":
         rng.choice((top, part, place)).chmod(rng.choice((0, 0o300, 0o400, 0o444)))
     elif how == "forbidden file":
-        whole.chmod(0)
+        if image is not None:
+            image.chmod(0)
     elif how == "file as class":
         (part / "c").write_bytes(b"x")
     elif how == "long":
