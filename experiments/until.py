@@ -162,14 +162,18 @@ def committed_looks(plan: Plan) -> Path:
     return sequential.path_of(places.references() / plan.profile, plan.table)
 
 
-def commit(table: str, profile: str | None, store: Store) -> Plan | None:
-    """The plan whose records are to be committed for a table with looks, after writing these; None without looks."""
-    one = planned(table, profile, 1)
-    looks = looks_of(one)
+def commit(chosen: Plan, store: Store) -> Plan:
+    """The plan whose records are committed for a table: what was bought, after writing its looks, if there are any.
+
+    Args:
+        chosen: the table as a fixed design, which stays where no looks were taken.
+        store: where records are.
+    """
+    looks = looks_of(chosen)
     if looks is None:
-        return None
-    whole = replace(planned(table, profile, looks.looks[-1]), margins=looks.margins)
-    sequential.store(looks, committed_looks(one))
+        return chosen
+    whole = replace(planned(chosen.table, chosen.profile, looks.looks[-1]), margins=looks.margins)
+    sequential.store(looks, committed_looks(chosen))
     return narrowed(whole, judged(whole, looks, store).seeds)
 
 

@@ -181,6 +181,7 @@ def test_a_comment_trains_nothing_and_writes_equal_bytes(clone):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_new_method_file_trains_nothing(clone):
     (clone.folder / "hkd/methods/toy.py").write_text('"""A method nobody uses yet."""\n\nCONSTANT = 1\n')
     assert clone.repro() == 0
@@ -188,6 +189,7 @@ def test_a_new_method_file_trains_nothing(clone):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_constant_in_kd_trains_the_kd_runs_only(clone):
     before = set(clone.records())
     clone.edit("hkd/methods/kd.py", lambda text: text + "\nEXTRA = 1\n")

@@ -331,7 +331,9 @@ def update(*table: str, profile: str | None = None, seeds: Whole | None = None) 
     from experiments.until import commit
 
     for name in table:
-        each = (commit(name, profile, store) if seeds is None else None) or planned(name, profile, seeds)
+        each = planned(name, profile, seeds)
+        if seeds is None:
+            each = commit(each, store)
         path = path_of(places.references(), each.profile, each.table)
         records = Records(each, store, None)
         regression.save_reference(each, records, path)

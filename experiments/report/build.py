@@ -8,7 +8,7 @@ from pathlib import Path
 
 from experiments.records.store import Store
 from experiments.report import words
-from experiments.report.gather import Entry, Findings, compared, gather
+from experiments.report.gather import Entry, Findings, compared, gather, state
 from experiments.report.pages import FOLDER, Site
 from experiments.results.compare import Comparison
 from experiments.results.render import write_csv
@@ -132,39 +132,20 @@ def keep_live(
     Returns:
         What the pages show at the end.
     """
-    findings = report.findings
-    states = {entry.page: state(entry, store) for entry in findings.entries}
-    looked = 0
+    findings, looked = report.findings, 0
     while rounds is None or looked < rounds:
         time.sleep(every)
         looked += 1
-        new = {entry.page: state(entry, store) for entry in findings.entries}
-        changed = [page for page, now in new.items() if now != states[page]]
+        changed = [e.page for e in findings.entries if e.plan is not None and state(e.plan, store) != e.left]
         if changed:
-            states = new
             entries = tuple(again(entry, store) if entry.page in changed else entry for entry in findings.entries)
             findings = replace(findings, entries=entries)
             site = Site(findings, folder, every)
-            for page in [
-                site.index(),
-                *(p for entry in entries if entry.page in changed for p in site.table_pages(entry)),
-            ]:
+            of_tables = (page for entry in entries if entry.page in changed for page in site.table_pages(entry))
+            for page in (site.index(), *of_tables):
                 put(folder, page.file, site.text(page))
             tell(changed)
     return findings
-
-
-def state(entry: Entry, store: Store) -> tuple[tuple[str, int, int], ...]:
-    """What the runs of a table have left so far: times and sizes of their records and curves."""
-    found = []
-    for key in entry.plan.runs if entry.plan else ():
-        for name in ("record.json", "curves.jsonl"):
-            try:
-                facts = (store.folder(key) / name).stat()
-            except FileNotFoundError:
-                continue
-            found.append((f"{key}/{name}", facts.st_mtime_ns, facts.st_size))
-    return tuple(found)
 
 
 def again(entry: Entry, store: Store) -> Entry:
@@ -173,4 +154,4 @@ def again(entry: Entry, store: Store) -> Entry:
     try:
         return replace(entry, problem="", **compared(entry.plan, store))
     except UserError as error:
-        return replace(entry, problem=str(error))
+        return replace(entry, problem=str(error), left=state(entry.plan, store))

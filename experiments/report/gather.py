@@ -25,6 +25,8 @@ from experiments.results.compare import CellResult, Comparison, compare
 from experiments.results.render import costs
 from hkd.errors import UserError
 
+State = tuple[tuple[str, int, int], ...]  # files of runs, with their times (ns) and sizes
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -32,7 +34,8 @@ class Entry:
 
     name: of the table. page: of its pages, the name alone at the main profile and `name@profile` elsewhere.
     own: keys of runs that this machine has a record of. under_way: runs without one that have begun, with their last
-    finished epoch. problem: why there is no plan, or no comparison, as a sentence.
+    finished epoch. left: what its runs had left in the store when they were read. problem: why there is no plan, or no
+    comparison, as a sentence.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Entry:
     own: frozenset[str] = frozenset()
     curves: Mapping[str, Curves] = field(default_factory=dict)
     under_way: Mapping[str, int] = field(default_factory=dict)
+    left: State = ()
     costs: pd.DataFrame | None = None
     problem: str = ""
 
@@ -152,9 +156,11 @@ def read(name: str, profile: str, page: str, store: Store) -> Entry:
 
 def compared(plan: Plan, store: Store) -> dict[str, Any]:
     """What the records of a plan say: the fields of an `Entry` that change while runs go on."""
+    left = state(plan, store)  # before they are read: what comes in between is seen at the next look
     records = Records(plan, store, places.references())
     comparison = compare(plan, records)
     return {
+        "left": left,
         "comparison": comparison,
         "records": dict(records),
         "own": frozenset(records.own),
@@ -162,6 +168,19 @@ def compared(plan: Plan, store: Store) -> dict[str, Any]:
         "under_way": under_way(plan, records, store),
         "costs": costs(plan, records, comparison),
     }
+
+
+def state(plan: Plan, store: Store) -> State:
+    """What the runs of a table have left so far: their records and curves."""
+    found = []
+    for key in plan.runs:
+        for name in ("record.json", "curves.jsonl"):
+            try:
+                facts = (store.folder(key) / name).stat()
+            except FileNotFoundError:
+                continue
+            found.append((f"{key}/{name}", facts.st_mtime_ns, facts.st_size))
+    return tuple(found)
 
 
 def under_way(plan: Plan, records: Mapping[str, Record], store: Store) -> dict[str, int]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from experiments.planning.plan import Cell, Plan
 from experiments.records.store import Record
-from experiments.results.assay import Control
+from experiments.results.assay import Control, copies_outputs, teacher_value
 from experiments.results.compare import CellResult, Comparison, PooledGain, Ranks, sources
 from experiments.results.judging import Stop
 from experiments.results.statements import several
@@ -37,7 +37,7 @@ def caption(plan: Plan, records: Mapping[str, Record], comparison: Comparison) -
     sentences += origin([records[key] for key in plan.runs if key in records])
     sentences += machine(list(used.values()), teachers=not measured.issuperset(used))
     sentences += teachers(plan, records)
-    sentences += sensitivity(plan, comparison)
+    sentences += sensitivity(plan, records, comparison)
     sentences += reading(plan, comparison)
     sentences += over_table(comparison)
     sentences += [
@@ -101,7 +101,7 @@ def apart(plan: Plan) -> list[str]:
     ]
 
 
-def sensitivity(plan: Plan, comparison: Comparison) -> list[str]:
+def sensitivity(plan: Plan, records: Mapping[str, Record], comparison: Comparison) -> list[str]:
     """What the set-up showed of itself, and which cells it cannot tell of."""
     if plan.assay is None or not comparison.judgement.cells:
         return []
@@ -115,7 +115,11 @@ def sensitivity(plan: Plan, comparison: Comparison) -> list[str]:
     for result in failed:
         reasons.setdefault(result.judged.cannot_tell, []).append(f"{result.cell.row} {result.cell.label}")
     told = [f"{listed(cells, most=4)} ({reason})" for reason, cells in reasons.items()]
-    text += f"{judged - len(failed)} of {judged} gains pass" + (f"; {CANNOT_TELL}: {'; '.join(told)}." if told else ".")
+    copied = [r.cell for r in comparison.cells if r.judged.estimate.n and copies_outputs(r.cell, plan)]
+    unseen = sum(math.isnan(teacher_value(cell, plan, records)) for cell in copied)
+    text += f"{judged - len(failed)} of {judged} gains pass"
+    text += f" (of {unseen} the teacher's value is not in the records, and not asked)" if unseen else ""
+    text += f"; {CANNOT_TELL}: {'; '.join(told)}." if told else "."
     return [text, control_sentence(plan, comparison.judgement.controls)]
 
 

@@ -176,6 +176,7 @@ def draw(kind, cells, rng):
     return np.ones(cells)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["inverse chi2", "equal", "two groups", "some 64 times"])
 @pytest.mark.parametrize(

@@ -68,7 +68,14 @@ def test_ranks_csv_has_the_best_first_and_leaves_out_what_lacks_a_pair(written):
     assert ranks["method"].tolist()[-1] == "From scratch"
     assert ranks["mean_rank"][:2].sum() == pytest.approx(3.0)
     assert ranks["mean_rank"][2] == 3.0
-    assert set(ranks["n_pairs"]) == {4}
+    assert set(ranks["n_pairs"]) == {3}  # the fourth is on other data
+    assert ranks["p_over_baseline"][0] == 1.0
+    assert ranks["p_over_kd"][0] == 1.0
+    assert ranks["share_gain_above_5"][0] == 1.0
+    text = (written / "table.md").read_text()
+    assert "Methods over pairs (top-1 accuracy; mean ranks" in text
+    assert "P over baseline |" in text
+    assert "DeiT-T (other data)" in text
     assert set(ranks["n_seeds"]) == {5}
     assert "ScaleKD" not in set(ranks["method"])
     assert len(ranks) == 11

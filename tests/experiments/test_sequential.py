@@ -36,6 +36,7 @@ def test_boundaries_are_those_of_forty_thousand_simulated_tables():
     assert t == pytest.approx([10.5, 4.99, 3.51, 3.00, 2.68, 2.47], rel=0.02)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("looks", [LOOKS, LOOKS[:3]])
 def test_all_looks_together_err_in_about_five_percent(looks):

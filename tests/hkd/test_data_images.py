@@ -183,7 +183,7 @@ def test_a_png_begins_with_its_only_head(tmp_path):
         (tmp_path / f"{name}.png").write_bytes(images.PNG + parts + rest)
     assert read(tmp_path / "whole.png").shape == (3, 4, 4)
     for name in ("late", "twice"):  # what is where the head should be is told as its size, or not at all
-        with pytest.raises(Unreadable, match="not a readable image|px are more than"):
+        with pytest.raises(Unreadable, match=r"not a readable image|px are more than"):
             read(tmp_path / f"{name}.png")
 
 

@@ -108,6 +108,7 @@ def test_all_backends_give_the_same_taps_in_single_precision(name):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("ratio", [0.0, 0.4, 0.6, 0.9])
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2"])
 def test_all_backends_train_papers_networks_alike(name, ratio):

@@ -403,5 +403,6 @@ def test_hostile_command_lines_end_with_a_code_and_a_sentence(hkd, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_very_many_hostile_command_lines_do(hkd, monkeypatch):
     check_hostile(hkd, monkeypatch, seed=16, count=3000)

@@ -186,6 +186,7 @@ NAME=readonly step "$@"
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(
     subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode != 0 if shutil.which("unshare")
@@ -287,6 +288,7 @@ def each_write_fails(real, monkeypatch, capsys, often, first):
     return disk.calls
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_each_write_of_a_whole_table_fails_in_turn_and_its_digits_stay(real, monkeypatch, capsys):
     calls = each_write_fails(real, monkeypatch, capsys, often=1, first=0)

@@ -4,7 +4,7 @@ import pytest
 
 from tests.robust.kills import Trial
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]  # half a minute on a machine that does nothing else
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1500)]
 
 
 def test_a_table_that_was_killed_three_times_has_the_digits_of_one_that_was_not(tmp_path):

@@ -498,41 +498,36 @@ def test_an_unknown_profile_is_one_sentence(tmp_path):
 # -- while runs go on --------------------------------------------------------------------------------------------------
 
 
-def test_pages_follow_runs_that_begin_and_end(tmp_path):
-    store, key = Store(tmp_path / "runs"), planned("scalekd_table6", "laptop").cells[0].runs[0]
+def test_pages_follow_runs_that_begin_and_end(tmp_path, monkeypatch):
+    store = Store(tmp_path / "runs")
+    cell = next(cell for cell in planned("scalekd_table6", "laptop").cells if cell.id == (ROW, METHOD, ""))
+    key, place = cell.runs[0], f"c/scalekd_table6/{cell.row}.html"
     kept = read(path_of(places.references(), "laptop", "scalekd_table6")).record(key)
     folder, told = tmp_path / "pages", []
     done = build(folder, store, tables=["scalekd_table6", "scalekd_table1"], profile="laptop", live=1)
     assert '<meta http-equiv="refresh" content="1">' in (folder / "t/scalekd_table6.html").read_text()
     before = files(folder)
-    keep_live(folder, store, done, 0, tell=told.append, rounds=1)
+    happens = iter(
+        [
+            lambda: None,
+            lambda: store.write(replace(kept, committed=None, metrics=dict.fromkeys(kept.metrics, 12.34))),
+            lambda: None,
+            lambda: (store.folder(key) / "record.json").write_text("{}"),
+        ]
+    )
+    monkeypatch.setattr("time.sleep", lambda seconds: next(happens)())  # between two looks
+    keep_live(folder, store, done, 1, tell=told.append, rounds=1)
     assert told == []
     assert files(folder) == before
-    store.write(replace(kept, committed=None, metrics=dict.fromkeys(kept.metrics, 12.34)))
-    (tmp_path / "runs" / key / "curves.jsonl").write_text('{"epoch": 1, "loss": 2.0}\n')
-
-    def begin(pages):
-        told.append(pages)
-
-    earlier = replace(done, findings=done.findings)
-    states = iter([(), (("record.json", 1, 1),)])  # as seen before and after the run ended
-    with pytest.MonkeyPatch.context() as patch:
-        from experiments.report import build as building
-
-        whole = building.state
-        patch.setattr(
-            building,
-            "state",
-            lambda entry, store: next(states) if entry.name == "scalekd_table6" else whole(entry, store),
-        )
-        keep_live(folder, store, earlier, 0, tell=begin, rounds=1)
+    found = keep_live(folder, store, done, 1, tell=told.append, rounds=2)
     assert told == [["scalekd_table6"]]
-    row = planned("scalekd_table6", "laptop").cells[0].row
-    assert "12.34" in page(folder / f"c/scalekd_table6/{row}.html").text
-    assert "measured here" in page(folder / f"c/scalekd_table6/{row}.html").text
+    assert "12.34" in page(folder / place).text
+    assert "measured here" in page(folder / place).text
     changed = {name for name, content in files(folder).items() if before[name] != content}
-    assert {"index.html", "t/scalekd_table6.html", f"c/scalekd_table6/{row}.html"} <= changed
+    assert {"index.html", "t/scalekd_table6.html", place} <= changed
     assert not any("scalekd_table1" in name for name in changed)
+    keep_live(folder, store, replace(done, findings=found), 1, tell=told.append, rounds=1)
+    assert "is not a record of a run" in page(folder / "t/scalekd_table6.html").text
 
 
 def test_a_run_under_way_says_its_epoch(tmp_path, monkeypatch):

@@ -97,18 +97,21 @@ def disturb(rng: random.Random, top: Path, how: str) -> str:
     """Do one of `HOW` in a data set's folder; says where."""
     part = top / rng.choice(("train", "test"))
     place = part / rng.choice("ab")
-    whole = next(place.iterdir())
+    # Another disturbance may have come before: links, pipes and files of 10**12 bytes are no images to copy.
+    files = [path for path in place.glob("*.png") if path.is_file() and not path.is_symlink()]
+    image = next((path for path in sorted(files) if path.stat().st_size < 10**6), None)
+    whole = image.read_bytes() if image is not None else b""
     name = rng.choice(NAMES)
     odd = Path(os.fsdecode(os.fsencode(place) + b"/" + name))
     if how == "name":
-        odd.write_bytes(whole.read_bytes() if rng.random() < 0.7 else b"")
+        odd.write_bytes(whole if rng.random() < 0.7 else b"")
     elif how in ("class", "one side"):
         kind = rng.choice(CLASSES)
         for side in ("train", "test") if how == "class" else (part.name,):
             made = Path(os.fsdecode(os.fsencode(top) + b"/" + side.encode() + b"/" + kind))
             made.mkdir()
             if rng.random() < 0.8:
-                (made / "x.png").write_bytes(whole.read_bytes())
+                (made / "x.png").write_bytes(whole)
     elif how == "empty":
         for path in [*place.iterdir()]:
             path.unlink()
@@ -135,7 +138,8 @@ def disturb(rng: random.Random, top: Path, how: str) -> str:
     elif how == "forbidden folder":
         rng.choice((top, part, place)).chmod(rng.choice((0, 0o300, 0o400, 0o444)))
     elif how == "forbidden file":
-        whole.chmod(0)
+        if image is not None:
+            image.chmod(0)
     elif how == "file as class":
         (part / "c").write_bytes(b"x")
     elif how == "long":
