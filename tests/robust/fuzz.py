@@ -14,6 +14,7 @@ import random
 import resource
 import shutil
 import signal
+import sys
 import tempfile
 import time
 import traceback
@@ -71,13 +72,23 @@ def all_kinds() -> dict[str, Kind]:
     return {name: kind for module in modules for name, kind in module.KINDS.items()}
 
 
+def made(kind: Kind, rng: random.Random, folder: Path) -> Input:
+    """An input; it may hold numbers that Python writes and reads only where it is told to, which is undone here."""
+    digits = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(0)
+    try:
+        return kind(rng, folder)
+    finally:
+        sys.set_int_max_str_digits(digits)
+
+
 def tried(name: str, kind: Kind, seed: int, index: int) -> Outcome:
     """One input, tried in this process."""
     folder = Path(tempfile.mkdtemp(prefix="hostile-"))
     rng = random.Random(f"{seed}/{name}/{index}")
     shown = "while it was made"
     try:
-        given = kind(rng, folder)
+        given = made(kind, rng, folder)
         shown = given.shown
         given.attempt()
     except UserError as error:
@@ -186,7 +197,7 @@ def main() -> None:
     if given.only:
         name, index = given.only.split(":")
         folder = Path(tempfile.mkdtemp(prefix="hostile-"))
-        hostile = available[name](random.Random(f"{given.seed}/{name}/{int(index)}"), folder)
+        hostile = made(available[name], random.Random(f"{given.seed}/{name}/{int(index)}"), folder)
         print(json.dumps({"shown": hostile.shown, "folder": str(folder)}))
         print("accepted:", hostile.attempt())
         return
