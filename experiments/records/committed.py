@@ -11,6 +11,7 @@ import json
 import logging
 import lzma
 import re
+import stat
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -248,6 +249,8 @@ def read(path: Path) -> Committed:
         raise UserError(
             f"There is no reference {path}; save one of a finished table with `hkd reference update TABLE`."
         ) from None
+    if not stat.S_ISREG(facts.st_mode):  # a pipe would be waited for
+        raise UserError(f"{path} is no file of committed records: it is no file; restore it from git.")
     return read_state(path, facts.st_mtime_ns, facts.st_size)
 
 

@@ -429,3 +429,9 @@ def test_a_fresh_clone_checks_claims_without_torch(tmp_path):
     output, last = fresh(["claims", "--profile", "laptop"], tmp_path)
     assert last == "0 []"
     assert any("committed |" in line and "| holds |" in line for line in output)
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "table.json.xz")
+    with pytest.raises(UserError, match="it is no file; restore it from git"):
+        committed.read(tmp_path / "table.json.xz")

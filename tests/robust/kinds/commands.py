@@ -17,7 +17,6 @@ from experiments.planning import schema
 from hkd.errors import UserError
 from tests.robust.fuzz import Input, Kind
 
-ROOT = Path(__file__).parents[3]
 TABLES = ("scalekd_table1", "hybrid_table10", "hcd_schedule", "hybrid_fig4")
 WORDS = (
     "", " ", "-", "--", "---", "-1", "0", "1", "2", "1.5", "1e9", "nan", "inf", "0x10", "٣", "+1", "10" * 40, "~",
@@ -32,6 +31,10 @@ SLOW = (
     "experiments.analyse.run",
     "experiments.doctor.examine",
     "experiments.planning.rekey.rekey",
+    "experiments.report.build.build",
+    "experiments.results.overview.write_summary",
+    "experiments.results.pages.write",
+    "experiments.until.buy",
     "experiments.results.claims.check.check_all",
     "hkd.models.convert.legacy.convert",
     "hkd.models.convert.mim_checkpoints.convert_file",
@@ -98,7 +101,7 @@ def nothing_starts(folder: Path, environment: dict[str, str]) -> Any:
         few = SimpleNamespace(**{**vars(schema), "table_ids": lambda: list(TABLES)})
         for module in (tables, teachers):
             stack.enter_context(patch.object(module, "schema", few))
-        stack.enter_context(contextlib.chdir(ROOT))
+        stack.enter_context(contextlib.chdir(folder))  # relative places are made here
         yield
 
 
