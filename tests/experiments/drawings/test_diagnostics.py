@@ -30,14 +30,15 @@ def store(tmp_path, table, synthetic):
             store.folder(key).mkdir(parents=True, exist_ok=True)
             count = agreeing[cell.method] + (seed if cell.method == "kd" else 0)
             prediction = np.where(np.arange(4) < count, 1, 0)
-            np.savez(store.folder(key) / "predictions.npz", row=np.arange(4), label=np.ones(4), prediction=prediction)
+            arrays = {"row": np.arange(4), "label": np.ones(4, int), "prediction": prediction}
+            np.savez(store.folder(key) / "predictions.npz", **arrays)
             lines = [{"epoch": 1, "loss/task": 2.0, "loss/kd": 1.0, "grad_norm/task": 3.0, "grad_norm/kd": 1.0 + seed}]
             if cell.method == "kd":
                 (store.folder(key) / "curves.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
             synthetic.seal(store, Record(key=key, label=run.label, status="done", spec={}))
             for need in run.needs:
                 store.folder(need).mkdir(parents=True, exist_ok=True)
-                arrays = {"row": np.arange(4), "label": np.ones(4), "prediction": np.ones(4, int)}
+                arrays = {"row": np.arange(4), "label": np.ones(4, int), "prediction": np.ones(4, int)}
                 np.savez(store.folder(need) / "predictions.npz", **arrays)
                 synthetic.seal(store, Record(key=need, label="teacher", status="done", spec={}))
     return store
@@ -88,7 +89,7 @@ def test_other_images_are_not_compared(table, store, synthetic):
     for cell in table.cells:
         for key in cell.runs:
             path = store.folder(key) / "predictions.npz"
-            np.savez(path, row=np.arange(4) + 1, label=np.ones(4), prediction=np.ones(4, int))
+            np.savez(path, row=np.arange(4) + 1, label=np.ones(4, int), prediction=np.ones(4, int))
             synthetic.seal(store, store.load(key))
     assert agreement([table], store) == {}
 
@@ -102,7 +103,7 @@ def test_what_runs_did_not_write_does_not_count(table, store):
     assert [term.runs for term in before] == [2 * term.runs for term in found]
     for cell in cells:
         for key in cell.runs:
-            changed = {"row": np.arange(4), "label": np.ones(4), "prediction": np.ones(4, int)}
+            changed = {"row": np.arange(4), "label": np.ones(4, int), "prediction": np.ones(4, int)}
             np.savez(store.folder(key) / "predictions.npz", **changed)
     assert agreement([table], store).keys() == {"scalekd"}
 
