@@ -73,6 +73,8 @@ def followed(tmp_path_factory):
     return clone
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_a_method_added_by_the_page_passes_its_test_and_is_planned(followed):
     run("-m", "pytest", "-q", "tests/hkd/test_method_logit_mse.py", cwd=followed)
     planned = run("-m", "experiments.cli", "plan", "scalekd_table1", "--profile", "laptop", cwd=followed)

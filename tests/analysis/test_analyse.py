@@ -417,6 +417,7 @@ def test_models_of_one_name_are_told_apart_by_the_caller(analyses, tmp_path):
     assert slug("a b/c (d)") == "a_b_c_d"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_memory_does_not_grow_from_a_thousand_to_ten_thousand_images(tmp_path):
     picture(tmp_path / "0.png", 16, 16)

@@ -291,6 +291,7 @@ def test_one_name_is_a_measure_too():
     assert isinstance(measure(vit(), IMAGES, "attention_nmi")["attention_nmi"], HeadResult)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_images():
     code = f"""

@@ -136,6 +136,8 @@ def alive(child):
         return False
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_two_drivers_of_the_same_runs_do_each_run_once(driver, tmp_path):
     store = Store(tmp_path / "runs")
     both = [driver(1.0), driver(1.0)]

@@ -95,6 +95,7 @@ def misleading(text: str, profile: schema.Profile | None = None) -> list[str]:
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", [pytest.param("laptop", marks=pytest.mark.slow), "smoke", "cifar_subset", "cub_subset"]
 )

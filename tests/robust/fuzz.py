@@ -128,16 +128,16 @@ def patience() -> float:
 
 
 def outcomes(name: str, seed: int, count: int, until: float) -> Iterator[Outcome]:
-    """What came of inputs 0, 1, ... of a kind, at most `count`, and none begun after the monotonic time `until`."""
+    """What came of inputs 0, 1, ... of a kind, at most `count`; only the first is begun after the monotonic `until`."""
     fork = multiprocessing.get_context("fork")
     done = 0
-    while done < count and time.monotonic() < until:
+    while done < count and (done == 0 or time.monotonic() < until):
         here, there = fork.Pipe(duplex=False)
         process = fork.Process(target=child, args=(there, name, seed, iter(range(done, count))), daemon=False)
         process.start()
         there.close()
         try:
-            while done < count and time.monotonic() < until:
+            while done < count and (done == 0 or time.monotonic() < until):
                 if not here.poll(limit := patience()):
                     yield Outcome(name, done, "", "hang", f"no answer within {limit:.0f} s")
                     done += 1

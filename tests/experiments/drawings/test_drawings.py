@@ -67,6 +67,8 @@ def finished(tmp_path_factory):
     return Finished(plan, store, RUNTIME, shown, cells)
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_a_figure_of_attention_leaves_pictures_arrays_and_numbers_with_seeds(finished, tmp_path):
     hybrid_heads.draw(finished, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -94,6 +96,8 @@ def test_attention_maps_show_teacher_and_student(finished, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"maps.png", "maps.svg", "arrays.npz"}
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_pictures_say_under_their_heading_what_stood_in(finished, tmp_path, monkeypatch):
     headings = []
     monkeypatch.setattr(style, "write_texts", lambda figure, heading, lines: headings.append(heading))

@@ -266,6 +266,8 @@ def test_equal_records_give_equal_bytes_and_what_is_gone_is_removed(report, tmp_
     assert files(again) == files(report.start.parent)
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_pages_are_made_without_torch(tmp_path):
     code = (
         "import sys\nfrom pathlib import Path\nfrom experiments.records.store import Store\n"
