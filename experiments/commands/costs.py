@@ -73,7 +73,9 @@ def add_cost(table: Table, name: str, costs: Costs, *, wide: bool) -> None:
 def print_costs(plans: Sequence[tuple[Plan, Records]], console: Console) -> None:
     """What plans cost, the total first: one plan by kinds of runs, several by tables."""
     wide = is_wide(console)
-    tables, everything, known, done = cost_table("table", wide=wide), {}, {}, set()
+    tables, done = cost_table("table", wide=wide), set[str]()
+    everything: dict[str, PlannedRun] = {}
+    known: dict[str, Record] = {}
     for plan, records in plans:
         finished = {key for key, record in records.own.items() if record.status in FINAL}
         durations = Durations(records, plan.runs)

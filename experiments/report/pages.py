@@ -159,7 +159,7 @@ class Site:
         for before, line in zip([None, *lines], lines, strict=False):
             line["first"] = before is None or before["paper"] != line["paper"]
         keys = dict.fromkeys(entry.paper for entry in main)
-        counts = Counter(result.verdict for result in once(main) if result.verdict)
+        counts: Counter[str] = Counter(result.verdict for result in once(main) if result.verdict)
         columns = {"paper": (0, "paper"), "kind": (2, "kind"), "verdict": (3, "leading"), "profile": (8, "profile")}
         choices = {name: (at, sorted({str(line[of]) for line in lines})) for name, (at, of) in columns.items()}
         return Page(
@@ -540,7 +540,7 @@ class Site:
 
     def about(self) -> Page:
         """The glossary and the statistics."""
-        seen = {result.verdict for entry in self.findings.entries for result in entry.cells}
+        seen: set[str] = {result.verdict for entry in self.findings.entries for result in entry.cells}
         seen |= {result.status for entry in self.findings.entries for result in entry.cells}
         seen |= {each.verdict for each in self.checked[0]}
         seen |= {record.status for entry in self.findings.entries for record in entry.records.values()}
