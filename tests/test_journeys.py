@@ -168,12 +168,14 @@ def clone(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_second_repro_did_not_change_anything(clone):
     assert "didn't change" in clone.dvc("repro", TABLE)
     assert clone.files() == clone.first
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_comment_trains_nothing_and_writes_equal_bytes(clone):
     clone.edit("hkd/methods/kd.py", lambda text: text + "# a comment\n")
     assert clone.repro() == 0
