@@ -2,7 +2,9 @@
 
 UperNet: Xiao et al. 2018, arXiv:1807.10221, in transformers' form, with the usual auxiliary FCN head. FPN: lateral 1x1
 convolutions, sums from coarse to fine, then 3x3, group norm and GELU in every level and one linear classifier over all
-of them, as in Panoptic FPN (Kirillov et al. 2019, arXiv:1901.02446) but for its deeper upsampling and its sum.
+of them, as in Panoptic FPN (Kirillov et al. 2019, arXiv:1901.02446) but for its deeper upsampling and its sum. Linear:
+batch norm and one linear classifier of the four maps, what DINOv2 reads frozen backbones with (Oquab et al. 2023,
+arXiv:2304.07193, section 7.4).
 
 A plain transformer has four maps of one size; `Rescale` first makes them a pyramid, as BEiT's UperNet does (Bao et al.
 2022, arXiv:2106.08254, appendix). Shapes: B batch, C classes, D width, h w the finest map, H W the image, in px.
@@ -36,10 +38,11 @@ class Segmenter(nn.Module):
     Args:
         backbone: whose maps it takes.
         classes: C.
-        head: upernet or fpn.
-        width: channels of the head.
+        head: upernet, fpn or linear.
+        width: channels of the head; without effect on a linear one.
         pool_scales: sides of UperNet's pooled maps; FPN has none.
-        pyramid: what the four equal maps of a plain transformer are rescaled by; other backbones keep theirs.
+        pyramid: what the four equal maps of a plain transformer are rescaled by; other backbones and a linear head keep
+            theirs.
         auxiliary: weight of the auxiliary head's loss; 0 leaves the head out.
         dropout: of whole channels before the classifiers.
         class_weights: of the cross-entropy [C]; None: all one.
@@ -55,7 +58,7 @@ class Segmenter(nn.Module):
         backbone: Backbone,
         classes: int,
         *,
-        head: Literal["upernet", "fpn"],
+        head: Literal["upernet", "fpn", "linear"],
         width: int,
         pool_scales: Sequence[int],
         pyramid: Sequence[float],
@@ -67,11 +70,13 @@ class Segmenter(nn.Module):
         channels = backbone.channels
         if len(channels) != STAGES:
             raise Refused(f"A segmentation head needs {STAGES} maps, and {backbone.card.name} has {len(channels)}.")
-        plain = len(set(backbone.strides)) == 1
+        plain = len(set(backbone.strides)) == 1 and head != "linear"
         self.rescale: nn.Module = Rescale(channels, pyramid) if plain else nn.Identity()
         self.head: nn.Module
         if head == "upernet":
             self.head = UperNet(channels, classes, width=width, pool_scales=pool_scales, dropout=dropout)
+        elif head == "linear":
+            self.head = Linear(channels, classes, dropout=dropout)
         else:
             self.head = FPN(channels, classes, width=width, dropout=dropout)
         self.auxiliary_weight = auxiliary
@@ -214,6 +219,28 @@ class FPN(nn.Module):
         logits = [
             classify(smooth(level))
             for classify, smooth, level in zip(self.classifiers, self.smooth, levels, strict=True)
+        ]
+        return logits[0] + sum(resized(coarse, logits[0].shape[-2:]) for coarse in logits[1:])
+
+
+class Linear(nn.Module):
+    """Batch norm and one linear classifier of all maps, upsampled to the finest and concatenated.
+
+    As in `FPN`, that is a sum of one classifier per map, each at its own size.
+    """
+
+    def __init__(self, channels: Sequence[int], classes: int, *, dropout: float):
+        super().__init__()
+        self.norms = nn.ModuleList(nn.BatchNorm2d(depth) for depth in channels)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifiers = nn.ModuleList(
+            nn.Conv2d(depth, classes, kernel_size=1, bias=level == 0) for level, depth in enumerate(channels)
+        )
+
+    def forward(self, maps: Sequence[Tensor]) -> Float[Tensor, "B C h w"]:
+        logits = [
+            classify(self.dropout(norm(map_)))
+            for classify, norm, map_ in zip(self.classifiers, self.norms, maps, strict=True)
         ]
         return logits[0] + sum(resized(coarse, logits[0].shape[-2:]) for coarse in logits[1:])
 

@@ -21,6 +21,7 @@ from hkd.errors import UserError
 from hkd.models.convert.files import read_weights
 from hkd.models.hooks import evaluation_mode
 from hkd.models.weights import load_weights
+from hkd.options import Switch, options
 from hkd.spec import RunSpec
 from hkd.training.cache import Teachers
 from hkd.training.inputs import open_data
@@ -45,14 +46,29 @@ FIXED = {  # recipe fields that a dense training has no use for, and the one val
 }
 
 
+@options
+class DenseOptions(ViewOptions):
+    """Base of the options of every dense task."""
+
+    # Train the head alone: the backbone keeps its weights and statistics and is read as in evaluation (no dropout).
+    frozen: Switch = False
+
+
 class DenseStep(Step):
     """Backbone and head. The head is called with (maps, batch), and gives named scalar losses while it trains.
 
     Where the head has an attribute `multiple`, the sides of its images are multiples of that too; where its
-    `fixed_statistics` is true, the backbone's batch norms keep their statistics while it trains.
+    `fixed_statistics` is true, the backbone's batch norms keep their statistics while it trains. With `frozen` the
+    whole backbone stays as it is.
     """
 
     student: Backbone
+    frozen = False
+
+    def freeze(self) -> None:
+        """From now on the head trains alone."""
+        self.frozen = True
+        self.student.requires_grad_(False).eval()
 
     @property
     def multiple(self) -> int:
@@ -66,6 +82,8 @@ class DenseStep(Step):
 
     def train(self, mode: bool = True) -> "DenseStep":
         super().train(mode)
+        if self.frozen:
+            self.student.eval()
         if getattr(self.method, "fixed_statistics", False):
             for module in self.student.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -83,7 +101,7 @@ MakeHead = Callable[[Backbone, DenseSet, Any], nn.Module]
 Evaluate = Callable[[DenseStep, DenseLoader, Fabric, Path], dict[str, float]]
 
 
-def run_dense(job: Job, *, wants: Wanted, options: ViewOptions, make_head: MakeHead, evaluate: Evaluate) -> Outcome:
+def run_dense(job: Job, *, wants: Wanted, options: DenseOptions, make_head: MakeHead, evaluate: Evaluate) -> Outcome:
     """Train a backbone with a head, or go on where an interrupted run stopped, and evaluate it.
 
     Leaves in `folder`: student.safetensors (backbone), adapters.safetensors (head), curves.jsonl, and what `evaluate`
@@ -113,7 +131,10 @@ def run_dense(job: Job, *, wants: Wanted, options: ViewOptions, make_head: MakeH
         seed_all(job.spec.seed, "adapters")
         step = DenseStep(backbone, make_head(backbone, data, options)).to(fabric.device)
         loader = make_loader(job, data, options, step, fabric, train=True)
-        freeze_unused(backbone)
+        if options.frozen:
+            step.freeze()
+        else:
+            freeze_unused(backbone)
 
         def measure(run: Training) -> dict[str, float]:
             held = make_loader(job, data, options, step, fabric, train=False)
@@ -160,7 +181,7 @@ def open_dense(spec: RunSpec, runtime: Runtime, wants: Wanted) -> DenseSet:
 
 
 def make_loader(
-    job: Job, data: DenseSet, options: ViewOptions, step: DenseStep, fabric: Fabric, *, train: bool
+    job: Job, data: DenseSet, options: DenseOptions, step: DenseStep, fabric: Fabric, *, train: bool
 ) -> DenseLoader:
     """This process's batches of the training split, or of the one that is evaluated."""
     return DenseLoader(
@@ -191,7 +212,7 @@ def freeze_unused(backbone: Backbone) -> None:
 
 
 def restore_dense(
-    spec: RunSpec, folder: Path, runtime: Runtime, *, wants: Wanted, options: ViewOptions, make_head: MakeHead
+    spec: RunSpec, folder: Path, runtime: Runtime, *, wants: Wanted, options: DenseOptions, make_head: MakeHead
 ) -> DenseStep:
     """Backbone and head of a finished run in evaluation mode, on the CPU.
 

@@ -12,14 +12,14 @@ from faster_coco_eval import mask as coding
 from lightning_fabric import Fabric
 
 from hkd.data.dense import DenseSet
-from hkd.data.loading.dense import DenseLoader, ViewOptions
+from hkd.data.loading.dense import DenseLoader
 from hkd.downstream.backbone import Backbone
 from hkd.downstream.coco_ap import AveragePrecision, CocoAP, Kind
 from hkd.downstream.detector import Detector, DetectorOptions
 from hkd.files import atomic_write
 from hkd.options import configured, options
 from hkd.spec import RunSpec
-from hkd.tasks.dense import DenseStep, restore_dense, run_dense
+from hkd.tasks.dense import DenseOptions, DenseStep, restore_dense, run_dense
 from hkd.tasks.launch import task
 from hkd.training.job import Job, Outcome, Runtime
 
@@ -32,7 +32,7 @@ NOTHING = (
 
 
 @options
-class DetectOptions(DetectorOptions, ViewOptions):
+class DetectOptions(DetectorOptions, DenseOptions):
     """Options of the task: sizes of the detector, and how training images are shown."""
 
 

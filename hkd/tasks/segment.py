@@ -21,7 +21,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from hkd.data.dense import IGNORE, DenseSet, DenseSplit
-from hkd.data.loading.dense import DenseLoader, ViewOptions
+from hkd.data.loading.dense import DenseLoader
 from hkd.downstream.backbone import Backbone
 from hkd.downstream.miou import Confusion, MeanIoU
 from hkd.downstream.segmenter import Segmenter, resized, root_weights
@@ -29,7 +29,7 @@ from hkd.errors import UserError
 from hkd.files import atomic_write
 from hkd.options import Factor, Few, NotNegative, Rising, ShareBelow1, Size, configured, options, together
 from hkd.spec import RunSpec
-from hkd.tasks.dense import DenseStep, run_dense
+from hkd.tasks.dense import DenseOptions, DenseStep, run_dense
 from hkd.tasks.launch import task
 from hkd.training.distributed import reduce
 from hkd.training.job import Job, Outcome
@@ -39,13 +39,13 @@ PREDICTIONS = "maps.npz"
 
 
 @options
-class SegmentOptions(ViewOptions):
+class SegmentOptions(DenseOptions):
     """Options of the task."""
 
     scale: Annotated[tuple[Factor, Factor], Rising] = (0.5, 2.0)
     crop: Size | None = 512
-    head: Literal["upernet", "fpn"] = "upernet"
-    width: Size = 512  # channels of the head
+    head: Literal["upernet", "fpn", "linear"] = "upernet"
+    width: Size = 512  # channels of the head; a linear one has none
     pool_scales: Annotated[tuple[Few, ...], Field(min_length=1)] = (1, 2, 3, 6)  # of UperNet: sides of the pooled maps
     pyramid: tuple[Factor, ...] = (4.0, 2.0, 1.0, 0.5)  # what the maps of a plain transformer are rescaled by
     loss: Literal["plain", "sqrt"] = "plain"  # sqrt: classes weigh their frequency^-1/2 in the training maps
@@ -54,6 +54,11 @@ class SegmentOptions(ViewOptions):
     evaluation: Literal["whole", "slide"] = "whole"  # slide: mean of the logits of overlapping windows
     window: Size = 512  # px: side of a sliding window
     stride: Size = 341  # px between windows
+
+    @together
+    def _linear(self) -> None:
+        if self.head == "linear" and self.auxiliary:
+            raise ValueError("a linear head has no auxiliary head beside it: set auxiliary to 0")
 
     @together
     def _windows(self) -> None:

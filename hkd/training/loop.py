@@ -74,9 +74,8 @@ def gradient_norms(losses: Mapping[str, Tensor], student: nn.Module) -> dict[str
     parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
     norms = {}
     for name, loss in losses.items():
-        grads = (
-            torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True) if loss.requires_grad else ()
-        )
+        reaches = bool(parameters) and loss.requires_grad  # a frozen student has none
+        grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True) if reaches else ()
         each = [grad.norm() for grad in grads if grad is not None]
         norms[name] = float(torch.linalg.vector_norm(torch.stack(each))) if each else 0.0
     return norms

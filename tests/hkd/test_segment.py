@@ -18,7 +18,7 @@ from hkd.data.dense import IGNORE, DenseSplit
 from hkd.data.scenes import Scenes
 from hkd.downstream.backbone import Backbone
 from hkd.downstream.miou import Confusion
-from hkd.downstream.segmenter import Segmenter
+from hkd.downstream.segmenter import Linear, Segmenter, resized
 from hkd.errors import Refused, UserError
 from hkd.models.cards.zoo import ZOO
 from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec
@@ -37,6 +37,7 @@ from hkd.tasks.segment import (
     windows,
 )
 from hkd.training.job import Job, Runtime
+from hkd.training.rng import seed_all
 
 ARCHIVE = Path(__file__).parents[3] / "shared" / "data" / "ade20k" / "ade20k_val3.tar.xz"
 FOLDER = "ADEChallengeData2016"
@@ -303,7 +304,7 @@ def test_foreground_is_all_classes_but_background_where_there_is_one():
 
 
 def test_an_option_that_cannot_be_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"^Task 'segment': head must be 'upernet' or 'fpn', got 'fcn'\. Did you mean"):
+    with pytest.raises(UserError, match=r"^Task 'segment': head must be 'upernet', 'fpn' or 'linear', got 'fcn'\. Did you mean"):
         run(replace(SPEC, task_options={"head": "fcn"}), tmp_path)
 
 
@@ -385,3 +386,34 @@ def test_ade20k_is_segmented_at_the_size_of_its_maps(ade20k, tmp_path):
     for row, map_ in predicted_maps(tmp_path / "run" / "maps.npz").items():
         with Image.open(ade20k / FOLDER / "images" / f"ADE_val_{row + 1:08d}.jpg") as image:
             assert map_.shape == (image.height, image.width)
+
+
+@pytest.mark.parametrize("student", ["resnet18_mini", "hybrid_b16_mini"])
+@pytest.mark.parametrize("head", ["linear", "fpn"])
+def test_a_frozen_backbone_keeps_weights_and_statistics_while_the_head_learns(tmp_path, student, head):
+    spec = replace(SPEC, student=ZOO[student], task_options={**OPTIONS, "head": head, "frozen": True})
+    outcome = run(spec, tmp_path)
+    seed_all(spec.seed, "init")
+    untouched = Backbone(spec.student).net.state_dict()
+    kept = load_file(tmp_path / "student.safetensors")
+    assert all(torch.equal(kept[name], tensor) for name, tensor in untouched.items() if name in kept)
+    assert outcome.curves[-1]["loss"] < outcome.curves[0]["loss"]
+    assert outcome.cost["student_params_m"] == 0
+
+
+def test_a_linear_head_is_one_classifier_of_the_concatenated_maps():
+    torch.manual_seed(0)
+    maps = [torch.randn(2, depth, side, side) for depth, side in ((3, 8), (5, 4), (7, 2), (2, 1))]
+    head = Linear([3, 5, 7, 2], 4, dropout=0.0).eval()
+    for norm in head.norms:
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    whole = torch.cat([resized(norm(map_), (8, 8)) for norm, map_ in zip(head.norms, maps, strict=True)], dim=1)
+    weight = torch.cat([classifier.weight for classifier in head.classifiers], dim=1)
+    expected = torch.nn.functional.conv2d(whole, weight, head.classifiers[0].bias)
+    torch.testing.assert_close(head(maps), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_linear_head_beside_an_auxiliary_one_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no auxiliary head"):
+        run(replace(SPEC, task_options={**OPTIONS, "head": "linear", "auxiliary": 0.4}), tmp_path)
