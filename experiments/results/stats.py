@@ -60,9 +60,7 @@ class Estimate:
         if not self.few:
             return self
         ends = "" if math.isnan(self.least) else f" ({self.least:.2f} to {self.most:.2f})"
-        return replace(
-            self, low=math.nan, high=math.nan, reason=f"{self.n} seeds{ends} say too little of their spread"
-        )
+        return replace(self, low=math.nan, high=math.nan, reason=f"{self.n} seeds{ends} say too little of their spread")
 
     def span(self, digits: int = 2, sign: str = "") -> str:
         """`n=2: 86.10 to 90.38` of an estimate whose interval does not inform, else ""."""
