@@ -260,7 +260,7 @@ def curves_so_far(folder: Path) -> list[dict[str, Any]]:
     for line in lines:
         with suppress(ValueError, RecursionError):
             point = json.loads(line)
-            if isinstance(point, dict):
+            if isinstance(point, dict) and type(point.get("epoch")) is int:
                 found.append(point)
     return found
 

@@ -945,7 +945,7 @@ def needed(entry: Entry, key: str) -> str:
 
 
 def charts(entry: Entry, keys: Sequence[str]) -> list[Markup]:
-    """The curves of the runs of a cell: whole losses and accuracies, without the terms of a loss."""
+    """The curves of the runs of a cell, also of those under way: whole losses and accuracies, not the terms of a loss."""
     assert entry.plan is not None
     series: dict[str, dict[int, list[tuple[float, float]]]] = {}
     for seed, key in zip(entry.plan.seeds, keys, strict=False):
@@ -955,7 +955,7 @@ def charts(entry: Entry, keys: Sequence[str]) -> list[Markup]:
                     continue
                 if math.isfinite(value):
                     series.setdefault(name, {}).setdefault(seed, []).append((float(line["epoch"]), float(value)))
-    first = sorted(series, key=lambda name: (name != "loss", name))[:CHARTS]
+    first = sorted(series, key=lambda name: (name != "loss", name != "val_top1", name))[:CHARTS]
     return [svg.curves(name.replace("_", " "), series[name]) for name in first]
 
 
