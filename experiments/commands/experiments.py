@@ -1,5 +1,7 @@
 """`hkd experiments`: what `dvc exp run` tried, on few columns."""
 
+from rich.text import Text
+
 from experiments import places
 from experiments.commands.app import app
 from experiments.commands.printed import out
@@ -25,4 +27,5 @@ def show_experiments(*table: str) -> int:
     for each in shown:
         console.print(each)
         console.print()
+    console.print(Text("Gains are pooled over pairs, in points. `dvc exp show` has every other number."))
     return 0

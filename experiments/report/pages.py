@@ -945,7 +945,7 @@ def needed(entry: Entry, key: str) -> str:
 
 
 def charts(entry: Entry, keys: Sequence[str]) -> list[Markup]:
-    """The curves of the runs of a cell, also of those under way: whole losses and accuracies, not the terms of a loss."""
+    """The curves of a cell's runs, also of those under way: whole losses and accuracies, not the terms of a loss."""
     assert entry.plan is not None
     series: dict[str, dict[int, list[tuple[float, float]]]] = {}
     for seed, key in zip(entry.plan.seeds, keys, strict=False):
