@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.execution.progress import clock, time_words
-from experiments.records.live import LivePlan, LiveRun, Sight, series
+from experiments.records.live import LivePlan, LiveRun, Sight, number, series
 from experiments.records.store import Record, Store
 from experiments.tracking.sparkline import sparkline
 from hkd.errors import UserError
@@ -85,10 +85,11 @@ def curve(label: str, values: list[float], digits: int) -> str:
 
 
 def position(run: LiveRun) -> str:
-    """`epoch 12/22`, or what there is to say before the first."""
+    """`epoch 12/22`, or for how long it has been starting."""
     if "epoch" in run.facts and "epochs" in run.facts:
         return f"epoch {run.facts['epoch']}/{run.facts['epochs']}"
-    return "starting"
+    spent = number(run.facts.get("at")) + run.quiet - number(run.facts.get("started"))
+    return f"starting for {clock(max(0.0, spent))}"
 
 
 def latest(sight: Sight, store: Store) -> Iterator[Record]:
