@@ -131,8 +131,7 @@ def control_sentence(plan: Plan, controls: Sequence[Control]) -> str:
         return f"Positive controls: no column of this table is one ({names}), so that is not asked."
     texts = [
         f"{control.label}{f' on {control.data}' if control.data else ''} "
-        f"{control.gain.mean:+.2f} {interval(control.gain)}"
-        + ("" if len(plan.metrics) == 1 else f" ({metric_name(control.metric)})")
+        f"{gain_text(control.gain)}" + ("" if len(plan.metrics) == 1 else f" ({metric_name(control.metric)})")
         for control in controls
     ]
     return f"Positive controls, of which one mean gain must be decided: {', '.join(texts)}."
@@ -393,6 +392,11 @@ def interval(estimate: Estimate) -> str:
     if estimate.reason:
         return f"none: {estimate.reason}"
     return f"[{estimate.low:+.2f}, {estimate.high:+.2f}]"
+
+
+def gain_text(estimate: Estimate) -> str:
+    """`+1.20 [+0.31, +2.09]`, or `+1.20 (n=2: +1.00 to +1.40)` where the interval would not inform."""
+    return with_interval(estimate, signed=True) if estimate.few else f"{estimate.mean:+.2f} {interval(estimate)}"
 
 
 def order(ranks: Ranks) -> str:

@@ -177,7 +177,8 @@ def interval(values: Sequence[float], spread: Spread, level: float = LEVEL) -> E
     """Mean of a cell's gains with the interval of its spread."""
     n, mean = len(values), float(np.mean(values))
     half = float(stats.t.isf((1 - level) / 2, spread.df)) * math.sqrt(spread.variance / n)
-    return Estimate(mean=mean, low=mean - half, high=mean + half, n=n, df=spread.df, **ends(values))
+    least, most = ends(values)
+    return Estimate(mean=mean, low=mean - half, high=mean + half, n=n, df=spread.df, least=least, most=most)
 
 
 def p_value(values: Sequence[float], spread: Spread) -> float:

@@ -84,7 +84,8 @@ def mean(values: Sequence[float]) -> Estimate:
     if reason:
         return Estimate(mean=centre, n=n, reason=reason)
     low, high = stats.t.interval(LEVEL, n - 1, loc=centre, scale=stats.sem(values))
-    return Estimate(mean=centre, low=float(low), high=float(high), n=n, **ends(values))
+    least, most = ends(values)
+    return Estimate(mean=centre, low=float(low), high=float(high), n=n, least=least, most=most)
 
 
 def paired_gain(measured: Mapping[int, float], baseline: Mapping[int, float]) -> Estimate:
@@ -99,12 +100,13 @@ def paired_gain(measured: Mapping[int, float], baseline: Mapping[int, float]) ->
     if reason:
         return Estimate(mean=centre, n=n, reason=reason)
     low, high = stats.ttest_rel(a, b).confidence_interval(LEVEL)
-    return Estimate(mean=centre, low=float(low), high=float(high), n=n, **ends(differences))
+    least, most = ends(differences)
+    return Estimate(mean=centre, low=float(low), high=float(high), n=n, least=least, most=most)
 
 
-def ends(values: Sequence[float] | np.ndarray) -> dict[str, float]:
-    """The least and the most of some values, as fields of an `Estimate`."""
-    return {"least": float(np.min(values)), "most": float(np.max(values))}
+def ends(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """The least and the most of some values."""
+    return float(np.min(values)), float(np.max(values))
 
 
 def no_interval(values: Sequence[float] | np.ndarray) -> str | None:
