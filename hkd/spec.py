@@ -135,6 +135,9 @@ class Recipe:
     ema_decay: ShareBelow1 | None = None  # evaluate and keep the exponential moving average of the student
     drop_path: ShareBelow1 | None = None  # stochastic depth of the student; None: the model's own
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    # Epochs between two readings of the accuracy on validation rows (and one after the last); None: none is read.
+    # Those rows are then held out of training, which matters where a data set has no validation split of its own.
+    validate_every: Count | None = None
 
     @together
     def _fixed_or_fresh(self) -> None:
@@ -164,3 +167,8 @@ class RunSpec:
     seed: int = 0
     evaluate_on: Literal["test", "val"] = "test"
     task_options: dict[str, Any] = field(default_factory=dict)  # of the task itself: a head, a measure, an image list
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether the training split is without validation rows: they are reported, or read between epochs."""
+        return self.evaluate_on == "val" or (self.recipe is not None and self.recipe.validate_every is not None)

@@ -28,7 +28,7 @@ from ruamel.yaml import YAML
 folder = sys.argv[1]
 with open(folder + "/dvc.yaml") as file:
     found = DataResolver(Repo.init(folder, no_scm=True, force=True), folder, YAML(typ="safe").load(file))
-outs = [out for stage in found.resolve()["stages"].values() for out in stage.get("outs", ())]
+outs = [path for stage in found.resolve()["stages"].values() for out in stage.get("outs", ()) for path in out]
 print(json.dumps([outs, found.resolve_metrics(), found.resolve_plots()]))
 """
 HEAVY = ("dvc", "dvclive", "pandas", "matplotlib", "seaborn", "sklearn", "distributed", "spconv")
@@ -49,7 +49,7 @@ def test_every_table_stage_is_asked_by_code_and_params_and_keeps_its_folder():
         assert stage["cmd"] == f"hkd run {name}"
         assert stage["deps"] == ["hkd", "analysis", "experiments"]
         assert stage["params"] == ["profile", "seeds", "recipe"]
-        assert stage["outs"] == [f"results/${{profile}}/{name}"]
+        assert stage["outs"] == [{f"results/${{profile}}/{name}": {"persist": True}}]  # replaced whole, never half
         assert f"results/${{profile}}/{name}/metrics.json" in stages()["metrics"]
 
 
@@ -61,12 +61,17 @@ def test_results_of_different_profiles_stand_in_different_folders(tmp_path):
         outs, metrics, plots = json.loads(run(RESOLVE, str(tmp_path)).splitlines()[-1])
         assert set(outs) == {f"results/{profile}/{name}" for name in schema.table_ids()}
         assert set(metrics) == {f"{out}/metrics.json" for out in outs} | {"results/claims/metrics.json"}
-        assert {str(Path(file).parent) for plot in plots for each in plot.values() for file in each["y"]} <= set(outs)
+        files = [plot for plot in plots if isinstance(plot, str)]
+        files += [file for plot in plots if not isinstance(plot, str) for each in plot.values() for file in each["y"]]
+        assert {str(Path(file).parent) for file in files} == set(outs)  # every table and figure has one
 
 
 def test_every_plot_shows_a_file_of_a_stage_by_a_template_that_exists():
     names = set()
-    for (name, plot), *rest in (list(each.items()) for each in stages()["plots"]):
+    plots = stages()["plots"]
+    pictures = [plot for plot in plots if isinstance(plot, str)]
+    assert {picture.split("/")[2] for picture in pictures} <= set(schema.table_ids())
+    for (name, plot), *rest in (list(each.items()) for each in plots if not isinstance(each, str)):
         assert not rest
         assert name not in names, f"two plots are named '{name}'"
         names.add(name)

@@ -63,7 +63,8 @@ def texts(result: CellResult) -> tuple[str, str, str, str]:
     if estimate.n == 0:
         return number(published, sign), "", "", word or result.status
     low, high = (number(value, sign) for value in (estimate.low, estimate.high))
-    return number(published, sign), number(estimate.mean, sign), f"[{low}, {high}]" if low else "", word
+    interval = estimate.span(1, sign) or (f"[{low}, {high}]" if low else "")
+    return number(published, sign), number(estimate.mean, sign), interval, word
 
 
 def number(value: float, sign: str) -> str:

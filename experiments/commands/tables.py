@@ -19,7 +19,7 @@ from experiments.commands.given import Whole
 from experiments.commands.printed import is_wide, new_table, out, print_markdown, show_table, tell_stand_ins
 from experiments.execution.pools import serve
 from experiments.execution.progress import Progress, clock
-from experiments.planning import schema, standins
+from experiments.planning import overrides, schema, standins
 from experiments.planning.asked import planned
 from experiments.planning.estimate import ASSUMPTIONS
 from experiments.planning.plan import Plan
@@ -158,6 +158,9 @@ def run(
     if data is not None:
         os.environ["HKD_DATA"] = str(places.folder(data, "--data"))
     store, console = Store(places.runs()), out()
+    given = [name for name, value in (("profile", profile), ("seeds", seeds)) if value is not None]
+    if said := overrides.sentence(given):
+        console.print(Text(said, style="dim"), soft_wrap=True)
     if until:
         from experiments.until import asked, buy, state
 

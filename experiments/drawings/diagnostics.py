@@ -118,13 +118,13 @@ def draw(finished: Finished, folder: Path) -> None:
         )
     agreed = agreement(plans, finished.store)
     for method, estimate in agreed.items():
-        half = estimate.half_width
+        half = estimate.shown.half_width
         numbers[f"agreement/{method.replace('/', '_')}"] = Number(estimate.mean, half)
     if agreed:
         dots_figure(
             list(agreed),
             {"agreement with the teacher, beyond that of training alone (points)": {
-                method: Dot(each.mean, each.low, each.high) for method, each in agreed.items()
+                method: Dot(each.mean, each.shown.low, each.shown.high) for method, each in agreed.items()
             }},
             folder / "agreement",
             title=f"Do students predict what their teachers predict?\n{everywhere}",

@@ -4,7 +4,7 @@ import heapq
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from statistics import fmean
+from statistics import fmean, median
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,10 +18,12 @@ from experiments.execution.events import Event
 from experiments.execution.graph import Graph
 from experiments.planning.estimate import Durations
 from experiments.planning.plan import Plan, PlannedRun
+from experiments.records.live import left_by_rate
 from experiments.records.store import Record
 
 QUIET_S = 10.0  # between lines where there is no terminal
 LATE = 0.1  # of the time that a run has taken: what is left at least, where it tells nothing of its steps
+RATE_RUNS = 3  # done, from which their rate says how long the rest takes at least
 SHOWN = 16  # runs under way that fit a screen
 STARTING = {None: "starting", 0: "waiting for a worker to join"}  # by number of workers
 
@@ -65,6 +67,8 @@ class Progress:
         self.workers: int | None = None
         self.ended: dict[str, str] = {}  # key -> status
         self.under_way: dict[str, UnderWay] = {}
+        self.lengths: dict[str, float] = {}  # of the runs to be done, as they were expected at the beginning
+        self.began = 0.0
         self.told, self.estimated = 0.0, 0.0  # when the last line was printed, and the last estimate made
         self.estimate: float | None = None
         self.live = Live(console=console, get_renderable=self.display, refresh_per_second=4, transient=True)
@@ -88,6 +92,8 @@ class Progress:
             self.reused = event.facts["reused"]
             if self.todo:
                 self.durations = Durations(self.records, self.plan.runs)
+                self.lengths = {key: self.durations.weight(run) for key, run in self.todo.items()}
+                self.began = now
         elif event.kind == "workers":
             self.workers = event.facts["count"]
             if self.console.is_terminal and not self.live.is_started:
@@ -154,8 +160,17 @@ class Progress:
         if now - self.estimated > 1 and self.durations is not None:
             self.estimated = now
             ended, under_way = dict(self.ended), dict(self.under_way)  # rich asks from a thread of its own
-            self.estimate = time_left(self.todo, ended, under_way, self.durations, self.workers or 1, now)
+            expected = time_left(self.todo, ended, under_way, self.durations, self.workers or 1, now)
+            # Where runs finish more slowly than foretold (another process took the cores, say), they are believed.
+            kept = self.by_rate(ended, under_way, now) if list(ended.values()).count("done") >= RATE_RUNS else None
+            self.estimate = expected if kept is None or expected is None else max(expected, kept)
         return self.estimate
+
+    def by_rate(self, ended: Mapping[str, str], under_way: Mapping[str, UnderWay], now: float) -> float | None:
+        """Seconds left if the rest goes at the rate at which runs finished so far."""
+        done = sum(self.lengths[key] for key in ended)
+        done += sum(self.lengths[key] * run.share() for key, run in under_way.items())
+        return left_by_rate(done, sum(self.lengths.values()), now - self.began)
 
 
 def time_left(
@@ -183,9 +198,17 @@ def time_left(
         for key, run in under_way.items()
         if (left := run.left(now)) is not None and durations.flops[key]
     ]
+    # Those under way may show that the machine is slower now than when the last runs finished.
+    ratios = [
+        (left + now - run.since) / whole
+        for key, run in under_way.items()
+        if (left := run.left(now)) is not None and (whole := durations.expect(todo[key]))
+    ]
+    slower = max(1.0, median(ratios)) if ratios else 1.0
     for key, run in rest.items():
         own = under_way[key].left(now) if key in under_way else None
         whole = durations.expect(run)
+        whole = None if whole is None else whole * slower
         if whole is None and rates:  # nothing finished yet: by the pace of those under way
             whole = durations.flops[key] * fmean(rates)
         if own is None and whole is None:

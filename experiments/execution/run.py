@@ -16,6 +16,7 @@ from experiments.execution.storage import disk_error, not_written, storage_faile
 from experiments.planning import keys
 from experiments.planning.plan import PlannedRun
 from experiments.records.environment import environment, source_digest
+from experiments.records.live import Told
 from experiments.records.store import FINAL, Record, Store
 from hkd.errors import Diverged, Refused, UserError
 from hkd.files import sha256, sweep
@@ -55,8 +56,10 @@ def execute_run(
             sweep(folder)
             with log_to(folder / "run.log"):
                 files = {name: Path(path) for name, path in weights.items()}
-                record = carry_out(run, files, store, runtime, report, source)
+                told = Told(folder, run.label, report)
+                record = carry_out(run, files, store, runtime, told, source)
             store.write(record)
+            told.end()
             return record
     except OSError as error:
         raise not_written(error, store_root) from error

@@ -20,6 +20,7 @@ from experiments.execution.storage import check_writable, not_written
 from experiments.planning.estimate import Durations
 from experiments.planning.plan import Plan, PlannedRun
 from experiments.records.environment import cores, device, gpus
+from experiments.records.live import announced
 from experiments.records.store import ENDED, FINAL, Record, Store
 from hkd.errors import UserError
 from hkd.files import sweep
@@ -88,7 +89,10 @@ def run_plan(
         execution.refuse()
     if execution.graph.ready:
         count = min(default_workers(runtime) if workers is None else workers, len(todo))
-        with pool_for(store, runtime, count, scheduler_file, on_event) as pool:
+        with (
+            announced(store, plan.table, plan.profile, len(plan.runs), execution.lengths),
+            pool_for(store, runtime, count, scheduler_file, on_event) as pool,
+        ):
             execution.drive(pool)
         if runtime.cache_dir is not None:
             bound(runtime.cache_dir, CACHE_LIMIT)
@@ -170,7 +174,8 @@ class _Execution:
         self.killed: set[str] = set()  # runs whose worker died once
         self.lost: set[str] = set()  # runs given up because of another
         durations = Durations(records, plan.runs) if todo else None
-        self.graph = Graph(todo, {key: durations.weight(run) if durations else 0.0 for key, run in todo.items()})
+        self.lengths = {key: durations.weight(run) if durations else 0.0 for key, run in todo.items()}
+        self.graph = Graph(todo, self.lengths)
         on_event(Event(kind="scheduled", facts={"todo": tuple(todo), "reused": reused}))
 
     def refuse(self) -> None:

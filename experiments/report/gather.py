@@ -20,6 +20,7 @@ from experiments.planning.asked import planned
 from experiments.planning.plan import Plan
 from experiments.planning.schema import Table, load_params
 from experiments.records.committed import SUFFIX, Curves, Records
+from experiments.records.live import curves_so_far
 from experiments.records.store import Record, Store
 from experiments.results.compare import CellResult, Comparison, compare
 from experiments.results.render import costs
@@ -159,13 +160,15 @@ def compared(plan: Plan, store: Store) -> dict[str, Any]:
     left = state(plan, store)  # before they are read: what comes in between is seen at the next look
     records = Records(plan, store, places.references())
     comparison = compare(plan, records)
+    begun = under_way(plan, records, store)
+    so_far = {key: curves_so_far(store.folder(key)) for key in begun}
     return {
         "left": left,
         "comparison": comparison,
         "records": dict(records),
         "own": frozenset(records.own),
-        "curves": records.curves(records),
-        "under_way": under_way(plan, records, store),
+        "curves": records.curves(records) | so_far,
+        "under_way": begun,
         "costs": costs(plan, records, comparison),
     }
 

@@ -300,14 +300,14 @@ class Site:
         assert entry.comparison is not None
         labels = {(result.cell.method, result.cell.variant): heading(result.cell) for result in entry.cells}
         gains = [gain for gain in entry.comparison.pooled if gain.pooled.rows]
-        estimates = [gain.pooled.estimate for gain in gains]
+        estimates = [gain.pooled.estimate.shown for gain in gains]
         limit = svg.symmetric([*(e.mean for e in estimates), *(gain.published for gain in gains)])
         lines = [
             {
                 "method": labels[gain.method, gain.variant],
                 "over": labels[gain.over, ""] if gain.over else "baseline",
                 "metric": metric_name(gain.metric),
-                "estimate": estimate,
+                "estimate": gain.pooled.estimate,
                 "strip": svg.strip(
                     estimate.mean,
                     estimate.low,
@@ -404,7 +404,8 @@ class Site:
         entry = next((e for e in self.findings.at(each.profile) if e.name == subject(each.claim)), None)
         estimate = each.estimate
         drawn = estimate.n > 0
-        limit = svg.symmetric([estimate.mean, estimate.low, estimate.high], least=0.01) if drawn else 1.0
+        shown = estimate.shown
+        limit = svg.symmetric([shown.mean, shown.low, shown.high], least=0.01) if drawn else 1.0
         rows = []
         if entry is not None and isinstance(each.claim.statistic, Difference):
             rows = [(row, f"c/{entry.page}/{row}.html") for row in each.rows if row in entry.rows]
@@ -422,9 +423,9 @@ class Site:
             "table": entry.page if entry else "",
             "rows": rows,
             "strip": svg.strip(
-                estimate.mean,
-                estimate.low,
-                estimate.high,
+                shown.mean,
+                shown.low,
+                shown.high,
                 limit=limit,
                 tone="measured",
                 label=f"{interval_text(estimate, '', 2)}, on an axis from {number(-limit)} to {number(limit)}; "
@@ -615,7 +616,7 @@ def axis(results: Sequence[CellResult]) -> float:
     """The half-width of an axis for gains: all intervals, means and published gains lie on it, unless a few are so far
     out that the others could not be told apart; these end at its edge in an arrow."""
     centres = [abs(v) for r in results for v in (r.shown_gain.mean, r.published_gain) if not math.isnan(v)]
-    ends = [abs(v) for r in results for v in (r.shown_gain.low, r.shown_gain.high) if not math.isnan(v)]
+    ends = [abs(v) for r in results for v in (r.drawn_gain.low, r.drawn_gain.high) if not math.isnan(v)]
     most = max([*ends, *centres], default=0.0)
     if len(centres) > 3:
         most = min(most, FARTHEST * median(centres))
@@ -630,6 +631,7 @@ def digits_of(metric: str) -> int:
 def interval_text(estimate: Estimate, unit: str = "", digits: int = 1, *, signed: bool = True) -> str:
     """`+3.9 points [2.6, 5.1]`."""
     text = f"{number(estimate.mean, digits, signed=signed)} {unit}".rstrip()
+    estimate = estimate.shown
     if math.isnan(estimate.low):
         return text + (f" (no interval: {estimate.reason})" if estimate.reason else "")
     return f"{text} [{number(estimate.low, digits, signed=signed)}, {number(estimate.high, digits, signed=signed)}]"
@@ -660,9 +662,9 @@ def cell_view(entry: Entry, result: CellResult, limit: float, href: str) -> Simp
         strip=""
         if not result.gain.n
         else svg.strip(
-            result.shown_gain.mean,
-            result.shown_gain.low,
-            result.shown_gain.high,
+            result.drawn_gain.mean,
+            result.drawn_gain.low,
+            result.drawn_gain.high,
             limit=limit,
             tone=words.word(result.verdict).tone,
             published=result.published_gain,
@@ -865,9 +867,10 @@ def in_words(result: CellResult, base: CellResult | None) -> list[str]:
 
 def by_whom(result: CellResult, digits: int) -> list[str]:
     """Whose spread the interval of a gain uses, beside the plain interval where that is another."""
-    plain = f"[{number(result.gain.low, digits, signed=True)}, {number(result.gain.high, digits, signed=True)}]"
     if result.judged.by != "moderated t" or math.isnan(result.gain.low):
         return []
+    plain = f"[{number(result.gain.low, digits, signed=True)}, {number(result.gain.high, digits, signed=True)}]"
+    plain = result.gain.span(digits, "+") or plain
     return [f"Its spread is shared with the table's other gains (moderated); by its own seeds alone: {plain}."]
 
 
@@ -876,6 +879,8 @@ def place_of(result: CellResult) -> str:
     gain = result.shown_gain
     if math.isnan(gain.low):
         text = f"There is no interval ({gain.reason})" if gain.reason else "There is no interval"
+    elif gain.few:
+        text = f"The interval is not shown: {gain.shown.reason}"
     else:
         where = {1: "lies wholly above 0", -1: "lies wholly below 0", 0: "includes 0"}[gain.sign]
         text = f"The interval [{number(gain.low, signed=True)}, {number(gain.high, signed=True)}] {where}"
@@ -887,7 +892,7 @@ def place_of(result: CellResult) -> str:
 def more_seeds(result: CellResult) -> str:
     """How many more seeds would put the interval on one side of 0 if mean and spread stayed; "" if it is there."""
     gain, spread = result.shown_gain, result.judged.spread
-    if gain.n < 2 or math.isnan(gain.low) or gain.sign or not gain.mean or spread is None:
+    if gain.n < 2 or math.isnan(gain.low) or gain.few or gain.sign or not gain.mean or spread is None:
         return ""
     level = (1 + LEVEL) / 2
     for more in range(1, MOST_SEEDS + 1):
@@ -940,7 +945,7 @@ def needed(entry: Entry, key: str) -> str:
 
 
 def charts(entry: Entry, keys: Sequence[str]) -> list[Markup]:
-    """The curves of the runs of a cell: whole losses and accuracies, without the terms of a loss."""
+    """The curves of a cell's runs, also of those under way: whole losses and accuracies, not the terms of a loss."""
     assert entry.plan is not None
     series: dict[str, dict[int, list[tuple[float, float]]]] = {}
     for seed, key in zip(entry.plan.seeds, keys, strict=False):
@@ -950,7 +955,7 @@ def charts(entry: Entry, keys: Sequence[str]) -> list[Markup]:
                     continue
                 if math.isfinite(value):
                     series.setdefault(name, {}).setdefault(seed, []).append((float(line["epoch"]), float(value)))
-    first = sorted(series, key=lambda name: (name != "loss", name))[:CHARTS]
+    first = sorted(series, key=lambda name: (name != "loss", name != "val_top1", name))[:CHARTS]
     return [svg.curves(name.replace("_", " "), series[name]) for name in first]
 
 

@@ -131,8 +131,7 @@ def control_sentence(plan: Plan, controls: Sequence[Control]) -> str:
         return f"Positive controls: no column of this table is one ({names}), so that is not asked."
     texts = [
         f"{control.label}{f' on {control.data}' if control.data else ''} "
-        f"{control.gain.mean:+.2f} {interval(control.gain)}"
-        + ("" if len(plan.metrics) == 1 else f" ({metric_name(control.metric)})")
+        f"{gain_text(control.gain)}" + ("" if len(plan.metrics) == 1 else f" ({metric_name(control.metric)})")
         for control in controls
     ]
     return f"Positive controls, of which one mean gain must be decided: {', '.join(texts)}."
@@ -260,6 +259,7 @@ def reading(plan: Plan, comparison: Comparison) -> list[str]:
         "± of values is the half-width of a 95 % t-interval over seeds; gains are paired by seed. A seed draws the "
         "student's initialisation, the labelled subset and the data order; teacher and test set are fixed.",
         *judging(comparison),
+        *too_few(comparison),
     ]
     counts = comparison.counts("verdict")
     if counts:
@@ -330,6 +330,16 @@ def judging(comparison: Comparison) -> list[str]:
     ]
 
 
+def too_few(comparison: Comparison) -> list[str]:
+    """What stands where two seeds would give an interval that says next to nothing."""
+    if not any(result.measured.few or result.shown_gain.few for result in comparison.cells):
+        return []
+    return [
+        "n=2: two seeds alone say too little of their spread (their interval is 12.7 standard errors to each side), so "
+        "the lower and the higher value are printed in its place; table.csv has the interval."
+    ]
+
+
 def over_table(comparison: Comparison) -> list[str]:
     """What stands of the table's gains once their number is allowed for; not where looks were taken."""
     tested = [r for r in comparison.cells if not math.isnan(r.judged.p) and not kept_out(r)]
@@ -378,9 +388,15 @@ def pooled_texts(plan: Plan, gain: PooledGain) -> dict[str, str]:
 
 def interval(estimate: Estimate) -> str:
     """`[+0.31, +2.09]`, or why there is none."""
+    estimate = estimate.shown
     if estimate.reason:
         return f"none: {estimate.reason}"
     return f"[{estimate.low:+.2f}, {estimate.high:+.2f}]"
+
+
+def gain_text(estimate: Estimate) -> str:
+    """`+1.20 [+0.31, +2.09]`, or `+1.20 (n=2: +1.00 to +1.40)` where the interval would not inform."""
+    return with_interval(estimate, signed=True) if estimate.few else f"{estimate.mean:+.2f} {interval(estimate)}"
 
 
 def order(ranks: Ranks) -> str:
@@ -422,10 +438,15 @@ def heading(cell: Cell) -> str:
 
 
 def with_interval(estimate: Estimate, *, signed: bool = False) -> str:
-    """`88.24 ± 0.41`; without ± where there is no interval, "" where there is nothing."""
+    """`88.24 ± 0.41`; without ± where there is no interval, "" where there is nothing.
+
+    `88.24 (n=2: 86.10 to 90.38)` where the interval would not inform.
+    """
     if estimate.n == 0:
         return ""
     value = f"{estimate.mean:+.2f}" if signed else f"{estimate.mean:.2f}"
+    if estimate.few:
+        return f"{value} ({estimate.span(sign='+' if signed else '')})"
     return value if math.isnan(estimate.half_width) else f"{value} ± {estimate.half_width:.2f}"
 
 

@@ -78,6 +78,11 @@ class CellResult:
         """The gain with the interval that judges it."""
         return self.judged.estimate if self.judged.estimate.n else self.gain
 
+    @property
+    def drawn_gain(self) -> Estimate:
+        """`shown_gain` as it is printed and drawn: without an interval that does not inform."""
+        return self.shown_gain.shown
+
 
 @dataclass(frozen=True, kw_only=True)
 class PooledGain:

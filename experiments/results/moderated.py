@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 from scipy import optimize, special, stats
 
-from experiments.results.stats import LEVEL, Estimate, no_interval
+from experiments.results.stats import LEVEL, Estimate, ends, no_interval
 
 MIN_CELLS = 6  # fewer say nothing of a common spread: plain t
 TAILS = (0.05, 0.10)  # shares of log-variances that are Winsorised, from below and from above
@@ -177,7 +177,8 @@ def interval(values: Sequence[float], spread: Spread, level: float = LEVEL) -> E
     """Mean of a cell's gains with the interval of its spread."""
     n, mean = len(values), float(np.mean(values))
     half = float(stats.t.isf((1 - level) / 2, spread.df)) * math.sqrt(spread.variance / n)
-    return Estimate(mean=mean, low=mean - half, high=mean + half, n=n)
+    least, most = ends(values)
+    return Estimate(mean=mean, low=mean - half, high=mean + half, n=n, df=spread.df, least=least, most=most)
 
 
 def p_value(values: Sequence[float], spread: Spread) -> float:

@@ -82,7 +82,8 @@ class Reference:
 class RegressionReport:
     """status: pass, regression, stale reference, or untested. reasons: sentences, worst first.
 
-    moved: one line per method and per cell whose values differ, largest drop first.
+    moved: one line per method and per cell whose values differ, largest drop first; few: its interval judges, but is
+    of two seeds and not printed.
     """
 
     table: str
@@ -100,7 +101,9 @@ class RegressionReport:
         """The report as text: the outcome, its reasons, and a table of what moved."""
         lines = [f"{self.table} ({self.profile}): {self.status}", *(f"- {reason}" for reason in self.reasons)]
         if len(self.moved):
-            text = self.moved.map(lambda value: f"{value:.3g}" if isinstance(value, float) else str(value))
+            held = self.moved.drop(columns="few")
+            held.loc[self.moved["few"].astype(bool), ["low", "high"]] = math.nan  # two seeds judge, and inform nobody
+            text = held.map(lambda value: f"{value:.3g}" if isinstance(value, float) else str(value))
             lines += ["", text.replace("nan", "").to_markdown(index=False, disable_numparse=True)]
         return "\n".join(lines)
 
@@ -321,6 +324,7 @@ def method_lines(now: Mapping[tuple, MeasuredCell], before: Mapping[tuple, Measu
                     "drop": drop.mean,
                     "low": drop.low,
                     "high": drop.high,
+                    "few": drop.few,
                     "p": math.nan,
                     "regression": drop.low > MARGIN,
                     "of_method": True,
@@ -388,6 +392,7 @@ def cell_lines(now: Mapping[tuple, MeasuredCell], before: Mapping[tuple, Measure
                     "drop": drop.mean,
                     "low": drop.low,
                     "high": drop.high,
+                    "few": drop.few,
                     "p": p,
                     "regression": p < CELL_LEVEL,
                     "of_method": False,
@@ -413,6 +418,6 @@ def drop_p(old: Mapping[int, float], new: Mapping[int, float]) -> float:
 
 def report(measured: Reference, status: str, reasons: tuple[str, ...], lines: list[dict]) -> RegressionReport:
     """The report, with its lines sorted: methods before cells, the largest drop first."""
-    columns = ["what", "reference", "measured", "drop", "low", "high", "p", "regression"]
+    columns = ["what", "reference", "measured", "drop", "low", "high", "p", "regression", "few"]
     frame = pd.DataFrame(sorted(lines, key=lambda line: (not math.isnan(line["p"]), -line["drop"])), columns=columns)
     return RegressionReport(table=measured.table, profile=measured.profile, status=status, reasons=reasons, moved=frame)

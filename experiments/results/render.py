@@ -490,8 +490,8 @@ def draw(plan: Plan, comparison: Comparison, path: Path, metrics: tuple[str, ...
                 method="measured" if rows_are_variants else cell.label,
                 published=result.published_gain if own else math.nan,
                 measured=result.gain.mean,
-                low=result.shown_gain.low,
-                high=result.shown_gain.high,
+                low=result.drawn_gain.low,
+                high=result.drawn_gain.high,
                 pooled=False,
                 panel=over[cell.id],
                 seeds=tuple(result.gains.values()),
@@ -509,8 +509,8 @@ def draw(plan: Plan, comparison: Comparison, path: Path, metrics: tuple[str, ...
                     method=labels[gain.method, gain.variant],
                     published=gain.published if plan.by_value else math.nan,  # means can agree where no pair does
                     measured=gain.pooled.estimate.mean,
-                    low=gain.pooled.estimate.low,
-                    high=gain.pooled.estimate.high,
+                    low=gain.pooled.estimate.shown.low,
+                    high=gain.pooled.estimate.shown.high,
                     pooled=True,
                     panel=rows[0]["panel"],
                     seeds=(),
@@ -561,8 +561,8 @@ def draw_sweep(
                 at=float(result.cell.row_label[1].split()[-1]),
                 published=math.nan if result.doubted else result.published_gain,
                 measured=result.gain.mean,
-                low=result.shown_gain.low,
-                high=result.shown_gain.high,
+                low=result.drawn_gain.low,
+                high=result.drawn_gain.high,
                 seeds=tuple(result.gains.values()),
             )
             for result in results
@@ -689,7 +689,7 @@ def share(estimate: Estimate) -> str:
     """`0.84 [0.71, 0.95]`."""
     if not estimate.n:
         return ""
-    return f"{estimate.mean:.2f}" + ("" if estimate.reason else f" [{estimate.low:.2f}, {estimate.high:.2f}]")
+    return f"{estimate.mean:.2f}" + ("" if estimate.shown.reason else f" [{estimate.low:.2f}, {estimate.high:.2f}]")
 
 
 def ranks(plan: Plan, ranked: MeanRanks, comparison: Comparison) -> pd.DataFrame:
@@ -732,7 +732,7 @@ def draw_ranking(plan: Plan, ranked: MeanRanks, path: Path) -> None:
 
     own = {cell.label for cell in plan.cells if (cell.method, cell.variant) == (plan.paper, "")}
     rows = [
-        RankRow(method=label, rank=rank.mean, low=rank.low, high=rank.high, own=label in own)
+        RankRow(method=label, rank=rank.mean, low=rank.shown.low, high=rank.shown.high, own=label in own)
         for label, rank in ranked.ranks.items()
     ]
     without = f" Without {listed(ranked.left_out)}: not measured on every pair." if ranked.left_out else ""

@@ -7,7 +7,7 @@ Values are percent and differences percentage points throughout.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -15,6 +15,7 @@ from scipy import stats
 LEVEL = 0.95  # of every interval
 EQUAL = 1e-9  # points: a spread below this is rounding, not a spread
 EXACT_BELOW = 10  # rows: below this a rank correlation's p value comes from permutations
+FEWEST_DF = 2.0  # of an interval that informs: three seeds, or two whose spread other cells share
 MIN_IMAGES = 100  # fewer give no bootstrap interval
 Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
 PERCENTILE_FROM = 10_000  # images: beyond, BCa's corrections vanish and its jackknife is quadratic
@@ -22,13 +23,19 @@ PERCENTILE_FROM = 10_000  # images: beyond, BCa's corrections vanish and its jac
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A mean and its 95 % interval. Where no interval can be given, low and high are nan and `reason` says why."""
+    """A mean and its 95 % interval. Where no interval can be given, low and high are nan and `reason` says why.
+
+    df: degrees of freedom of the interval; None: n - 1. least, most: of the values, nan where they are not known.
+    """
 
     mean: float
     low: float = math.nan
     high: float = math.nan
     n: int
     reason: str | None = None
+    df: float | None = None
+    least: float = math.nan
+    most: float = math.nan
 
     @property
     def half_width(self) -> float:
@@ -39,6 +46,29 @@ class Estimate:
     def sign(self) -> int:
         """1 or -1 where the interval lies wholly above or below zero, else 0 (also without an interval)."""
         return int(self.low > 0) - int(self.high < 0)
+
+    @property
+    def few(self) -> bool:
+        """Whether there is an interval of too few degrees of freedom to inform whoever reads it (12.7 standard errors
+        at one); it may judge, as its coverage is right.
+        """
+        return not math.isnan(self.low) and (self.n - 1 if self.df is None else self.df) < FEWEST_DF
+
+    @property
+    def shown(self) -> "Estimate":
+        """As it is printed and drawn: in the place of an interval that does not inform stand the values' ends."""
+        if not self.few:
+            return self
+        ends = "" if math.isnan(self.least) else f" ({self.least:.2f} to {self.most:.2f})"
+        return replace(self, low=math.nan, high=math.nan, reason=f"{self.n} seeds{ends} say too little of their spread")
+
+    def span(self, digits: int = 2, sign: str = "") -> str:
+        """`n=2: 86.10 to 90.38` of an estimate whose interval does not inform, else ""."""
+        if not self.few:
+            return ""
+        if math.isnan(self.least):
+            return f"n={self.n}"
+        return f"n={self.n}: {self.least:{sign}.{digits}f} to {self.most:{sign}.{digits}f}"
 
 
 NOTHING = Estimate(mean=math.nan, n=0, reason="nothing measured")
@@ -54,7 +84,8 @@ def mean(values: Sequence[float]) -> Estimate:
     if reason:
         return Estimate(mean=centre, n=n, reason=reason)
     low, high = stats.t.interval(LEVEL, n - 1, loc=centre, scale=stats.sem(values))
-    return Estimate(mean=centre, low=float(low), high=float(high), n=n)
+    least, most = ends(values)
+    return Estimate(mean=centre, low=float(low), high=float(high), n=n, least=least, most=most)
 
 
 def paired_gain(measured: Mapping[int, float], baseline: Mapping[int, float]) -> Estimate:
@@ -69,7 +100,13 @@ def paired_gain(measured: Mapping[int, float], baseline: Mapping[int, float]) ->
     if reason:
         return Estimate(mean=centre, n=n, reason=reason)
     low, high = stats.ttest_rel(a, b).confidence_interval(LEVEL)
-    return Estimate(mean=centre, low=float(low), high=float(high), n=n)
+    least, most = ends(differences)
+    return Estimate(mean=centre, low=float(low), high=float(high), n=n, least=least, most=most)
+
+
+def ends(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """The least and the most of some values."""
+    return float(np.min(values)), float(np.max(values))
 
 
 def no_interval(values: Sequence[float] | np.ndarray) -> str | None:

@@ -50,7 +50,28 @@ def evaluate(job: Job) -> Outcome:
 
 def measure(model: TapModel, split: Split, job: Job, data: DataSet, fabric: Fabric) -> dict[str, float]:
     """Top-1 accuracy in percent over a split; predictions.npz gets row, label and prediction of every image."""
-    loader = Loader(
+    predictions = predict(model, evaluation_loader(split, job, data, fabric), fabric).numpy()
+    seen = predictions >= 0  # an image that could not be read has none
+    labels = split.labels[seen]
+    if fabric.is_global_zero:
+        write_predictions(split.rows[seen], labels, predictions[seen], job.folder)
+    metrics = {"top1": 100 * float((predictions[seen] == labels).mean())}
+    if not seen.all():
+        log.warning("%d images could not be read and were left out of the accuracy", (~seen).sum())
+        metrics["skipped_images"] = float((~seen).sum())
+    return metrics
+
+
+def top1(model: TapModel, split: Split, job: Job, data: DataSet, fabric: Fabric) -> float:
+    """Top-1 accuracy in percent over the images of a split that can be read; nothing is written."""
+    predictions = predict(model, evaluation_loader(split, job, data, fabric), fabric).numpy()
+    seen = predictions >= 0
+    return 100 * float((predictions[seen] == split.labels[seen]).mean())
+
+
+def evaluation_loader(split: Split, job: Job, data: DataSet, fabric: Fabric) -> Loader:
+    """This process's share of a split, as it is measured."""
+    return Loader(
         split,
         None,
         num_classes=data.num_classes,
@@ -61,16 +82,6 @@ def measure(model: TapModel, split: Split, job: Job, data: DataSet, fabric: Fabr
         workers=job.runtime.loader_workers,
         on_corrupt=job.runtime.on_corrupt,
     )
-    predictions = predict(model, loader, fabric).numpy()
-    seen = predictions >= 0  # an image that could not be read has none
-    labels = split.labels[seen]
-    if fabric.is_global_zero:
-        write_predictions(split.rows[seen], labels, predictions[seen], job.folder)
-    metrics = {"top1": 100 * float((predictions[seen] == labels).mean())}
-    if not seen.all():
-        log.warning("%d images could not be read and were left out of the accuracy", (~seen).sum())
-        metrics["skipped_images"] = float((~seen).sum())
-    return metrics
 
 
 def write_predictions(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hkd.data.base import Split
 from hkd.data.loading.loader import Loader
-from hkd.errors import UserError
+from hkd.errors import Refused, UserError
 from hkd.models.tap_model import Teacher
 from hkd.options import Positive, configured, options
 from hkd.tasks.evaluate import write_predictions
@@ -43,6 +43,8 @@ def probe(job: Job) -> Outcome:
     spec, runtime, folder, meter = job.spec, job.runtime, job.folder, Meter()
     if spec.init is None:
         raise UserError("A linear probe needs weights to probe: give the run an `init`.")
+    if spec.recipe is not None and spec.recipe.validate_every:
+        raise Refused("A linear probe has no epochs to read an accuracy between: leave validate_every out.")
     options = configured(ProbeOptions, "Task 'probe'", spec.task_options)
     fabric = make_fabric(runtime, "32-true")
     data, _ = open_data(spec.data, runtime)

@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import torch
 from lightning_fabric import Fabric
 
 from hkd import registry
-from hkd.data.base import DataSet
+from hkd.data.base import DataSet, Split
 from hkd.data.loading.loader import Loader
 from hkd.errors import Refused
 from hkd.methods import METHODS
@@ -19,7 +21,7 @@ from hkd.models.tap_model import TapModel, Teacher
 from hkd.models.weights import load_weights
 from hkd.options import NoOptions, configured
 from hkd.spec import MethodSpec, Recipe, RunSpec
-from hkd.tasks.evaluate import measure
+from hkd.tasks.evaluate import measure, top1
 from hkd.tasks.launch import task
 from hkd.training.cache import Teachers, make_teachers
 from hkd.training.inputs import evaluation_split, give_weights, open_data
@@ -47,7 +49,15 @@ def train(job: Job) -> Outcome:
             split = evaluation_split(job.spec, data, job.runtime)
             return measure(run.step.student, split, job, data, fabric)
 
-        return build(job, fabric, data, fingerprint, accuracy)
+        @cache
+        def held_out() -> Split:
+            return data.load("val", seed=job.spec.seed, select=True, on_corrupt=job.runtime.on_corrupt)
+
+        def validation(run: Training) -> dict[str, float]:
+            return {"val_top1": top1(run.step.student, held_out(), job, data, fabric)}
+
+        made = build(job, fabric, data, fingerprint, accuracy)
+        return replace(made, validate=validation)
 
     return train_run(job, built)
 

@@ -188,7 +188,7 @@ def _name(spec: RunSpec, role: str, want: Want, fingerprint: str, device: torch.
     facts = {
         "weights": asdict(teacher.weights),
         "model": teacher.model.identity(),
-        "data": [spec.data.name, spec.data.options, fingerprint, spec.seed, spec.evaluate_on == "val"],
+        "data": [spec.data.name, spec.data.options, fingerprint, spec.seed, spec.holds_out],
         "views": {name: recipe[name] for name in VIEW_FIELDS},
         "want": asdict(want),
         "made by": [torch.__version__, timm.__version__, device.type],

@@ -68,8 +68,10 @@ class Job:
 
     @property
     def select(self) -> bool:
-        """Whether settings are being chosen: validation rows are held out of the training split, and reported."""
-        return self.spec.evaluate_on == "val"
+        """Whether validation rows are held out of the training split: settings are being chosen and they are reported,
+        or the recipe has the accuracy on them read while it trains.
+        """
+        return self.spec.holds_out
 
     @property
     def device_batch(self) -> int:
@@ -87,7 +89,8 @@ class Outcome:
     training step), steps (updates), device_batch (images of one forward pass), student_params_m and extra_params_m
     (adapters) in millions, peak_memory_mib; corrupt_images where training images were skipped.
     curves: one flat dict per epoch: epoch (from 1), loss and loss/<term> (means over the epoch), lr (of its last
-    update), train_top1 (percent, of augmented images while training), seconds; grad_norm/<term> at about five epochs.
+    update), train_top1 (percent, of augmented images while training), seconds; grad_norm/<term> at about five epochs;
+    val_top1 (percent, of the validation rows) where the recipe asks for it.
     """
 
     metrics: dict[str, float]

@@ -1,6 +1,6 @@
 """The training loop: one for every method, model and data set."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,14 @@ from hkd.training.journal import Journal
 from hkd.training.step import Training
 
 
-def fit(run: Training, journal: Journal, checkpoints: Checkpoints) -> None:
+def fit(run: Training, journal: Journal, checkpoints: Checkpoints, after_epoch: Callable[[int], None]) -> None:
     """Train from where `run.position` stands to the end of the last epoch.
+
+    Args:
+        run: what trains.
+        journal: that its losses go to.
+        checkpoints: that it can be continued from.
+        after_epoch: called with each epoch (0-based) once its line is in the journal; its time is not training.
 
     Raises:
         Diverged: a loss is not finite.
@@ -32,6 +38,8 @@ def fit(run: Training, journal: Journal, checkpoints: Checkpoints) -> None:
                 journal.resume_clock()
         lr = max(group["lr"] for group in run.optimizer.param_groups)
         journal.close_epoch(here.epoch, lr=lr, more=run.step.diagnostics())
+        after_epoch(here.epoch)
+        journal.resume_clock()
         here.epoch, here.step = here.epoch + 1, 0
 
 

@@ -7,6 +7,7 @@ loop, the checkpoints, the curves and the folder are the same for all.
 import json
 import logging
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,9 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from hkd.data.loading.loader import BatchLoader
-from hkd.errors import Diverged
+from hkd.errors import Diverged, Refused
 from hkd.files import atomic_write
+from hkd.models.hooks import evaluation_mode
 from hkd.models.weights import save_weights
 from hkd.training.cache import Teachers
 from hkd.training.checkpoint import Checkpoints, Unfit
@@ -28,10 +30,12 @@ from hkd.training.job import Job, Outcome
 from hkd.training.journal import Journal
 from hkd.training.loop import fit
 from hkd.training.recipe import make_ema, make_optimizer, make_schedule
-from hkd.training.rng import seed_all
+from hkd.training.rng import rng_state, seed_all, set_rng_state
 from hkd.training.step import Position, Step, Training
 
 log = logging.getLogger(__name__)
+
+LIVE_S = 2.0  # seconds between writings of the curves so far
 
 
 @dataclass(frozen=True)
@@ -40,13 +44,15 @@ class Built:
 
     step: what learns, on the device. loader: of the training batches. teachers: called once the engine has wrapped
     the step, for what the teachers say about a batch. measure: called once with the finished training, whose step is
-    in evaluation mode and without gradients; gives the metrics, and leaves predictions in the folder.
+    in evaluation mode and without gradients; gives the metrics, and leaves predictions in the folder. validate: called
+    in the same state between epochs where the recipe asks for it, and gives what the curves get; None: the task cannot.
     """
 
     step: Step
     loader: BatchLoader
     teachers: Callable[[], Teachers]
     measure: Callable[[Training], dict[str, float]]
+    validate: Callable[[Training], dict[str, float]] | None = None
 
 
 def train_run(job: Job, build: Callable[[Job, Fabric], Built]) -> Outcome:
@@ -54,7 +60,7 @@ def train_run(job: Job, build: Callable[[Job, Fabric], Built]) -> Outcome:
 
     Leaves in `job.folder`: student.safetensors (plain timm keys; the moving average where the recipe has one),
     adapters.safetensors (the method's own parameters and buffers, if any), curves.jsonl, and what `measure` writes;
-    checkpoint.pt only while it runs.
+    checkpoint.pt only while it runs. curves.jsonl is there from the first epoch on, for whoever watches.
 
     Raises:
         Diverged: a loss stopped being finite, or the last update left weights that are not.
@@ -73,8 +79,9 @@ def train_run(job: Job, build: Callable[[Job, Fabric], Built]) -> Outcome:
             restored = False
         if not restored:
             seed_all(job.spec.seed, "train", fabric.global_rank)
+        live = Live(run, journal, built, folder)
         try:
-            fit(run, journal, checkpoints)
+            fit(run, journal, checkpoints, live)
         finally:
             write_curves(journal.curves, folder)
         keep(run, folder)
@@ -96,9 +103,44 @@ def train_run(job: Job, build: Callable[[Job, Fabric], Built]) -> Outcome:
     return Outcome(metrics=metrics, cost=cost, curves=journal.curves)
 
 
+class Live:
+    """What is done between epochs: validation accuracy where it is asked for, and the curves so far for who watches."""
+
+    def __init__(self, run: Training, journal: Journal, built: Built, folder: Path):
+        self.run, self.journal, self.built, self.folder = run, journal, built, folder
+        self.written = time.monotonic()
+
+    def __call__(self, epoch: int) -> None:
+        """Add to the line of an epoch (0-based), and write the lines, at most every `LIVE_S` seconds."""
+        recipe = self.run.recipe
+        if recipe.validate_every and ((epoch + 1) % recipe.validate_every == 0 or epoch + 1 == recipe.epochs):
+            self.journal.curves[-1] |= validated(self.run, self.built)
+        if self.run.fabric.is_global_zero and time.monotonic() - self.written >= LIVE_S:
+            write_curves(self.journal.curves, self.folder)
+            self.written = time.monotonic()
+
+
+def validated(run: Training, built: Built) -> dict[str, float]:
+    """What `built.validate` gives of the weights as they would be kept now; the training is left as it was."""
+    assert built.validate is not None
+    averaged, kept, random = run.step.averaged, None, rng_state()
+    if run.ema is not None:
+        kept = {name: value.clone() for name, value in averaged.state_dict().items()}
+        averaged.load_state_dict(run.ema.module.state_dict())
+    try:
+        with torch.no_grad(), evaluation_mode(run.step):
+            return built.validate(run)
+    finally:
+        set_rng_state(random)
+        if kept is not None:
+            averaged.load_state_dict(kept)
+
+
 def begun(job: Job, fabric: Fabric, build: Callable[[Job, Fabric], Built]) -> tuple[Built, Training, Journal]:
     """What a task builds, ready to be trained, at its beginning."""
     built = build(job, fabric)
+    if job.recipe.validate_every and built.validate is None:
+        raise Refused(f"The task '{job.spec.task}' has no accuracy to read between epochs: leave validate_every out.")
     run = assembled(job, fabric, built)
     journal = Journal(
         fabric,

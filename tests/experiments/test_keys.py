@@ -90,7 +90,7 @@ def test_defaults_are_for_ever_because_old_records_rely_on_them():
             "warmup_epochs": 0.0, "warmup_lr": 0.0, "clip_grad": None, "loss": "ce", "label_smoothing": 0.0,
             "mixup": 0.0, "cutmix": 0.0, "crop": "none", "crop_scale": (0.08, 1.0), "flip": False, "shift": 0,
             "randaugment": None, "erasing": 0.0, "views": None, "ema_decay": None, "drop_path": None,
-            "precision": "32-true",
+            "precision": "32-true", "validate_every": None,
         },
         "ModelCard": {
             "kwargs": {}, "image_size": 224, "stages": (1, 2, 3, 4), "mean": (0.485, 0.456, 0.406),

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from experiments.results import stats
+from experiments.results import moderated, stats
+from experiments.results.caption import interval, with_interval
 
 
 def test_mean_has_the_t_interval_computed_by_hand():
@@ -193,3 +194,38 @@ def test_nothing_in_common_gives_no_ranks(values):
 def test_ranks_of_all_methods_sum_to_the_same_whatever_is_measured(table):
     values = {f"pair {i}": {f"m{j}": {0: float(v)} for j, v in enumerate(row)} for i, row in enumerate(table)}
     assert sum(rank.mean for rank in stats.mean_ranks(values).ranks.values()) == pytest.approx(10)
+
+
+# -- what is printed of two seeds ----------------------------------------------------------------------------------
+
+
+def test_an_interval_of_two_seeds_is_not_printed_but_their_ends_are():
+    two = stats.mean([60.0, 85.0])  # 72.5 ± 12.706 * 25 / 2 = ± 158.83
+    assert two.half_width == pytest.approx(158.83, abs=0.01)
+    assert two.few
+    assert two.span() == "n=2: 60.00 to 85.00"
+    assert math.isnan(two.shown.low)
+    assert two.shown.reason == "2 seeds (60.00 to 85.00) say too little of their spread"
+    assert with_interval(two) == "72.50 (n=2: 60.00 to 85.00)"
+    assert "±" not in with_interval(two, signed=True)
+    assert interval(two) == "none: 2 seeds (60.00 to 85.00) say too little of their spread"
+
+
+def test_from_three_seeds_on_the_interval_is_printed_as_it_was():
+    three = stats.mean([1.0, 2.0, 3.0])
+    assert not three.few
+    assert three.shown is three
+    assert with_interval(three) == "2.00 ± 2.48"
+    assert three.span() == ""
+
+
+def test_two_seeds_whose_spread_the_table_shares_inform():
+    cells = {i: [float(i), float(i) + 1 + 0.1 * (i % 3)] for i in range(12)}
+    shared = moderated.spreads(cells)
+    estimate = moderated.interval(cells[3], shared[3])
+    assert not shared[3].own
+    assert estimate.df >= 2
+    assert not estimate.few
+    assert "±" in with_interval(estimate)
+    alone = moderated.interval(cells[3], moderated.spreads({3: cells[3]})[3])
+    assert alone.few

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 import hkd.training.checkpoint as checkpoint_module
 import hkd.training.journal as journal_module
+from experiments.planning.keys import spec_identity
 from hkd.data.digits import Digits
 from hkd.data.loading.loader import Loader
 from hkd.errors import Diverged, Refused, UserError
@@ -28,13 +29,15 @@ from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel
 from hkd.models.weights import save_weights
 from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
-from hkd.tasks.evaluate import evaluate
+from hkd.tasks.evaluate import evaluate, top1
 from hkd.tasks.launch import decode, encode
-from hkd.tasks.train import train
+from hkd.tasks.train import build, train
 from hkd.training.checkpoint import Checkpoints
 from hkd.training.cost import Meter, gpu_seconds
+from hkd.training.distributed import make_fabric
 from hkd.training.job import Job, Runtime
 from hkd.training.rng import seed_all
+from hkd.training.session import train_run
 
 DATA = DataSpec(name="digits", options={"n_train": 20})
 RECIPE = Recipe(epochs=3, batch_size=8, lr=1e-3, warmup_epochs=1.0, shift=2)  # 2 steps an epoch
@@ -117,6 +120,52 @@ def test_a_run_leaves_weights_predictions_and_curves_and_no_checkpoint(tmp_path)
     assert {"lr", "train_top1", "seconds", "grad_norm/task", "grad_norm/feat_s4"} < lines[0].keys()
     assert [news["step"] for news in told] == [1, 2, 3, 4, 5, 6]
     assert told[-1].keys() == {"epoch", "epochs", "step", "steps", "loss", "top1"}
+
+
+def test_the_curves_so_far_can_be_read_while_a_run_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("hkd.training.session.LIVE_S", 0.0)
+    seen = []
+
+    def report(news):
+        path = tmp_path / "curves.jsonl"
+        seen.append(len(path.read_text().splitlines()) if path.exists() else 0)
+
+    train(Job(run_spec(), {}, tmp_path, RUNTIME, report))
+    assert seen == [0, 0, 1, 1, 2, 2]  # 2 steps an epoch
+
+
+@pytest.mark.parametrize("ema", [None, 0.5])
+def test_accuracy_on_validation_rows_is_read_between_epochs_and_moves_no_digit(ema, tmp_path):
+    recipe = replace(RECIPE, ema_decay=ema)
+    plain = train(Job(run_spec("fd", recipe=recipe), {}, tmp_path / "plain", RUNTIME, silent))
+    asked = run_spec("fd", recipe=replace(recipe, validate_every=2))
+    read = train(Job(asked, {}, tmp_path / "read", RUNTIME, silent))
+    assert [("val_top1" in line) for line in read.curves] == [False, True, True]  # each second one, and the last
+    without = [{name: value for name, value in line.items() if name != "val_top1"} for line in read.curves]
+    assert timeless(without) == timeless(plain.curves)
+    assert left_in(tmp_path / "read") == left_in(tmp_path / "plain")
+    assert read.metrics == plain.metrics
+    kept = TapModel(STUDENT, 10)  # digits have a cut of their own: rows 1029 to 1286 are never trained on
+    kept.net.load_state_dict(load_file(tmp_path / "read" / "student.safetensors"))
+    job = Job(asked, {}, tmp_path, RUNTIME, silent)
+    fabric = make_fabric(RUNTIME, "32-true")
+    data = Digits(DATA.options, Path())
+    assert read.curves[-1]["val_top1"] == top1(kept, data.load("val", seed=0, select=True), job, data, fabric)
+
+
+def test_asking_for_validation_makes_another_run_that_trains_on_other_rows_only():
+    asked = run_spec(recipe=replace(RECIPE, validate_every=1))
+    assert asked.holds_out
+    assert not run_spec().holds_out
+    assert "validate_every" not in spec_identity(run_spec())["recipe"]
+    assert spec_identity(asked)["recipe"]["validate_every"] == 1
+
+
+def test_a_task_without_accuracy_refuses_to_validate(tmp_path):
+    spec = run_spec(recipe=replace(RECIPE, validate_every=1))
+    made = lambda job, fabric: build(job, fabric, Digits(DATA.options, Path()), "", dict)  # noqa: E731
+    with pytest.raises(Refused, match="no accuracy to read between epochs: leave validate_every out"):
+        train_run(Job(spec, {}, tmp_path, RUNTIME, silent), made)
 
 
 def test_costs_are_counted(tmp_path):

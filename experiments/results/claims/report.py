@@ -49,12 +49,14 @@ def lines(found: Iterable[Checked]) -> list[dict[str, Any]]:
 
 
 def interval(estimate: Estimate) -> str:
-    """`+1.2 [0.3, 2.1]`, or what there is of it."""
+    """`+1.2 [0.3, 2.1]`, `+1.2 (n=2: 0.3 to 2.1)` where the interval would not inform, or what there is of it."""
     if not estimate.n:
         return ""
     digits = 1 if abs(estimate.mean) >= 10 else 2
     text = f"{estimate.mean:+.{digits}f}"
-    if not math.isnan(estimate.low):
+    if estimate.few:
+        text += f" ({estimate.span(digits)})"
+    elif not math.isnan(estimate.low):
         text += f" [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
     return text.replace("-", "−")
 

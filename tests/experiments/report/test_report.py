@@ -558,7 +558,9 @@ def test_a_run_under_way_says_its_epoch(tmp_path, monkeypatch):
     path.write_text('{"epoch": 1, "loss": 2.0}\n{"epoch": 2, "loss": 1.5}\n{"epoch": 3, "lo')
     assert last_epoch(path) == 2
     build(tmp_path / "pages", store, tables=["scalekd_table6"], profile="laptop")
-    assert re.search(r"under way epoch 2", page(tmp_path / f"pages/c/scalekd_table6/{cell.row}.html").text)
+    row = tmp_path / f"pages/c/scalekd_table6/{cell.row}.html"
+    assert re.search(r"under way epoch 2", page(row).text)
+    assert "loss over epochs: seed 0 ends at 1.5" in row.read_text()
     assert "1 run has begun and not ended yet." in page(tmp_path / "pages/t/scalekd_table6.html").text
 
 
