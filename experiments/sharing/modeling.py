@@ -62,6 +62,11 @@ def hkd_beit(pretrained=False, **kwargs):
     return build_model_with_cfg(Beit, "hkd_beit", pretrained, **kwargs)
 
 
-for entry in (hkd_resnet, hkd_beit, hkd_efficientnet, hkd_mixer):
-    if not is_model(entry.__name__):  # another exported folder may have brought it
-        register_model(entry)
+def register():
+    """Make the names above known to timm, unless another exported folder did."""
+    for entry in (hkd_resnet, hkd_efficientnet, hkd_mixer, hkd_beit):
+        if not is_model(entry.__name__):
+            register_model(entry)
+
+
+register()
