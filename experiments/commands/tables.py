@@ -285,11 +285,17 @@ def show(table: str, *, profile: str | None = None, seeds: Whole | None = None) 
 def check(*table: str, profile: str | None = None, seeds: Whole | None = None) -> int:
     """Check what was measured here against results/reference/: exit 0, 1 for a regression, 2 for a stale reference.
 
+    Or check somebody else's results against ours, cell by cell: `hkd check FOLDER`, with tables behind it to check
+    these alone; exit 1 where a cell differs by more than one point.
+
     Args:
-        table: names of tables; all of them when none is given.
+        table: names of tables; all of them when none is given. Or a folder of results: committed records, folders of
+            tables, or records of runs.
         profile: scale; the default is in params.yaml.
         seeds: seeds per cell; the default is in params.yaml, then the profile's.
     """
+    if table and table[0] not in schema.table_ids() and (os.sep in table[0] or Path(table[0]).exists()):
+        return check_others(Path(table[0]).expanduser(), table[1:])
     from experiments.results import regression
 
     store, console, codes, states = Store(places.runs()), out(), [], Counter[str]()
@@ -309,6 +315,19 @@ def check(*table: str, profile: str | None = None, seeds: Whole | None = None) -
         counts = ", ".join(f"{count} {state}" for state, count in states.most_common())
         console.print(Text(f"{states.total()} tables: {counts}"))
     return 1 if 1 in codes else max(codes, default=0)
+
+
+def check_others(place: Path, wanted: tuple[str, ...]) -> int:
+    """Compare somebody else's results with ours, and print them table by table."""
+    from experiments.results.others import against, reading
+
+    found = against(place, Store(places.runs()), places.references(), wanted)
+    cells, differ = sum(len(each.cells) for each in found), sum(each.differs for each in found)
+    out().print(Text(f"{differ} of {cells} cells in {len(found)} tables differ from ours by more than one point."))
+    for each in found:
+        print_markdown(each.markdown(), out())
+    out().print(Text(reading()))
+    return int(differ > 0)
 
 
 @reference_app.command
