@@ -132,14 +132,14 @@ def verify(
     )
     name, _, file = (teacher or "").rpartition("=")
     other = read(Path(file).expanduser(), name or None) if teacher else None
-    own = Claims(top1=claims, params_m=claims_params, gmacs=claims_gmacs, who="claimed")
+    own = Claims(top1=claims, params_m=claims_params, gmacs=claims_gmacs, who="that are claimed")
     done = verifying.verify(subject, images, (own, subject.claims), other, device=device)
     print_verified(done, per_class)
     if json is not None:
         with atomic_write(json.expanduser()) as temporary:
             temporary.write_text(dumps(done.document(), indent=1) + "\n", encoding="utf-8")
         out().print(Text(f"All of it is in {json}"))
-    return int(done.holds is False or any(", not the " in line for line in done.counts))
+    return int(not done.as_claimed)
 
 
 def check_claims(top1: float | None, params: float | None, gmacs: float | None, crop_pct: float | None) -> None:
@@ -164,8 +164,8 @@ def print_verified(done: "Verified", per_class: bool) -> None:
     line(f"{done.name}: top-1 {interval(done.top1)} % of {done.images} images")
     if done.verdict is not None:
         line(done.verdict)
-    for sentence in done.counts:
-        line(sentence)
+    for count in done.counts:
+        line(count.text)
     if done.top5 is not None:
         line(f"top-5 {interval(done.top5)} %")
     line(f"calibration: ECE {done.ece:.2f} points, mean confidence {done.confidence:.2f} %")

@@ -261,7 +261,7 @@ def worker(
 
 
 @app.command
-def show(table: str, *, profile: str | None = None, seeds: Whole | None = None) -> int:
+def show(table: str, *, profile: str | None = None, seeds: Whole | None = None, latex: bool = False) -> int:
     """Print a table from the records that exist, here or else committed; nothing is run or written.
 
     A table whose seeds were bought (`hkd run TABLE --until decided`) is shown as its looks left it, unless --seeds says
@@ -271,13 +271,20 @@ def show(table: str, *, profile: str | None = None, seeds: Whole | None = None) 
         table: name of the table.
         profile: scale; the default is in params.yaml.
         seeds: seeds per cell; the default is in params.yaml, then the profile's.
+        latex: print it as LaTeX (booktabs), with notes and the facts that a reproducibility checklist asks for.
     """
     from experiments.until import shown
 
     store = Store(places.runs())
     chosen = planned(table, profile, seeds, shown_from=store)
     bought = shown(chosen, store) if seeds is None else None
-    show_table(bought or compared(chosen, store), out())
+    done = bought or compared(chosen, store)
+    if latex:
+        from experiments.results.latex import latex as as_latex
+
+        print(as_latex(done.plan, done.records, done.comparison), end="")
+    else:
+        show_table(done, out())
     return 0
 
 

@@ -34,7 +34,7 @@ class Claims:
     top1: float | None = None
     params_m: float | None = None
     gmacs: float | None = None
-    who: str = ""  # says so: "--claims", "its config.json"
+    who: str = ""  # behind a number: "that are claimed", "of its config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ def of_folder(folder: Path, model: str | None) -> Checkpoint:
             top1=own.get("metrics", {}).get("top1"),
             params_m=own.get("params_m"),
             gmacs=own.get("gmacs"),
-            who=f"its {CONFIG}",
+            who=f"of its {CONFIG}",
         )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{config} is not what timm writes ({type(error).__name__}: {error}).") from error
@@ -137,7 +137,7 @@ def of_file(path: Path, model: str) -> Checkpoint:
         settings = {"side": cfg["input_size"][-1], "mean": cfg["mean"], "std": cfg["std"], "crop_pct": cfg["crop_pct"]}
     claims = Claims()
     if card is not None and classes == 1000:
-        claims = Claims(params_m=card.params_m, gmacs=card.gmacs, who=f"the card of {card.name}")
+        claims = Claims(params_m=card.params_m, gmacs=card.gmacs, who=f"of the card of {card.name}")
     return Checkpoint(name=model, net=net, classes=classes, claims=claims, told=told, **settings)
 
 

@@ -23,6 +23,7 @@ from hkd.data import DATASETS
 from hkd.errors import UserError
 from hkd.files import sha256
 from hkd.models.convert.files import classes_of, read_weights
+from hkd.models.families.base import family_of
 from hkd.models.tap_model import TapModel
 from hkd.models.weights import load_weights, save_weights
 from hkd.registry import load, lookup
@@ -143,7 +144,7 @@ def student_of(found: Found) -> TapModel:
     Channels-last convolutions add in another order: timm's own format is the one that is compared bit for bit.
     """
     state = read_weights(found.weights)
-    head = classifier_names(TapModel(found.spec.student, 1).net)
+    head = classifier_names(family_of(found.spec.student.family).build(found.spec.student, 1))
     classes = classes_of(state.get(head[0])) if head else 0
     model = TapModel(found.spec.student, classes)
     load_weights(model.net, found.weights)

@@ -53,6 +53,14 @@ class OfClass:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Counted:
+    """Whether a count is the claimed one, as a sentence."""
+
+    text: str
+    fits: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verified:
     """What was measured. ece: expected calibration error in points; confidence: mean, in percent. unread: images that
     could not be decoded, by name. verdict, holds: of the claimed accuracy, None where none was claimed."""
@@ -66,13 +74,18 @@ class Verified:
     classes: tuple[OfClass, ...]
     params_m: float
     gmacs: float
-    counts: tuple[str, ...]
+    counts: tuple[Counted, ...]
     told: tuple[str, ...]
     unread: Mapping[str, str]
     verdict: str | None
     holds: bool | None
     agreement: Estimate | None = None
     teacher: Estimate | None = None
+
+    @property
+    def as_claimed(self) -> bool:
+        """Whether nothing that was measured contradicts a claim."""
+        return self.holds is not False and all(count.fits for count in self.counts)
 
     def document(self) -> dict[str, Any]:
         """All of it as JSON values; nan as null."""
@@ -125,10 +138,10 @@ def verify(
     if claimed is not None:
         value, who = claimed
         holds = top1.low <= value <= top1.high
-        where = "inside" if holds else f"{'above' if value > top1.high else 'below'}"
+        where = "inside" if holds else "above" if value > top1.high else "below"
         verdict = (
-            f"The claimed {value:.2f} % ({who}) lies {where} the interval [{top1.low:.2f}, {top1.high:.2f}]: "
-            + ("these images do not contradict it." if holds else "it is not what these images show.")
+            f"The {value:.2f} % {who} lie {where} the interval [{top1.low:.2f}, {top1.high:.2f}]: "
+            + ("these images do not contradict them." if holds else "they are not what these images show.")
         )
     agreement = taught = None
     if teacher is not None:
@@ -173,21 +186,20 @@ def calibration_error(confidence: Float[Tensor, " N"], right: Tensor) -> float:
     return 100 * float(gap.abs().sum()) / len(confidence)
 
 
-def counted(params: float, gmacs: float, claims: Sequence[Claims]) -> Iterator[str]:
-    """Whether parameters and GMACs are those that are claimed, as sentences."""
-    for what, unit, found, named in (("parameters", "M", params, "params_m"), ("GMACs", "", gmacs, "gmacs")):
+def counted(params: float, gmacs: float, claims: Sequence[Claims]) -> Iterator[Counted]:
+    """Parameters and GMACs beside what is claimed of them."""
+    for what, found, named in (("M parameters", params, "params_m"), ("GMACs", gmacs, "gmacs")):
         claim = next((each for each in claims if getattr(each, named) is not None), None)
         if claim is None:
             continue
         value = getattr(claim, named)
-        said = f"{value:g}{' ' + unit if unit else ''} {what} ({claim.who})"
         if abs(found - value) <= NEAR * value:
-            yield f"It has the {said}."
-        else:
-            twice = " (about twice: FLOPs, of which a multiply-add has two?)" if 1.9 < value / found < 2.1 else ""
-            fits = [c.name for c in ZOO.values() if abs((getattr(c, named) or 0) - value) <= NEAR * value / 4]
-            like = f"; {', '.join(fits[:3])} would fit" if fits else ""
-            yield f"It has {found:.4g}{' ' + unit if unit else ''} {what}, not the {said}{twice}{like}."
+            yield Counted(text=f"It has the {value:.4g} {what} {claim.who}.", fits=True)
+            continue
+        twice = " (about twice: FLOPs, of which a multiply-add has two?)" if 1.9 < value / found < 2.1 else ""
+        like = [card.name for card in ZOO.values() if abs((getattr(card, named) or 0) - value) <= NEAR * value / 4]
+        would = f"; {' and '.join(like[:2])} would fit" if like else ""
+        yield Counted(text=f"It has {found:.4g} {what}, not the {value:.4g} {claim.who}{twice}{would}.", fits=False)
 
 
 @torch.no_grad()
@@ -224,7 +236,7 @@ def own_images(subject: Checkpoint, root: Path) -> Images:
     data.present()
     split = data.load("test", seed=0, select=False, on_corrupt="skip")
     names = subject.labels or tuple(map(str, range(data.num_classes)))
-    told = [f"The images are the test split of '{data.name}', as its {len(split)} images were when it was exported."]
+    told = [f"The images are the test split of '{data.name}', the same as when it was exported."]
     wanted = subject.data.get("fingerprint")
     if wanted is not None and data.fingerprint() != wanted:
         told = [f"The images are the test split of '{data.name}' here, which is not the data it was exported with."]
