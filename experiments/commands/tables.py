@@ -264,7 +264,7 @@ def worker(
 
 
 @app.command
-def show(table: str, *, profile: str | None = None, seeds: Whole | None = None) -> int:
+def show(table: str, *, profile: str | None = None, seeds: Whole | None = None, latex: bool = False) -> int:
     """Print a table from the records that exist, here or else committed; nothing is run or written.
 
     A table whose seeds were bought (`hkd run TABLE --until decided`) is shown as its looks left it, unless --seeds says
@@ -274,13 +274,20 @@ def show(table: str, *, profile: str | None = None, seeds: Whole | None = None) 
         table: name of the table.
         profile: scale; the default is in params.yaml.
         seeds: seeds per cell; the default is in params.yaml, then the profile's.
+        latex: print it as LaTeX (booktabs), with notes and the facts that a reproducibility checklist asks for.
     """
     from experiments.until import shown
 
     store = Store(places.runs())
     chosen = planned(table, profile, seeds, shown_from=store)
     bought = shown(chosen, store) if seeds is None else None
-    show_table(bought or compared(chosen, store), out())
+    done = bought or compared(chosen, store)
+    if latex:
+        from experiments.results.latex import latex as as_latex
+
+        print(as_latex(done.plan, done.records, done.comparison), end="")
+    else:
+        show_table(done, out())
     return 0
 
 
@@ -288,11 +295,17 @@ def show(table: str, *, profile: str | None = None, seeds: Whole | None = None) 
 def check(*table: str, profile: str | None = None, seeds: Whole | None = None) -> int:
     """Check what was measured here against results/reference/: exit 0, 1 for a regression, 2 for a stale reference.
 
+    Or check somebody else's results against ours, cell by cell: `hkd check FOLDER`, with tables behind it to check
+    these alone; exit 1 where a cell differs by more than one point.
+
     Args:
-        table: names of tables; all of them when none is given.
+        table: names of tables; all of them when none is given. Or a folder of results: committed records, folders of
+            tables, or records of runs.
         profile: scale; the default is in params.yaml.
         seeds: seeds per cell; the default is in params.yaml, then the profile's.
     """
+    if table and table[0] not in schema.table_ids() and (os.sep in table[0] or Path(table[0]).exists()):
+        return check_others(Path(table[0]).expanduser(), table[1:])
     from experiments.results import regression
 
     store, console, codes, states = Store(places.runs()), out(), [], Counter[str]()
@@ -312,6 +325,19 @@ def check(*table: str, profile: str | None = None, seeds: Whole | None = None) -
         counts = ", ".join(f"{count} {state}" for state, count in states.most_common())
         console.print(Text(f"{states.total()} tables: {counts}"))
     return 1 if 1 in codes else max(codes, default=0)
+
+
+def check_others(place: Path, wanted: tuple[str, ...]) -> int:
+    """Compare somebody else's results with ours, and print them table by table."""
+    from experiments.results.others import against, reading
+
+    found = against(place, Store(places.runs()), places.references(), wanted)
+    cells, differ = sum(len(each.cells) for each in found), sum(each.differs for each in found)
+    out().print(Text(f"{differ} of {cells} cells in {len(found)} tables differ from ours by more than one point."))
+    for each in found:
+        print_markdown(each.markdown(), out())
+    out().print(Text(reading()))
+    return int(differ > 0)
 
 
 @reference_app.command

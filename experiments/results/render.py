@@ -139,7 +139,7 @@ def markdown(plan: Plan, records: Mapping[str, Record], comparison: Comparison) 
         results = [result for result in comparison.cells if result.cell.metric == metric]
         if len(plan.metrics) > 1:
             parts.append(f"## {metric_name(metric)}")
-        parts.append(side_by_side(results, unsaid) if is_wide(results) else one_below_another(results, unsaid))
+        parts.append(to_markdown(laid_out(results, unsaid)))
     if len(methods_of(plan)) >= MANY:
         parts += [
             "Cost of each method (medians over seeds and then pairs; a step is one update of the optimiser):",
@@ -157,6 +157,16 @@ def markdown(plan: Plan, records: Mapping[str, Record], comparison: Comparison) 
         ]
     parts.append("\n".join(f"- {sentence}" for sentence in caption(plan, records, comparison)))
     return "\n\n".join(parts) + "\n"
+
+
+def laid_out(results: Sequence[CellResult], unsaid: dict[str, tuple[str, str]]) -> pd.DataFrame:
+    """The cells of a metric as they are printed, all texts.
+
+    Args:
+        results: of one metric.
+        unsaid: as for `row_labels`.
+    """
+    return side_by_side(results, unsaid) if is_wide(results) else one_below_another(results, unsaid)
 
 
 def is_wide(results: Sequence[CellResult]) -> bool:
@@ -189,7 +199,7 @@ def row_labels(cell: Cell, unsaid: dict[str, tuple[str, str]]) -> dict[str, str]
     return texts
 
 
-def side_by_side(results: Sequence[CellResult], unsaid: dict[str, tuple[str, str]]) -> str:
+def side_by_side(results: Sequence[CellResult], unsaid: dict[str, tuple[str, str]]) -> pd.DataFrame:
     """One line per row, the methods as groups of columns; groups keep only the columns that hold something."""
     lines: dict[str, dict[str, str]] = {}
     for result in results:
@@ -200,7 +210,7 @@ def side_by_side(results: Sequence[CellResult], unsaid: dict[str, tuple[str, str
         papers = result.cell.printed_label or name  # published values are of the paper's own data
         names = {"published": papers, "published gain": papers, "replicated": papers}
         line.update({f"{names.get(column, name)}: {column}": text for column, text in shown(result).items()})
-    return to_markdown(without_empty(pd.DataFrame(lines.values())))
+    return without_empty(pd.DataFrame(lines.values()))
 
 
 def without_empty(frame: pd.DataFrame) -> pd.DataFrame:
@@ -218,7 +228,7 @@ def methods_of(plan: Plan) -> list[str]:
     return list(dict.fromkeys(cell.method for cell in plan.cells))
 
 
-def one_below_another(results: Sequence[CellResult], unsaid: dict[str, tuple[str, str]]) -> str:
+def one_below_another(results: Sequence[CellResult], unsaid: dict[str, tuple[str, str]]) -> pd.DataFrame:
     """One line per row and method."""
     lines = (
         {
@@ -228,7 +238,7 @@ def one_below_another(results: Sequence[CellResult], unsaid: dict[str, tuple[str
         }
         for result in results
     )
-    return to_markdown(without_empty(pd.DataFrame(lines)))
+    return without_empty(pd.DataFrame(lines))
 
 
 def pooled_table(plan: Plan, comparison: Comparison) -> str:

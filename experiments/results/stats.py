@@ -109,6 +109,16 @@ def ends(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
     return float(np.min(values)), float(np.max(values))
 
 
+def binomial(successes: int, trials: int) -> Estimate:
+    """A share in percent with Wilson's interval (1927): of one model over test images that were drawn independently.
+
+    Args:
+        successes: of `trials`, at least 0 of at least 1.
+    """
+    low, high = stats.binomtest(successes, trials).proportion_ci(LEVEL, method="wilson")
+    return Estimate(mean=100 * successes / trials, low=100 * float(low), high=100 * float(high), n=trials)
+
+
 def no_interval(values: Sequence[float] | np.ndarray) -> str | None:
     """Why these values give no interval over seeds, or None if they do."""
     if len(values) == 1:

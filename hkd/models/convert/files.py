@@ -23,7 +23,7 @@ from hkd.errors import UserError
 from hkd.files import atomic_write, sha256
 from hkd.models.convert.storages import claimed
 
-SUFFIXES = (".safetensors", ".pt", ".pth")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".pth.tar")  # the last is what timm's training script writes
 WRAPPERS = ("model", "state_dict")
 ZIP = b"PK\x03\x04"
 PREFIXES = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
@@ -51,6 +51,8 @@ PASSED_OVER = (
     "numpy.dtype",
     "pathlib.PosixPath",
     "pathlib.WindowsPath",
+    "mmengine.logging.history_buffer.HistoryBuffer",  # what OpenMMLab's training keeps beside its weights
+    "builtins.getattr",
 )
 
 
@@ -87,7 +89,7 @@ def check_size(path: Path) -> None:
     Raises:
         UserError: there is none, its suffix is another, or it is larger than this machine's memory.
     """
-    if path.suffix not in SUFFIXES:
+    if not path.name.endswith(SUFFIXES):
         raise UserError(f"{path} is not a weights file this suite reads; it takes {', '.join(SUFFIXES)}.")
     if not os.path.isfile(path):
         raise UserError(f"There is no weights file {path}.")

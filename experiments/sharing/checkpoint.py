@@ -1,0 +1,202 @@
+"""Somebody's checkpoint as a model that can be measured: which architecture, whose names, which images it takes."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from experiments.sharing.export import CONFIG, WEIGHTS, loaded
+from hkd.errors import UserError
+from hkd.models.cards.zoo import ZOO
+from hkd.models.convert.files import classes_of, read_weights
+from hkd.models.convert.foreign import renamed
+from hkd.models.convert.legacy import modernise
+from hkd.models.families.base import family_of
+from hkd.registry import nearest
+from hkd.spec import ModelCard
+from hkd.tasks.train import classifier_names
+
+# Names of a classifier's weights in files of this and of other houses.
+HEADS = ("head.fc.weight", "fc.weight", "classifier.weight", "head.weight", "head.layers.head.weight")
+AKIN = 0.2  # of the tensors that must agree for a family to be named
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claims:
+    """What is said of a checkpoint: accuracy in percent, millions of parameters, GMACs of one image."""
+
+    top1: float | None = None
+    params_m: float | None = None
+    gmacs: float | None = None
+    who: str = ""  # behind a number: "that are claimed", "of its config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A model in evaluation mode with the images that it takes.
+
+    name: of the model. side: in px. crop_pct: the centre crop's share of the resized short side. labels: names of its
+    classes in the order of its logits, if it brings them. data: name and options of the data set it was measured on,
+    if it says so. told: what was done to load it, as sentences.
+    """
+
+    name: str
+    net: nn.Module
+    classes: int
+    side: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float
+    labels: tuple[str, ...] | None = None
+    claims: Claims = Claims()
+    data: Mapping[str, Any] | None = None
+    told: tuple[str, ...] = field(default=())
+
+
+def checkpoint(path: Path, model: str | None) -> Checkpoint:
+    """A checkpoint as timm, this suite, OFA-KD, ScaleKD or mmcls name it.
+
+    Args:
+        path: a file of weights, or a folder that `hkd export` or timm wrote.
+        model: card of ours or timm name; not needed for a folder.
+
+    Raises:
+        UserError: it is not there, damaged, of another architecture, or no model was named.
+    """
+    if path.is_dir():
+        return of_folder(path, model)
+    if model is None:
+        raise UserError(f"{path} does not say what it is: name its model with --model, as `resnet50`.")
+    return of_file(path, model)
+
+
+def of_folder(folder: Path, model: str | None) -> Checkpoint:
+    """A folder with config.json, as timm reads it."""
+    config, weights = folder / CONFIG, folder / WEIGHTS
+    if not config.is_file():
+        raise UserError(f"{folder} has no {CONFIG}; give a file of weights, or a folder that `hkd export` wrote.")
+    try:
+        document = json.loads(config.read_text(encoding="utf-8"))
+        architecture, own = document["architecture"], document.get("hkd") or {}
+        settings = document["pretrained_cfg"]
+        side, mean, std = settings["input_size"][-1], tuple(settings["mean"]), tuple(settings["std"])
+        claims = Claims(
+            top1=own.get("metrics", {}).get("top1"),
+            params_m=own.get("params_m"),
+            gmacs=own.get("gmacs"),
+            who=f"of its {CONFIG}",
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"{config} is not what timm writes ({type(error).__name__}: {error}).") from error
+    if model is not None and model != architecture:
+        raise UserError(f"{folder} is a '{architecture}' by its {CONFIG}, not a '{model}'; leave --model out.")
+    read_weights(weights)  # refuses what is no file of tensors before timm reads it
+    try:
+        net = loaded(folder)
+    except UserError:
+        raise
+    except (RuntimeError, TypeError, KeyError, ValueError, AssertionError, FileNotFoundError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"timm {timm.__version__} does not load {folder} ({first.rstrip('.')}).") from error
+    labels = document.get("label_names")
+    return Checkpoint(
+        name=architecture,
+        net=net,
+        classes=net.num_classes,
+        side=side,
+        mean=mean,
+        std=std,
+        crop_pct=float(settings.get("crop_pct") or 1.0),
+        labels=tuple(labels) if isinstance(labels, list) else None,
+        claims=claims,
+        data=own.get("data"),
+        told=(f"Loaded by timm from {folder}.",),
+    )
+
+
+def of_file(path: Path, model: str) -> Checkpoint:
+    """A file of weights as a card of ours, or as a model of timm."""
+    state = read_weights(path)
+    card = ZOO.get(model)
+    if card is None and not timm.is_model(model.partition(".")[0]):
+        known = [*ZOO, *timm.list_models()]
+        raise UserError(f"Neither this suite nor timm {timm.__version__} has a model '{model}'.{nearest(model, known)}")
+    net, told = fit(path, state, model, card)
+    classes = net.num_classes
+    if card is not None:
+        settings = {"side": card.image_size, "mean": card.mean, "std": card.std, "crop_pct": 0.875}
+    else:
+        known_cfg = timm.get_pretrained_cfg(model) or timm.get_pretrained_cfg(model.partition(".")[0])
+        cfg = timm.data.resolve_data_config(pretrained_cfg=known_cfg.to_dict() if known_cfg else {})
+        settings = {"side": cfg["input_size"][-1], "mean": cfg["mean"], "std": cfg["std"], "crop_pct": cfg["crop_pct"]}
+    claims = Claims()
+    if card is not None and classes == 1000:
+        claims = Claims(params_m=card.params_m, gmacs=card.gmacs, who=f"of the card of {card.name}")
+    return Checkpoint(name=model, net=net, classes=classes, claims=claims, told=told, **settings)
+
+
+def fit(path: Path, state: Mapping[str, Tensor], model: str, card: ModelCard | None) -> tuple[Any, tuple[str, ...]]:
+    """The model with the weights of a file, and what was done to their names.
+
+    Raises:
+        UserError: they are of another architecture; the nearest one known here is named.
+    """
+    probe = build(model, card, 1)
+    heads = [name.removesuffix(".weight") for name in classifier_names(probe) if name.endswith(".weight")]
+    ours = renamed(state, heads[0] if heads else "head")
+    head = next((ours.state[name] for name in (*(f"{h}.weight" for h in heads), *HEADS) if name in ours.state), None)
+    classes = classes_of(head)
+    if not classes:
+        raise UserError(f"{path} has no classifier, so it has no accuracy; `hkd analyse` looks at encoders.")
+    net = build(model, card, classes)
+    told = ours.told
+    try:
+        fitted = modernise(ours.state, net)
+    except UserError as error:
+        raise UserError(f"{path} is no {model}. {error}{akin(ours.state, classes)}") from error
+    if not told:
+        same = sum(name in state for name in fitted)
+        told = (
+            "All names are as timm has them."
+            if same == len(fitted)
+            else f"{len(fitted) - same} of {len(fitted)} names are of an older timm or of the model's authors, and were "
+            "made today's.",
+        )
+    net.load_state_dict(fitted)
+    return net.eval(), told
+
+
+def build(model: str, card: ModelCard | None, classes: int) -> Any:
+    """The network of a card of ours, or of a timm name, with random weights."""
+    if card is not None:
+        return family_of(card.family).build(card, classes)
+    return timm.create_model(model.partition(".")[0], pretrained=False, num_classes=classes)
+
+
+def akin(state: Mapping[str, Tensor], classes: int) -> str:
+    """` By its tensors it is nearest to ...`: the card of ours that shares most names and shapes; "" if none shares many."""
+    given = {(name, tuple(value.shape)) for name, value in state.items()}
+    kinds = {re.sub(r"\d+", "#", name) for name in state}
+    best, share, exact = None, 0.0, 0.0
+    for card in ZOO.values():
+        if card.family.startswith(("sparse_", "hybrid_", "view_", "mim_")):  # other uses of the same networks
+            continue
+        with torch.device("meta"):
+            own = build(card.name, card, classes).state_dict()
+        these = {(name, tuple(value.shape)) for name, value in own.items()}
+        names = {re.sub(r"\d+", "#", name) for name in own}
+        equal = len(given & these) / len(given | these)
+        found = (equal + len(kinds & names) / len(kinds | names)) / 2
+        if found > share:
+            best, share, exact = card, found, equal
+        if equal == 1.0:
+            break
+    if best is None or share < AKIN:
+        return ""
+    return f" By its tensors it is nearest to {best.name}, a '{best.family}' ({100 * exact:.0f} % agree in name and shape)."
