@@ -64,7 +64,7 @@ def describe(name: str) -> Described:
     passes = str(len(needs.teachers))
     if needs.teachers and kind.teacher_inputs is Method.teacher_inputs:
         passes += "*"
-    served = {card.family for card in ZOO.values() if name in methods_of(card)[0]}
+    served = [card.family for card in of_each_family(224) if serves(name, card)]
     return Described(
         name=name,
         reads=", ".join(read_by(kind, needs)),
@@ -82,7 +82,9 @@ def read_by(kind: type[Method], needs: Needs) -> list[str]:
     wants = [needs.student, *needs.teachers.values()]
     stages = sorted({stage for want in wants for stage in want.stages})
     if stages:
-        found.append(f"stages {', '.join(map(str, stages))}" if len(stages) < 4 else "all stages")
+        found.append(
+            f"stage{'s' * (len(stages) > 1)} {', '.join(map(str, stages))}" if len(stages) < 4 else "all stages"
+        )
     found += [WORDS.get(name, name) for name in ("attention", "qkv", "outputs") if any(getattr(w, name) for w in wants)]
     return found + ["class labels"] * needs.hard_labels + ["sample index"] * needs.index
 
@@ -129,13 +131,22 @@ def options_for(name: str, image_size: int) -> Any:
 
 
 def serves(name: str, card: ModelCard) -> bool:
-    """Whether a method refuses a student with none of the teachers of its size."""
+    """Whether a method takes a student with a teacher of some family, of its size where there is one."""
     kind, config = method_of(name), options_for(name, card.image_size)
     roles = kind.needs(config).teachers
-    size = card.image_size
-    teachers: list[Mapping[str, ModelCard]] = [dict.fromkeys(roles, other) for other in ZOO.values()] if roles else [{}]
-    near = sorted(teachers, key=lambda each: any(other.image_size != size for other in each.values()))
-    return any(kind.refuse(config, card, each, RECIPE) is None for each in near)
+    teachers: list[Mapping[str, ModelCard]] = [{}]
+    if roles:
+        teachers = [dict.fromkeys(roles, other) for other in of_each_family(card.image_size)]
+    return any(kind.refuse(config, card, each, RECIPE) is None for each in teachers)
+
+
+@cache
+def of_each_family(size: int) -> list[ModelCard]:
+    """One card of each family that has any, of this image size in px if there is one."""
+    found: dict[str, ModelCard] = {}
+    for card in sorted(ZOO.values(), key=lambda card: card.image_size != size):
+        found.setdefault(card.family, card)
+    return list(found.values())
 
 
 def elsewhere(group: str) -> tuple[list[str], list[str]]:

@@ -56,16 +56,16 @@ def methods() -> int:
     console, table = out(), new_table()
     table.add_column("method", overflow="fold")
     table.add_column("reads")
-    for column in ("teacher passes", "adds, M", "families"):
+    for column in ("teachers", "adds", "families"):
         table.add_column(column, justify="right")
     for line in described():
         table.add_row(line.name, line.reads, str(line.passes), line.added(), f"{line.families[0]}/{line.families[1]}")
     console.print(table)
     console.print(
         Text(
-            "reads: of its models, with the default options. teacher passes: forward passes of teachers a step; 1* where "
-            "their outputs can be kept for fixed views. adds: parameters trained beside the student, of a ResNet-50 "
-            "taught by Swin-S, or of the first pair served. families: of students, served by their cards."
+            "reads: of its models, by its default options. teachers: forward passes of teachers a step; * where their "
+            "outputs can be kept for fixed views. adds: million parameters trained beside the student, for a ResNet-50 "
+            "taught by Swin-S or the first other pair that it serves. families: of students that it serves."
         )
     )
     return told(elsewhere("hkd.methods"))
