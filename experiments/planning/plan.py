@@ -466,7 +466,7 @@ class _Planner:
     def model(self, slug: str) -> ModelCard:
         if slug not in self.profile.models:
             raise _NoMapping(f"profile '{self.profile.name}' has no model for '{slug}'")
-        return lookup("model", self.profile.models[slug], ZOO)
+        return lookup("model", self.profile.models[slug], {**ZOO, **self.profile.cards})
 
     def data(self, slug: str, facts: "_Facts", *, teacher: bool) -> DataSpec:
         if slug not in self.profile.data:
