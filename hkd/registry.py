@@ -7,9 +7,10 @@ registry must not change the identity of runs that do not use it.
 import difflib
 import importlib
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from hkd.errors import UserError
+from hkd.outside import GROUPS, found_outside, imported, outside
 
 T = TypeVar("T")
 
@@ -21,18 +22,27 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def lookup(kind: str, name: str, registry: Mapping[str, T]) -> T:
-    """The entry called `name`.
+    """The entry called `name`; of methods and data sets also the path of what comes from outside (hkd/outside.py).
 
     Raises:
         UserError: no such entry; the sentence lists the known names and the nearest one.
     """
-    if not isinstance(name, str) or name not in registry:
-        known = ", ".join(sorted(registry))
-        raise UserError(f"Unknown {kind} '{name}'.{nearest(name, registry)} Known: {known}.")
-    return registry[name]
+    if isinstance(name, str) and name in registry:
+        return registry[name]
+    open_to_others = kind in GROUPS and kind != "model"  # models are cards, not paths; who takes them asks `outside`
+    if open_to_others and isinstance(name, str) and (path := found_outside(kind, name)) is not None:
+        return cast(T, path)
+    known = sorted({*registry, *(outside(GROUPS[kind]) if open_to_others else ())})
+    raise UserError(f"Unknown {kind} '{name}'.{nearest(name, known)} Known: {', '.join(known)}.")
 
 
 def load(path: str) -> Any:
-    """Import `"package.module:Attribute"` and return the attribute."""
+    """Import `"package.module:Attribute"` and return the attribute.
+
+    Raises:
+        UserError: it is not of this package and cannot be imported.
+    """
     module, _, attribute = path.partition(":")
+    if module.split(".")[0] != "hkd":
+        return imported(path)
     return getattr(importlib.import_module(module), attribute)
