@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from hkd import registry
 from hkd.data.batch import Batch
-from hkd.distiller.adopted import Statistics, adopted
+from hkd.models.adopted import Statistics, adopted
 from hkd.distiller.arguments import WHOLE, check_batch, check_model, check_settings, check_taps, checked, shown
 from hkd.distiller.border import GivenStep, given_teacher, is_half, refuse_shared
-from hkd.distiller.named_taps import TapNames
-from hkd.distiller.timm_models import own_size
+from hkd.models.named_taps import TapNames
+from hkd.models.timm_models import own_size
 from hkd.errors import Refused, UserError
 from hkd.methods import METHODS
 from hkd.methods.base import Criterion, Method, Needs, Samples
