@@ -49,7 +49,8 @@ class OwnFamily(Family):
         first = next(net.parameters(), None)
         if first is None:
             raise UserError(f"The model {card.name} has no parameters.")
-        images = torch.rand(1, 3, card.image_size, card.image_size, generator=torch.Generator().manual_seed(0)).to(first)
+        side, generator = card.image_size, torch.Generator("cpu").manual_seed(0)
+        images = torch.rand(1, 3, side, side, generator=generator, device="cpu").to(first)
         with torch.no_grad(), evaluation_mode(net):
             answer(net, card.name, images)
             family = NamedFamily(net, card.name, taps)
