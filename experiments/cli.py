@@ -14,12 +14,12 @@ from typing import Any
 from cyclopts import CycloptsError
 
 from experiments import places
-from experiments.commands import looking, numerics, runs, tables, weights
+from experiments.commands import distill, looking, numerics, runs, tables, weights
 from experiments.commands.app import app
 from experiments.execution.storage import STORAGE_ERRORS
 from hkd.errors import UserError
 
-COMMANDS = (tables, runs, numerics, weights, looking)  # importing them adds them to the app
+COMMANDS = (tables, distill, runs, numerics, weights, looking)  # importing them adds them to the app
 
 
 def main(arguments: list[str] | None = None) -> Any:

@@ -18,7 +18,7 @@ from experiments.documents import Document, content
 from experiments.drawings import DRAWINGS
 from experiments.planning.declared import WORDS, options_of
 from hkd.errors import UserError
-from hkd.options import Few, Number, OptionError, Positive, Switch, Whole, Workers, configured, fault, inside, shown
+from hkd.options import Few, Number, OptionError, Positive, Size, Switch, Whole, Workers, configured, fault, inside, shown
 from hkd.registry import lookup, nearest
 from hkd.spec import Recipe
 from hkd.training.job import Accelerator
@@ -120,6 +120,7 @@ class DataMapping(Document):
     name: str
     options: Options = {}
     teacher_options: Options = {}  # on top of options, for the training of teachers
+    path: str | None = None  # the folder that it is in, where that is not below the data root; never identity
     instead: dict[Slug, Slug] = {}  # student or teacher -> another data set of `data`, for rows that have it
     stand_in: str | None = None  # what it is, in a few words; None: the paper's data set itself
     note: str = ""  # for captions
@@ -139,6 +140,7 @@ class TeacherMapping(Document):
     method: str = "supervised"
     options: Options = {}
     weights: WeightsName | None = None  # file name in the weights folder
+    file: str | None = None  # instead: a path of a weights file that is elsewhere
     random: Switch = False
     data: Slug | None = None  # the paper's data set it is trained on; None: the student's
     classes: Whole | None = None  # of its classifier; None: the data's; 0: none, and then it has no accuracy to measure
@@ -190,7 +192,8 @@ class Profile(Document):
     seeds: Seeds  # per cell
     table_seeds: dict[Slug, Seeds] = {}  # of these tables instead
     data: dict[Slug, DataMapping]
-    models: dict[Slug, str]  # the paper's model -> name in hkd.models.cards.zoo
+    models: dict[Slug, str]  # the paper's model -> a name that hkd.models.cards.named knows: of a card, of timm, a path
+    sizes: dict[Slug, Size] = {}  # side in px of the images of these, where they take any
     model_kind: str | None = None  # what the models are that stand in ("miniature"); None: the paper's own
     heads: dict[str, str] = {}  # a head that papers name -> what stands in for it
     teachers: dict[TeacherName, TeacherMapping]
@@ -312,8 +315,18 @@ def names(folder: str) -> list[str]:
     return sorted(path.stem for path in (HERE / folder).glob("*.yaml"))
 
 
+GIVEN: dict[tuple[str, str], Any] = {}  # documents that are in no file here, by folder and name: `give`
+
+
+def give(table: Table, profile: Profile) -> None:
+    """Have a table and its profile known by their names, as if their files were here: those of a user's experiment."""
+    GIVEN["tables", table.id], GIVEN["profiles", profile.name] = table, profile
+
+
 def load_table(name: str) -> Table:
     """experiments/tables/<name>.yaml, with its methods and their options checked."""
+    if ("tables", name) in GIVEN:
+        return GIVEN["tables", name]
     table: Table = read("table", "tables", name, Table)
     if table.id != name:
         raise UserError(f"{where('tables', name)}: id is '{table.id}', but the file is named '{name}'.")
@@ -438,6 +451,8 @@ def stages(table: Table) -> list[tuple[Loc, Stage]]:
 
 def load_profile(name: str) -> Profile:
     """experiments/profiles/<name>.yaml, with recipes, models and all options checked."""
+    if ("profiles", name) in GIVEN:
+        return GIVEN["profiles", name]
     from hkd.models.cards.zoo import ZOO
 
     profile = read_profile(name)

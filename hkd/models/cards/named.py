@@ -31,7 +31,8 @@ def card_of(name: str, image_size: int | None = None, taps: Mapping[str, Any] | 
         name: of a card of ours, of timm with or without a tag, a dotted path, or an entry point in `hkd.models`.
         image_size: side in px of the images that it sees, where it can have any; models that are built for one size
             keep it, and are shown resized images.
-        taps: places of the taps of a factory's model by module name, as `Distiller` takes them.
+        taps: places of the taps of a factory's model by module name, as `Distiller` takes them; None: those of the
+            factory's attribute `taps`, if it has one.
 
     Raises:
         UserError: there is none (the nearest names are told), or it cannot be built.
@@ -94,6 +95,7 @@ def made_card(name: str, path: str, image_size: int | None, taps: tuple[Any, ...
         raise UserError(f"'{name}' is a {type(factory).__name__}: name a function or class that makes a model.")
     file = inspect.getsourcefile(inspect.unwrap(factory))
     assert file is not None, f"{path} has no source"
+    taps = frozen(getattr(factory, "taps", None)) if taps is None else taps
     card = ModelCard(
         name=name,
         family="own",
@@ -113,11 +115,11 @@ def looked_at(net: Any, card: ModelCard) -> ModelCard:
 
     A module that is no timm model, or a timm one that no family reads rightly, is one whose logits alone are known.
     """
+    import torch
+
     from hkd.models.adopted import answer, as_timm
     from hkd.models.hooks import evaluation_mode
     from hkd.models.timm_models import is_timm, timm_family, timm_stages
-
-    import torch
 
     side = card.image_size
     images = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
