@@ -1,6 +1,7 @@
 """`hkd distill`: a user's own student, teacher and images; which method serves them best."""
 
 import os
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -159,7 +160,7 @@ def run_own(
         console.print(Text(f"Left out for the {minutes:g} minutes: {', '.join(left_out)}."))
     if note:
         console.print(Text(note))
-    show_where(done, path, store, console, time.monotonic() - began)
+    show_where(made, done, path, store, console, time.monotonic() - began)
     return complain(done) if done.report is not None else 0
 
 
@@ -308,10 +309,16 @@ def step_ms(done: Reproduction, runs: Sequence[str]) -> float | None:
     return median(held) if held else None
 
 
-def show_where(done: Reproduction, path: Path, store: Store, console: Console, seconds: float) -> None:
-    """Where everything is."""
+def show_where(
+    made: "Own", done: Reproduction, path: Path, store: Store, console: Console, seconds: float
+) -> None:
+    """Write the pages of the table, and say where everything is."""
+    from experiments.report.build import build_one  # imports jinja2 and matplotlib
+
     tried = len(done.report.executed) if done.report is not None else 0
     console.print(Text(f"{tried} of {len(done.plan.runs)} runs executed in {clock(seconds)}; records in {store.root}"))
     if done.folder is not None:
-        console.print(Text(f"Table, costs, curves and figures: {done.folder}"))
-    console.print(Text(f"What was run, to be run again: hkd distill {path}"))
+        report = build_one(done.folder.with_name(f"{done.plan.table}.report"), store, made.table, done.plan)
+        console.print(Text(f"Table, costs, curves and figures: {done.folder}"), soft_wrap=True)
+        console.print(Text(f"Pages, to be opened in a browser: {report.start}"), soft_wrap=True)
+    console.print(Text(f"To run it again: hkd distill {shlex.quote(str(path))}"), soft_wrap=True)

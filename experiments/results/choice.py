@@ -11,6 +11,7 @@ Source: Tukey 1953; Scheffe 1959, section 4.2 (two-way layout with one observati
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy import stats as scipy_stats
@@ -110,7 +111,13 @@ def half_width(table: np.ndarray) -> tuple[float, str | None]:
     residual = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0, keepdims=True) + table.mean()
     df = (k - 1) * (n - 1)
     spread = math.sqrt(float((residual**2).sum()) / df)
-    return float(scipy_stats.studentized_range.ppf(LEVEL, k, df)) * spread / math.sqrt(n), None
+    return quantile(k, df) * spread / math.sqrt(n), None
+
+
+@cache
+def quantile(k: int, df: int) -> float:
+    """Of the studentized range of k means, at the level of all intervals here; it takes a moment."""
+    return float(scipy_stats.studentized_range.ppf(LEVEL, k, df))
 
 
 def choice_of(comparison: Comparison) -> Choice | None:
