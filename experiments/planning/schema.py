@@ -315,18 +315,8 @@ def names(folder: str) -> list[str]:
     return sorted(path.stem for path in (HERE / folder).glob("*.yaml"))
 
 
-GIVEN: dict[tuple[str, str], Any] = {}  # documents that are in no file here, by folder and name: `give`
-
-
-def give(table: Table, profile: Profile) -> None:
-    """Have a table and its profile known by their names, as if their files were here: those of a user's experiment."""
-    GIVEN["tables", table.id], GIVEN["profiles", profile.name] = table, profile
-
-
 def load_table(name: str) -> Table:
     """experiments/tables/<name>.yaml, with its methods and their options checked."""
-    if ("tables", name) in GIVEN:
-        return GIVEN["tables", name]
     table: Table = read("table", "tables", name, Table)
     if table.id != name:
         raise UserError(f"{where('tables', name)}: id is '{table.id}', but the file is named '{name}'.")
@@ -451,8 +441,6 @@ def stages(table: Table) -> list[tuple[Loc, Stage]]:
 
 def load_profile(name: str) -> Profile:
     """experiments/profiles/<name>.yaml, with recipes, models and all options checked."""
-    if ("profiles", name) in GIVEN:
-        return GIVEN["profiles", name]
     from hkd.models.cards.zoo import ZOO
 
     profile = read_profile(name)
