@@ -55,6 +55,11 @@ def found_outside(kind: str, name: str) -> str | None:
     return from_dotted(name) or outside(GROUPS[kind]).get(name)
 
 
+def is_ours(module: str) -> bool:
+    """Whether a module is one of this package."""
+    return module.split(".")[0] == "hkd"
+
+
 def search(folder: Path) -> None:
     """Look for modules in a folder too, here and in every process that is started from here."""
     if str(folder) not in (known := told()):

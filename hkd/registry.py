@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, cast
 
 from hkd.errors import UserError
-from hkd.outside import GROUPS, found_outside, imported, outside
+from hkd.outside import GROUPS, found_outside, imported, is_ours, outside
 
 T = TypeVar("T")
 
@@ -43,6 +43,6 @@ def load(path: str) -> Any:
         UserError: it is not of this package and cannot be imported.
     """
     module, _, attribute = path.partition(":")
-    if module.split(".")[0] != "hkd":
+    if not is_ours(module):
         return imported(path)
     return getattr(importlib.import_module(module), attribute)

@@ -19,9 +19,11 @@ from experiments.records.environment import environment, source_digest
 from experiments.records.store import FINAL, Record, Store
 from hkd.errors import Diverged, Refused, UserError
 from hkd.files import sha256, sweep
+from hkd.outside import is_ours
 from hkd.registry import load, lookup
 from hkd.tasks import TASKS
 from hkd.training.job import Job, Report, Runtime
+from hkd.units import units_of
 
 
 def execute_run(
@@ -141,7 +143,7 @@ def one_thread() -> None:
 
 def check_code(run: PlannedRun, source: str | None) -> None:
     """Refuse a result whose code was edited between planning and its end: it would stand under the wrong key."""
-    if source is None or source_digest() == source:
+    if source is None or (source_digest() == source and all(map(is_ours, units_of(run.spec).values()))):
         return
     keys.forget()
     if keys.run_key(run.spec, run.kind) != run.key:

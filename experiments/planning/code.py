@@ -2,18 +2,24 @@
 
 Docstrings, comments and layout are no part of it. Registries (`__init__.py` files) resolve names lazily and stand
 outside, as does hkd/spec.py, whose values are part of every key themselves.
+
+Of a unit from elsewhere (hkd/outside.py) also the modules of its own package are read, the packages they are in, and
+whatever else they import that is not installed: a file beside it, a checkout on PYTHONPATH. What is installed is
+recorded by its version, like any library.
 """
 
 import ast
-import importlib.util
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import hkd
 from experiments.records.store import digest
+from hkd.outside import is_ours, spec_of
 
 OUTSIDE = {"hkd.spec"}
+INSTALLED = {"site-packages", "dist-packages"}  # folders of libraries
 
 
 class Code:
@@ -39,7 +45,7 @@ class Code:
         return self._digests[names]
 
     def closure(self, entry: Iterable[str]) -> set[str]:
-        """The entry modules and every non-package module of `hkd` that they import, transitively."""
+        """The entry modules and every module that they import and whose code counts (`imports`), transitively."""
         reached: set[str] = set()
         waiting = list(entry)
         while waiting:
@@ -51,11 +57,11 @@ class Code:
 
     def path(self, name: str) -> Path | None:
         """The file of a module, or None if it has none of its own (a package, an attribute of a module)."""
-        if name.split(".")[0] == "hkd":
+        if is_ours(name):
             path = self.root.joinpath(*name.split(".")).with_suffix(".py")
             return path if path.is_file() else None
-        spec = importlib.util.find_spec(name)
-        return Path(spec.origin) if spec and spec.origin else None
+        spec = getattr(sys.modules.get(name), "__spec__", None) or spec_of(name)
+        return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 
     def tree(self, name: str) -> ast.Module | None:
         """The syntax tree of a module, or None if it has no file."""
@@ -65,20 +71,43 @@ class Code:
         return self._trees[name]
 
     def imports(self, name: str) -> frozenset[str]:
-        """Modules of `hkd` named by the import statements of a module, wherever in it they stand."""
+        """Modules named by the import statements of a module, wherever in it they stand, whose code counts.
+
+        Those of `hkd`; of a module from elsewhere also those that `counts` says, and the packages that it is in.
+        """
         if name not in self._imports:
             named: set[str] = set()
             for node in ast.walk(self.tree(name) or ast.Module(body=[], type_ignores=[])):
                 if isinstance(node, ast.Import):
                     named.update(alias.name for alias in node.names)
-                elif isinstance(node, ast.ImportFrom) and node.module:
-                    named.update({node.module, *(f"{node.module}.{alias.name}" for alias in node.names)})
+                elif isinstance(node, ast.ImportFrom) and (base := self.base(name, node)):
+                    named.update({base, *(f"{base}.{alias.name}" for alias in node.names)})
+            if not is_ours(name):
+                named = {each for module in {*named, name} for each in with_packages(module)} - {name}
             self._imports[name] = frozenset(
                 module
                 for module in named
-                if module.split(".")[0] == "hkd" and module not in OUTSIDE and self.tree(module) is not None
+                if (is_ours(module) or self.counts(module, name))
+                and module not in OUTSIDE
+                and self.tree(module) is not None
             )
         return self._imports[name]
+
+    def base(self, name: str, node: ast.ImportFrom) -> str | None:
+        """What a `from ... import` of a module imports from, in full; None beyond the top of its package."""
+        if not node.level:
+            return node.module
+        path, parts = self.path(name), name.split(".")
+        up = node.level - (path is not None and path.stem == "__init__")
+        if up >= len(parts):
+            return None
+        return ".".join([*parts[: len(parts) - up], *filter(None, [node.module])])
+
+    def counts(self, module: str, importer: str) -> bool:
+        """Whether a module from elsewhere, imported by another, is its author's: of one package, or not installed."""
+        if is_ours(importer) or module.split(".")[0] in sys.stdlib_module_names or (path := self.path(module)) is None:
+            return False
+        return module.split(".")[0] == importer.split(".")[0] or not INSTALLED & {*path.parts}
 
     def _module_digest(self, name: str) -> str:
         if name not in self._plain:
@@ -86,6 +115,12 @@ class Code:
             assert tree is not None, f"no source for {name}"
             self._plain[name] = digest(plain(tree))
         return self._plain[name]
+
+
+def with_packages(module: str) -> list[str]:
+    """A module and the packages that it is in: `a`, `a.b`, `a.b.c`."""
+    parts = module.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
 
 def plain(node: Any) -> Any:

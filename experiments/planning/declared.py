@@ -13,8 +13,10 @@ from functools import cache
 from typing import Any
 
 from experiments.planning import code
+from hkd.errors import UserError
 from hkd.options import configured
-from hkd.registry import lookup
+from hkd.outside import is_ours
+from hkd.registry import load, lookup
 from hkd.units import KINDS
 
 WORDS = {"task": "Task", "method": "Method", "data": "Data set"}
@@ -38,8 +40,20 @@ def settled(kind: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def options_of(kind: str, name: str) -> type:
     """The options class of a unit; UserError where there is no such unit."""
-    module, _, unit = lookup(WORDS[kind].lower(), name, KINDS[kind]).partition(":")
-    return declared(module, unit)
+    path = lookup(WORDS[kind].lower(), name, KINDS[kind])
+    module, _, unit = path.partition(":")
+    if is_ours(module):
+        return declared(module, unit)
+    if kind == "method":
+        from hkd.methods.base import method_of  # imports torch, as what is somebody else's is imported whole
+
+        return method_of(name).Config
+    from hkd.data.base import DataSet
+
+    found = load(path)
+    if not (isinstance(found, type) and issubclass(found, DataSet) and hasattr(found, "Config")):
+        raise UserError(f"'{name}' is no data set: give a class that is derived from hkd.data.base.DataSet.")
+    return found.Config
 
 
 @cache

@@ -25,8 +25,7 @@ from hkd.distiller.border import GivenStep, given_teacher, is_half, refuse_share
 from hkd.models.named_taps import TapNames
 from hkd.models.timm_models import own_size
 from hkd.errors import Refused, UserError
-from hkd.methods import METHODS
-from hkd.methods.base import Criterion, Method, Needs, Samples
+from hkd.methods.base import Criterion, Method, Needs, Samples, method_of
 from hkd.methods.parts.logits import class_index
 from hkd.models import FAMILIES
 from hkd.models.cards.zoo import ZOO
@@ -54,7 +53,7 @@ class Distiller(nn.Module):
         self,
         student: nn.Module | str,
         teacher: nn.Module | str | Mapping[str, nn.Module] | None,
-        method: str,
+        method: str | type[Method],
         *,
         num_classes: int | None = None,
         image_size: int | None = None,
@@ -71,7 +70,7 @@ class Distiller(nn.Module):
             student: a timm model, a `TapModel`, the name of a card of `hkd.ZOO` (random weights), or any module that
                 returns logits [B, C].
             teacher: as the student, with its weights; several by role, {role: model}; None where none is needed.
-            method: a name of `hkd.METHODS`.
+            method: a name of `hkd.METHODS`, a dotted path (`my_pkg.my_file:MyMethod`), or a class.
             num_classes: of the data; None: as many as the student has logits. A student by name needs it.
             image_size: side in px of the images that timm models and other plain modules will get; None: that of the
                 timm student, else of a timm teacher.
@@ -95,7 +94,8 @@ class Distiller(nn.Module):
         """
         super().__init__()
         check_settings(num_classes, image_size, normalize, criterion)
-        kind: type[Method] = registry.load(registry.lookup("method", method, METHODS))
+        kind = method_of(method)
+        method = method if isinstance(method, str) else method.__qualname__
         config: Any = configured(kind.Config, f"Method '{method}'", options)
         needs = kind.needs(config)
         named: dict[str, Any] = {} if teacher is None else {"teacher": teacher}

@@ -7,12 +7,16 @@ method (adapters) are optimised with the student and never exported. Queues and 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from inspect import isabstract
 from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hkd import registry
 from hkd.data.batch import Batch
+from hkd.errors import UserError
+from hkd.methods import METHODS
 from hkd.models.families.base import accepting, accepts
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
@@ -101,6 +105,27 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Batch, taps_s: Taps, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:
         """Named, weighted scalar losses; the loop minimises their sum."""
+
+
+def method_of(name: str | type[Method]) -> type[Method]:
+    """The method of this name, which may be a dotted path or one that a package registers, or the class itself.
+
+    Raises:
+        UserError: there is none, it cannot be imported, or it is no method: not derived from `Method`, without options
+            of its own (`Config`, made by `@options`), or without `needs` or `forward`.
+    """
+    found = registry.load(registry.lookup("method", name, METHODS)) if isinstance(name, str) else name
+    shown = name if isinstance(name, str) else getattr(name, "__qualname__", str(name))
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise UserError(f"'{shown}' is no method: give a class that is derived from hkd.Method.")
+    if not hasattr(getattr(found, "Config", None), "__pydantic_fields__"):
+        raise UserError(
+            f"Method '{shown}' says nothing of its options: set Config = its class of options, made by "
+            "@hkd.options.options (hkd.options.NoOptions where there are none)."
+        )
+    if isabstract(found):
+        raise UserError(f"Method '{shown}' lacks {' and '.join(sorted(found.__abstractmethods__))}; define these.")
+    return found
 
 
 def refuse_student(method: str, does: str, student: ModelCard, *asked: str) -> str | None:

@@ -8,12 +8,10 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from hkd import registry
 from hkd.data.base import DataSet
 from hkd.data.loading.loader import Loader
 from hkd.errors import Refused
-from hkd.methods import METHODS
-from hkd.methods.base import Method, Needs, Samples
+from hkd.methods.base import Method, Needs, Samples, method_of
 from hkd.models.convert.files import classes_of, read_weights
 from hkd.models.tap_model import TapModel, Teacher
 from hkd.models.weights import load_weights
@@ -119,7 +117,7 @@ def make_method(
         Refused: a missing teacher, or a pair or recipe that the method cannot serve.
         UserError: unknown method or option, or a value the method refuses.
     """
-    kind: type[Method] = registry.load(registry.lookup("method", spec.name, METHODS))
+    kind = method_of(spec.name)
     config: Any = configured(kind.Config, f"Method '{spec.name}'", spec.options)
     needs = kind.needs(config)
     for role in needs.teachers:
