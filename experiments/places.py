@@ -6,17 +6,32 @@ from pathlib import Path
 from hkd.errors import UserError
 
 
-def repository() -> Path:
-    """The checkout this command works in: the nearest folder upwards with dvc.yaml and params.yaml, else this one's."""
+def checkout() -> Path | None:
+    """The checkout this command is called in: the nearest folder upwards with dvc.yaml and params.yaml."""
     for folder in (Path.cwd(), *Path.cwd().parents):
-        if (folder / "dvc.yaml").is_file() and (folder / "params.yaml").is_file():
+        if is_checkout(folder):
             return folder
-    return Path(__file__).resolve().parent.parent
+    return None
+
+
+def is_checkout(folder: Path) -> bool:
+    """Whether a folder is the top of a checkout."""
+    return (folder / "dvc.yaml").is_file() and (folder / "params.yaml").is_file()
+
+
+def repository() -> Path:
+    """The checkout this command is called in, else the one that this package is of."""
+    return checkout() or Path(__file__).resolve().parent.parent
 
 
 def main_checkout() -> Path:
-    """The repository itself where this one is a copy that `dvc exp run --temp` or `--queue` made inside it."""
+    """The repository itself where this one is a copy that `dvc exp run --temp` or `--queue` made inside it.
+
+    The working folder, where this package is installed without a checkout: what is shared by all tables stays there.
+    """
     here = repository()
+    if not is_checkout(here):
+        return Path.cwd()
     return next((folder.parent for folder in here.parents if folder.name == ".dvc"), here)
 
 
@@ -53,8 +68,8 @@ def runs() -> Path:
 
 
 def results() -> Path:
-    """Where results are written: $HKD_RESULTS or results."""
-    return place("HKD_RESULTS", repository() / "results")
+    """Where results are written: $HKD_RESULTS, or results/ of the checkout, or of the working folder outside of one."""
+    return place("HKD_RESULTS", (checkout() or Path.cwd()) / "results")
 
 
 def tables(profile: str) -> Path:

@@ -1,7 +1,8 @@
 """The plan that a user asked for: by the command line, and by params.yaml where it says nothing."""
 
+from experiments.planning.own import known_name
 from experiments.planning.plan import Plan, plan
-from experiments.planning.schema import load_params
+from experiments.planning.schema import load_params, names, profile_for
 from experiments.records import committed
 from experiments.records.store import Store
 
@@ -17,6 +18,10 @@ def planned(
             those in the repository are of another kind of device, under whose names their runs are, it is of that kind.
     """
     params = load_params()
+    if profile is None:
+        profile = profile_for(table)
+    else:
+        known_name("profiles", profile, names("profiles"))  # first, as a user's own table may use what it has
 
     def make(kind: str | None = None) -> Plan:
         count = params.seeds if seeds is None else seeds

@@ -470,7 +470,10 @@ class _Planner:
     def model(self, slug: str) -> ModelCard:
         if slug not in self.profile.models:
             raise _NoMapping(f"profile '{self.profile.name}' has no model for '{slug}'")
-        return card_of(self.profile.models[slug], self.profile.sizes.get(slug))
+        name = self.profile.models[slug]
+        if name in self.profile.cards:
+            return self.profile.cards[name]
+        return card_of(name, self.profile.sizes.get(slug))
 
     def data(self, slug: str, facts: "_Facts", *, teacher: bool) -> DataSpec:
         if slug not in self.profile.data:

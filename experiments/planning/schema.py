@@ -17,10 +17,12 @@ from experiments import places
 from experiments.documents import Document, content
 from experiments.drawings import DRAWINGS
 from experiments.planning.declared import WORDS, options_of
+from experiments.planning.own import OWN, Own, know, known_name
 from hkd.errors import UserError
 from hkd.options import Few, Number, OptionError, Positive, Size, Switch, Whole, Workers, configured, fault, inside, shown
+from hkd.outside import found_outside
 from hkd.registry import lookup, nearest
-from hkd.spec import Recipe
+from hkd.spec import ModelCard, Recipe
 from hkd.training.job import Accelerator
 from hkd.units import KINDS
 
@@ -112,6 +114,7 @@ class Table(Document):
     rows: tuple[Row, ...]
     captions: tuple[str, ...] = ()
     finding: dict[Slug, str] = {}  # by profile: what came out there, in a sentence or two
+    profile: str | Options | None = None  # of a user's own table: one of ours, a file beside it, or the profile itself
 
 
 class DataMapping(Document):
@@ -186,14 +189,15 @@ class Profile(Document):
     """
 
     name: Slug
-    extends: str | None = None  # another profile; keys given here replace its keys
+    extends: str | None = None  # another profile; keys given here replace its keys (in a user's own: join `JOINED`)
     title: str
     by_value: Switch  # compare values (the paper's setting) or only directions
     seeds: Seeds  # per cell
     table_seeds: dict[Slug, Seeds] = {}  # of these tables instead
     data: dict[Slug, DataMapping]
-    models: dict[Slug, str]  # the paper's model -> a name that hkd.models.cards.named knows: of a card, of timm, a path
+    models: dict[Slug, str]  # the paper's model -> a name that hkd.models.cards.named knows, or of a card of its own
     sizes: dict[Slug, Size] = {}  # side in px of the images of these, where they take any
+    cards: dict[str, ModelCard] = {}  # of its own, by name
     model_kind: str | None = None  # what the models are that stand in ("miniature"); None: the paper's own
     heads: dict[str, str] = {}  # a head that papers name -> what stands in for it
     teachers: dict[TeacherName, TeacherMapping]
@@ -295,6 +299,7 @@ class Published(BaseModel):
         return lookup("published table", name, {table.id: table for table in self.tables})
 
 
+JOINED = ("data", "models", "cards", "teachers", "students", "recipes", "methods", "tasks")  # see `Profile.extends`
 MOST_NUMBER = 1e300  # and least, with a minus; whoever reads the number has bounds of its own
 MOST_DEPTH = 40  # of mappings and lists in a file
 MOST_VALUES = 200_000  # in a file
@@ -316,7 +321,8 @@ def names(folder: str) -> list[str]:
 
 
 def load_table(name: str) -> Table:
-    """experiments/tables/<name>.yaml, with its methods and their options checked."""
+    """experiments/tables/<name>.yaml, or a file of the user's own, with its methods and their options checked."""
+    name = known_name("tables", name, names("tables"))
     table: Table = read("table", "tables", name, Table)
     if table.id != name:
         raise UserError(f"{where('tables', name)}: id is '{table.id}', but the file is named '{name}'.")
@@ -336,9 +342,38 @@ def load_table(name: str) -> Table:
     return table
 
 
+def profile_for(name: str) -> str | None:
+    """The profile that a user's own table names or holds; None where it leaves that open, as ours do.
+
+    Raises:
+        UserError: the table cannot be read, or its profile file is not there.
+    """
+    name = known_name("tables", name, names("tables"))
+    table, file = read("table", "tables", name, Table), OWN.get(("tables", name))
+    if table.profile is None:
+        return None
+    if file is None:
+        raise complaint("tables", name, ("profile",), "tables of the suite are for all profiles; leave this out.")
+    if isinstance(table.profile, str):
+        try:
+            return known_name("profiles", table.profile, names("profiles"), file.path)
+        except UserError as error:
+            raise complaint("tables", name, ("profile",), str(error)) from None
+    if name in names("profiles"):
+        raise complaint("tables", name, ("profile",), "the suite has a profile of this name; rename the file.")
+    know("profiles", name, Own(file.path, file.shown, "profile"))
+    return name
+
+
 def check_references(table: Table) -> None:
-    """Refuse names that lead nowhere: models, data, baselines and published values that do not exist anywhere."""
+    """Refuse names that lead nowhere: models, data, baselines and published values that do not exist anywhere.
+
+    A user's own table may also use what its profile and others of the user's own, that were asked for, have.
+    """
     profiles = [read_profile(profile) for profile in names("profiles")]
+    if ("tables", table.id) in OWN:
+        mine = [profile_for(table.id), *(name for folder, name in OWN if folder == "profiles")]
+        profiles += [read_profile(profile) for profile in dict.fromkeys(mine) if profile is not None]
     models = {slug for profile in profiles for slug in profile.models}
     data = {slug for profile in profiles for slug in profile.data}
     checked("tables", table.id, ("data",), "data set", table.data, data)
@@ -443,24 +478,28 @@ def load_profile(name: str) -> Profile:
     """experiments/profiles/<name>.yaml, with recipes, models and all options checked."""
     from hkd.models.cards.zoo import ZOO
 
+    name = known_name("profiles", name, names("profiles"))
     profile = read_profile(name)
+    for slug, card in profile.cards.items():
+        checked("profiles", name, ("cards", slug, "family"), "model family", card.family, KINDS["family"])
     for table in profile.table_seeds:
         checked("profiles", name, ("table_seeds", table), "table", table, table_ids())
     for table in profile.assay.table_controls:
         checked("profiles", name, ("assay", "table_controls", table), "table", table, table_ids())
     for key, columns in [("controls", profile.assay.controls), *profile.assay.table_controls.items()]:
         for column in columns:
-            checked("profiles", name, ("assay", key), "method", column.partition("/")[0], KINDS["method"])
+            check_unit("profiles", name, ("assay", key), "method", column.partition("/")[0])
     for method, options in profile.methods.items():
         check_options("profiles", name, ("methods", method), "method", method, options)
     for task, options in profile.tasks.items():
         check_options("profiles", name, ("tasks", task), "task", task, options)
     check_recipe(profile.override, lambda loc, message: complaint("profiles", name, ("override", *loc), message))
     for slug, model in profile.models.items():
-        checked("profiles", name, ("models", slug), "model", model, ZOO)
+        if ("profiles", name) not in OWN:  # whose models may be timm's, or made by a factory: seen when it is planned
+            checked("profiles", name, ("models", slug), "model", model, {**ZOO, **profile.cards})
     check_stand_ins(profile)
     for slug, data in profile.data.items():
-        checked("profiles", name, ("data", slug, "name"), "data set", data.name, KINDS["data"])
+        check_unit("profiles", name, ("data", slug, "name"), "data", data.name)
         for key in ("options", "teacher_options"):
             check_options("profiles", name, ("data", slug, key), "data", data.name, getattr(data, key))
         for model, other in data.instead.items():
@@ -487,15 +526,19 @@ def load_profile(name: str) -> Profile:
 def check_stand_ins(profile: Profile) -> None:
     """Refuse data and models that stand in for the paper's own without words for it, and words where nothing does.
 
-    The paper's own are those of the profiles whose values are compared.
+    The paper's own are those of the profiles whose values are compared. A user's own profile may have data and models
+    that no paper has; of those nothing is said.
     """
     known = load_names()
+    own_file = ("profiles", profile.name) in OWN
     own = [each for each in map(read_profile, names("profiles")) if each.by_value]
 
     def refused(loc: tuple[str, ...], message: str) -> UserError:
         return complaint("profiles", profile.name, loc, message)
 
     for slug, data in profile.data.items():
+        if own_file and not any(slug in each.data for each in own):
+            continue
         if profile.by_value and slug not in {**known.data, **known.parts}:
             raise refused(("data", slug), "this data set has no name in experiments/manifests/names.yaml.")
         same = [each.data[slug] for each in own if slug in each.data]
@@ -505,14 +548,17 @@ def check_stand_ins(profile: Profile) -> None:
         if data.stand_in is not None and is_own:
             raise refused(("data", slug, "stand_in"), "this is the paper's data set itself; leave stand_in out.")
     others = [
-        (slug, model) for slug, model in profile.models.items() if all(each.models.get(slug) != model for each in own)
+        (slug, model)
+        for slug, model in profile.models.items()
+        if all(each.models.get(slug) != model for each in own)
+        and not (own_file and not any(slug in each.models for each in own))
     ]
     for slug, model in others:
         if profile.model_kind is None:
             raise refused(("models", slug), f"'{model}' is not the paper's model: say in model_kind what it is.")
-        if model not in known.parameters:
+        if model not in known.parameters and not own_file:
             raise refused(("models", slug), f"'{model}' has no size in experiments/manifests/names.yaml.")
-    if profile.model_kind is not None and not others:
+    if profile.model_kind is not None and not others and not own_file:
         raise refused(("model_kind",), "all models are the paper's; leave model_kind out.")
     for head in profile.heads:
         checked("profiles", profile.name, ("heads", head), "head", head, known.heads)
@@ -542,16 +588,39 @@ def load_manifest() -> Manifest:
 
 @cache
 def read(kind: str, folder: str, name: str, model: type[T]) -> T:
-    """A YAML file of this package as a validated document."""
-    if name not in names(folder):
+    """A YAML file of this package, or one of the user's own that was named before, as a validated document."""
+    file = OWN.get((folder, name))
+    if name not in names(folder) and file is None:
         known = ", ".join(names(folder))
         raise UserError(f"Unknown {kind} '{name}'.{nearest(name, names(folder))} Known: {known}.")
     content = contents(folder, name)
+    if file is not None and isinstance(content, dict):
+        content = completed(folder, name, content)
     if isinstance(content, dict) and isinstance(content.get("extends"), str):
         check_extends(folder, name)
-        base = read(kind, folder, content["extends"], model)
-        content = {**base.model_dump(exclude_unset=True), **content}
+        base = read(kind, folder, content["extends"], model).model_dump(exclude_unset=True)
+        if file is not None:
+            content |= {key: base[key] | content[key] for key in JOINED if both_have(key, base, content)}
+        content = {**base, **content}
     return validated(model, content, lambda loc, message: complaint(folder, name, loc, message))
+
+
+def both_have(key: str, *documents: Mapping[str, Any]) -> bool:
+    """Whether a key has a mapping in each document."""
+    return all(isinstance(document.get(key), dict) for document in documents)
+
+
+def completed(folder: str, name: str, content: dict[str, Any]) -> dict[str, Any]:
+    """A user's own document with what its file says by its name, or ours alone need to say."""
+    if folder == "tables":
+        return {"id": name, "paper": name, **content}
+    if isinstance(cards := content.get("cards"), str):
+        beside = OWN[folder, name].path.parent / cards
+        cards = plain(parsed(beside, str(beside)))
+    if isinstance(cards, dict):
+        cards = {key: {"name": key, **card} if isinstance(card, dict) else card for key, card in cards.items()}
+    given = {"name": name, "title": name, "by_value": False, **content} | ({} if cards is None else {"cards": cards})
+    return given
 
 
 def check_extends(folder: str, name: str) -> None:
@@ -605,7 +674,10 @@ def contents(folder: str, name: str) -> Any:
 @cache
 def document(folder: str, name: str) -> Any:
     """The YAML document with the positions of its keys."""
-    return parsed(HERE / folder / f"{name}.yaml", where(folder, name))
+    if (file := OWN.get((folder, name))) is None:
+        return parsed(HERE / folder / f"{name}.yaml", where(folder, name))
+    held = parsed(file.path, file.shown)
+    return held[file.part] if file.part else held
 
 
 def parsed(path: Path, shown: str) -> Any:
@@ -698,13 +770,16 @@ def plain(value: Any) -> Any:
 
 def where(folder: str, name: str) -> str:
     """The file as people write it."""
+    if (file := OWN.get((folder, name))) is not None:
+        return file.shown
     return f"experiments/{folder}/{name}.yaml"
 
 
 def complaint(folder: str, name: str, loc: Loc, message: str) -> UserError:
     """A UserError that starts with file, line and key."""
     line = line_of(document(folder, name), loc)
-    return UserError(f"{where(folder, name)}:{line}: {named(loc)}: {message}")
+    part = OWN[folder, name].part if (folder, name) in OWN else ""
+    return UserError(f"{where(folder, name)}:{line}: {named((*filter(None, [part]), *loc))}: {message}")
 
 
 def named(loc: Loc) -> str:
@@ -752,13 +827,22 @@ def check_options(folder: str, name: str, loc: Loc, kind: str, unit: str, option
 
     What only goes together with options from elsewhere is refused when a table is planned.
     """
-    checked(folder, name, loc, WORDS[kind].lower(), unit, KINDS[kind])
     check_part(
-        options_of(kind, unit),
+        check_unit(folder, name, loc, kind, unit),
         f"{WORDS[kind]} '{unit}'",
         options,
         lambda place, message: complaint(folder, name, (*loc, *place), message),
     )
+
+
+def check_unit(folder: str, name: str, loc: Loc, kind: str, unit: str) -> type:
+    """The options class of a unit; one that there is not, or that cannot be imported, is refused with its place."""
+    if found_outside(WORDS[kind].lower(), unit) is None:
+        checked(folder, name, loc, WORDS[kind].lower(), unit, KINDS[kind])
+    try:
+        return options_of(kind, unit)
+    except UserError as error:
+        raise complaint(folder, name, loc, str(error)) from None
 
 
 def check_recipe(recipe: Options, refused: Callable[[Loc, str], UserError]) -> None:
