@@ -17,11 +17,13 @@ from experiments.commands.app import app, reference_app
 from experiments.commands.costs import confirm, print_costs
 from experiments.commands.given import Whole
 from experiments.commands.printed import is_wide, new_table, out, print_markdown, show_table, tell_stand_ins
+from experiments.commands.several import of_each
 from experiments.execution.pools import serve
 from experiments.execution.progress import Progress, clock
 from experiments.planning import schema, standins
 from experiments.planning.asked import planned
 from experiments.planning.estimate import ASSUMPTIONS
+from experiments.planning.own import OWN
 from experiments.planning.plan import Plan
 from experiments.records.committed import Records, path_of
 from experiments.records.store import Store
@@ -35,31 +37,35 @@ Until = Literal["decided"]
 
 
 @app.command
-def tables(*, profile: str | None = None) -> int:
+def tables(*table: str, profile: str | None = None) -> int:
     """List the tables and figures that can be reproduced, with what they say as far as they were measured.
 
     Args:
+        table: only these, by name or as files of your own; all of the suite when none is given.
         profile: scale, for which titles say what stands in; the default is in params.yaml.
     """
     from experiments.planning.schema import load_params
     from experiments.results.overview import lines
 
     chosen, console = schema.load_profile(load_params().profile if profile is None else profile), out()
-    names = schema.table_ids()
-    states, shown = lines(chosen.name, names), new_table()
+    asked, code = of_each(table or schema.table_ids(), lambda name: at_profile(name, chosen, profile is not None))
+    levels = dict.fromkeys(level.name for _, level in asked)
+    states = {each: lines(each, [entry.id for entry, level in asked if level.name == each]) for each in levels}
+    shown = new_table()
     wide = is_wide(console)
     shown.add_column("table", no_wrap=True)
     shown.add_column("state", no_wrap=True)
     shown.add_column("CPU min", justify="right", no_wrap=True)
     for column in ("verdicts", "title") if wide else ("verdicts, or what it shows",):
         shown.add_column(column)
-    for name in names:
-        title, line = standins.named(schema.load_table(name).title, chosen), states[name]
+    for entry, level in asked:
+        title, line = standins.named(entry.title, level), states[level.name][entry.id]
         texts = (line.verdicts(), title) if wide else (line.verdicts() or title,)
-        shown.add_row(name, line.state, line.minutes(), *map(Text, texts))
+        shown.add_row(entry.id, line.state, line.minutes(), *map(Text, texts))
     console.print(shown)
-    tell_stand_ins(standins.in_short(chosen))
-    return 0
+    for sentence in dict.fromkeys(standins.in_short(level) for _, level in asked):
+        tell_stand_ins(sentence)
+    return code
 
 
 @app.command
@@ -76,7 +82,7 @@ def plan(
     Methods are asked which pairs of the named tables they will refuse, and why.
 
     Args:
-        table: names of tables; the costs of all of them when none is given.
+        table: names of tables, or files of your own; the costs of all of the suite when none is given.
         profile: scale; the default is in params.yaml.
         seeds: seeds per cell; the default is in params.yaml, then the profile's.
         until: forecast what seeds and minutes it takes to decide the named tables.
@@ -93,10 +99,11 @@ def plan(
         for name in table:
             tell_forecast(name, *asked(name, profile, margin, max_seeds), store)
         return 0
-    plans = [planned(name, profile, seeds) for name in table or schema.table_ids()]
+    plans, code = of_each(table or schema.table_ids(), lambda name: planned(name, profile, seeds))
     print_costs([(each, Records(each, store, places.references())) for each in plans], console)
     if len(plans) > 1:
-        tell_stand_ins(standins.in_short(schema.load_profile(plans[0].profile)))
+        for sentence in dict.fromkeys(standins.in_short(schema.load_profile(each.profile)) for each in plans):
+            tell_stand_ins(sentence)
     for each in plans:
         for reason in dict.fromkeys(cell.refused for cell in each.cells if cell.refused):
             console.print(Text(f"{each.table}: not in this profile: {reason}"))
@@ -110,7 +117,7 @@ def plan(
         console.print(Text(f"missing: {sentence}"))
     for sentence in ASSUMPTIONS:
         console.print(Text(sentence, style="dim"))
-    return 0
+    return code
 
 
 @app.command
@@ -133,8 +140,8 @@ def run(
     """Reproduce a table: execute the runs that are missing, compare, write results/PROFILE/TABLE/, print it.
 
     Args:
-        table: name of the table.
-        profile: scale; the default is in params.yaml.
+        table: name of the table, or a file of your own (TABLE.yaml).
+        profile: scale, or a file of your own; the default is the file's own, then in params.yaml.
         seeds: seeds per cell; the default is in params.yaml, then the profile's.
         workers: processes; the default is one per core, or per GPU where the profile uses GPUs; 0 runs in this process.
         scheduler_file: of a running dask scheduler whose workers are used instead.
@@ -268,8 +275,8 @@ def show(table: str, *, profile: str | None = None, seeds: Whole | None = None) 
     how many a fixed design has.
 
     Args:
-        table: name of the table.
-        profile: scale; the default is in params.yaml.
+        table: name of the table, or a file of your own (TABLE.yaml).
+        profile: scale, or a file of your own; the default is the file's own, then in params.yaml.
         seeds: seeds per cell; the default is in params.yaml, then the profile's.
     """
     from experiments.until import shown
@@ -286,17 +293,19 @@ def check(*table: str, profile: str | None = None, seeds: Whole | None = None) -
     """Check what was measured here against results/reference/: exit 0, 1 for a regression, 2 for a stale reference.
 
     Args:
-        table: names of tables; all of them when none is given.
+        table: names of tables, or files of your own; all of the suite when none is given.
         profile: scale; the default is in params.yaml.
         seeds: seeds per cell; the default is in params.yaml, then the profile's.
     """
     from experiments.results import regression
 
-    store, console, codes, states = Store(places.runs()), out(), [], Counter[str]()
-    for name in table or schema.table_ids():
-        each = planned(name, profile, seeds, shown_from=store)
-        path = path_of(places.references(), each.profile, each.table)
-        if path.is_file() or table:
+    store, console, states = Store(places.runs()), out(), Counter[str]()
+    names = table or schema.table_ids()
+    plans, code = of_each(names, lambda name: planned(name, profile, seeds, shown_from=store))
+    codes = [code]
+    for each in plans:
+        path = reference_of(each)
+        if path.is_file() or (table and not is_own(each)):
             measured = regression.measured_values(each, store.load_all(each.runs))
             report = regression.check(measured, regression.load_reference(path))
             print_markdown(report.markdown(), console)
@@ -304,7 +313,7 @@ def check(*table: str, profile: str | None = None, seeds: Whole | None = None) -
             states[report.status] += 1
         else:
             states["no reference"] += 1
-            console.print(Text(f"{name} ({each.profile}): untested: there is no reference {path}"))
+            console.print(Text(f"{each.table} ({each.profile}): untested: there is no reference {path}"))
     if len(table) != 1:
         counts = ", ".join(f"{count} {state}" for state, count in states.most_common())
         console.print(Text(f"{states.total()} tables: {counts}"))
@@ -318,7 +327,7 @@ def update(*table: str, profile: str | None = None, seeds: Whole | None = None) 
     Of a table whose seeds were bought all of them and its looks are written, unless --seeds says how many.
 
     Args:
-        table: names of tables.
+        table: names of tables, or files of your own, whose references are in results/reference/ of the working folder.
         profile: scale; the default is in params.yaml.
         seeds: seeds per cell; the default is in params.yaml, then the profile's.
     """
@@ -332,13 +341,16 @@ def update(*table: str, profile: str | None = None, seeds: Whole | None = None) 
 
     for name in table:
         each = planned(name, profile, seeds)
-        if seeds is None:
+        if seeds is None and not is_own(each):
             each = commit(each, store)
-        path = path_of(places.references(), each.profile, each.table)
+        path = reference_of(each)
         records = Records(each, store, None)
         regression.save_reference(each, records, path)
-        console.print(Text(f"{name} ({each.profile}): {len(records)} runs, {decimal(path.stat().st_size)}: {path}"))
-    console.print(Text(f"What all tables of the profile say: {write_summary(each.profile)}"))
+        console.print(
+            Text(f"{each.table} ({each.profile}): {len(records)} runs, {decimal(path.stat().st_size)}: {path}")
+        )
+        if not is_own(each):
+            console.print(Text(f"What all tables of the profile say: {write_summary(each.profile)}"))
     return 0
 
 
@@ -361,7 +373,7 @@ def claims(*, profile: str | None = None) -> int:
 
 @app.command
 def report(
-    *,
+    *table: str,
     profile: str | None = None,
     output: Path | None = None,
     against: Path | None = None,
@@ -372,6 +384,7 @@ def report(
     Committed records, and those of this machine, which are marked and take precedence.
 
     Args:
+        table: only these, by name or as files of your own; all of the suite when none is given.
         profile: the only scale to be shown; otherwise that of params.yaml, and all at which something was measured.
         output: folder of the pages; the default is results/report.
         against: folder of committed records (results/reference of another checkout) to be compared with.
@@ -382,14 +395,15 @@ def report(
     folder = places.results() / "report" if output is None else places.folder(output, "--output")
     other = None if against is None else places.folder(against, "--against")
     store, console = Store(places.runs()), out()
-    done = build(folder, store, profile=profile, against=other, live=live)
+    names, code = of_each(table, named)
+    done = build(folder, store, profile=profile, tables=names or None, against=other, live=live)
     console.print(Text(f"{len(done.files)} files, {decimal(done.size)}: open {done.start}"))
     for line in (*done.findings.astray, *(entry.problem for entry in done.findings.entries if entry.problem)):
         console.print(Text(line))
     if live is not None:
         console.print(Text(f"Looking every {live} s; Ctrl-C ends it."))
         keep_live(folder, store, done, live, tell=lambda pages: console.print(Text(f"again: {', '.join(pages)}")))
-    return 0
+    return code
 
 
 @app.command
@@ -400,6 +414,27 @@ def docs() -> int:
     changed = write()
     out().print(Text("\n".join(map(str, changed)) if changed else "All pages are as they should be."))
     return 0
+
+
+def at_profile(table: str, chosen: schema.Profile, given: bool) -> tuple[schema.Table, schema.Profile]:
+    """A table and the profile it is shown at: that of the command line, its own, or the usual one."""
+    own = None if given else schema.profile_for(table)
+    return schema.load_table(table), chosen if own is None else schema.load_profile(own)
+
+
+def named(table: str) -> str:
+    """The name of a table that there is; a file of the user's own is read."""
+    return schema.load_table(table).id
+
+
+def is_own(plan: Plan) -> bool:
+    """Whether a table is the user's own."""
+    return ("tables", plan.table) in OWN
+
+
+def reference_of(plan: Plan) -> Path:
+    """Where the records of a table are committed; of a user's own below the results of the working folder."""
+    return path_of(places.results() / "reference" if is_own(plan) else places.references(), plan.profile, plan.table)
 
 
 def tell_forecast(name: str, whole: Plan, looks: "Design", store: Store) -> None:

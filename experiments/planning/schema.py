@@ -619,8 +619,8 @@ def completed(folder: str, name: str, content: dict[str, Any]) -> dict[str, Any]
         cards = plain(parsed(beside, str(beside)))
     if isinstance(cards, dict):
         cards = {key: {"name": key, **card} if isinstance(card, dict) else card for key, card in cards.items()}
-    given = {"name": name, "title": name, "by_value": False, **content} | ({} if cards is None else {"cards": cards})
-    return given
+    mine = {"name": name, "title": name, "by_value": False, "chosen": "", "table_seeds": {}, "captions": []}
+    return mine | content | ({} if cards is None else {"cards": cards})
 
 
 def check_extends(folder: str, name: str) -> None:

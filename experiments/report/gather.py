@@ -17,6 +17,7 @@ import pandas as pd
 from experiments import places
 from experiments.planning import schema
 from experiments.planning.asked import planned
+from experiments.planning.own import OWN
 from experiments.planning.plan import Plan
 from experiments.planning.schema import Table, load_params
 from experiments.records.committed import SUFFIX, Curves, Records
@@ -117,11 +118,12 @@ def gather(store: Store, *, profile: str | None = None, tables: Sequence[str] | 
         profile: the only one; None: that of params.yaml, and all others at which something was measured.
         tables: only these; None: all.
     """
-    main = profile or load_params().profile
+    own = {name: schema.profile_for(name) for name in tables or () if ("tables", name) in OWN}
+    main = profile or next(filter(None, own.values()), load_params().profile)
     schema.load_profile(main)
     others = [] if profile else [name for name in schema.names("profiles") if name != main]
     wanted = [name for name in main_first() if tables is None or name in tables]
-    asked = [(main, name) for name in wanted]
+    asked = [(profile or at or main, name) for name, at in own.items()] + [(main, name) for name in wanted]
     asked += [(other, name) for other in others for name in wanted if is_somewhere(other, name)]
     entries = [read(name, at, name if at == main else f"{name}@{at}", store) for at, name in asked]
     profiles = tuple(dict.fromkeys(entry.profile for entry in entries)) or (main,)

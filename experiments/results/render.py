@@ -133,7 +133,9 @@ def markdown(plan: Plan, records: Mapping[str, Record], comparison: Comparison) 
     """The table in the paper's layout, with its caption."""
     parts = [f"# {plan.title}"]
     if plan.here:
-        parts.append(plan.here + ("" if plan.by_value else " Published values are of the paper's own data and models."))
+        of_a_paper = plan.paper != plan.table  # a table of the user's own need not be of one
+        other = of_a_paper and not plan.by_value
+        parts.append(plan.here + (" Published values are of the paper's own data and models." if other else ""))
     unsaid = dict(plan.marks)
     for metric in plan.metrics:
         results = [result for result in comparison.cells if result.cell.metric == metric]
