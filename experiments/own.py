@@ -1,13 +1,15 @@
 """A table of a user's own: one student, one teacher, a folder of images and some methods, asked for on a command line.
 
-It becomes a `Table` and a `Profile` like those of papers, so that it is planned, run, kept, judged and shown by the same
-code; both are written beside its results, and can be run again from there. What is decided on the way (how the teacher
+It becomes a table file with a profile in it, as users write them by hand, so that it is planned, run, kept, judged and
+shown by the same code, and can be run again from there. What is decided on the way (how the teacher
 comes to know these classes, how the images are cut) is told as sentences.
 """
 
+import csv
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from ruamel.yaml import YAML
 from experiments import places
 from experiments.documents import Document
 from experiments.planning import schema
-from experiments.planning.plan import Plan, plan_with
+from experiments.planning.plan import SELECTION_SEED, Plan, plan_with
 from experiments.planning.schema import Column, DataMapping, Profile, Row, Table, TeacherMapping
 from experiments.results.assay import ALONE, COPIES_OUTPUTS
 from hkd.data.own import OwnFolder, unreadable
@@ -28,7 +30,6 @@ from hkd.models.cards.named import card_of
 from hkd.registry import lookup, nearest
 from hkd.spec import ModelCard, Recipe
 
-PROFILE = "own"
 DATA = "images"
 START = "start"  # the slug of the weights that a student starts from
 # Methods that train a classifier from labels and a teacher, cheap steps first: the teacher's logits alone, its pooled
@@ -46,13 +47,6 @@ class RecipeFile(Document):
     student: Recipe
     teacher: Recipe | None = None
     tune: Recipe | None = None
-
-
-class Written(Document):
-    """What is written beside the results of a table of one's own, and can be run again."""
-
-    table: Table
-    profile: Profile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +73,23 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Own:
-    """A table of one's own, ready to be planned. said: what was decided, as sentences."""
+    """A table of one's own in its file. said: what was decided, as sentences."""
 
-    table: Table
-    profile: Profile
+    file: Path
     said: tuple[str, ...] = ()
-    split: dict[str, list[str]] = field(default_factory=dict)  # part -> images, relative to the folder
+
+    @cached_property
+    def table(self) -> Table:
+        """As it is written."""
+        return schema.load_table(str(self.file))
+
+    @cached_property
+    def profile(self) -> Profile:
+        """That the table holds."""
+        name = schema.profile_for(str(self.file))
+        if name is None:
+            raise UserError(f"{self.file} holds no profile, so it says nothing of images and models.")
+        return schema.load_profile(name)
 
     def plan(self, seeds: int | None = None, methods: Sequence[str] | None = None) -> Plan:
         """Its plan.
@@ -93,8 +98,7 @@ class Own:
             seeds: per cell; None: as asked.
             methods: columns, beside the student alone; None: all.
         """
-        schema.give(self.table, self.profile)
-        count = self.profile.seeds if seeds is None else seeds
+        count = self.profile.seeds if seeds is None else checked_seeds(seeds)
         wanted = self.table.columns
         if methods is not None:
             wanted = tuple(column for column in wanted if column.method in (ALONE, *methods))
@@ -106,18 +110,24 @@ class Own:
         return tuple(column.method for column in self.table.columns if column.method != ALONE)
 
 
+def checked_seeds(seeds: int) -> int:
+    """A number of seeds that can be."""
+    if not 1 <= seeds <= SELECTION_SEED:
+        raise UserError(f"--seeds is {seeds}; it must be at least 1 and at most {SELECTION_SEED}.")
+    return seeds
+
+
 def own(asked: Asked, tell: Callable[[str], None] = lambda sentence: None) -> Own:
-    """The table that is asked for.
+    """The table that is asked for, written into its file, with the cut of the images beside it.
 
     Args:
         asked: by the user.
         tell: told what is looked at before it takes time.
 
     Raises:
-        UserError: something that cannot be: data, names, weights, methods, numbers.
+        UserError: something that cannot be: data, names, weights, methods, numbers, a folder to write to.
     """
-    if not 1 <= asked.seeds <= 1000:
-        raise UserError(f"--seeds is {asked.seeds}; it must be at least 1 and at most 1000.")
+    checked_seeds(asked.seeds)
     methods = methods_of(asked.methods)
     recipes = load_recipe(asked.recipe, asked.epochs)
     student, teacher = card_of(asked.student, asked.image_size), card_of(asked.teacher, asked.image_size)
@@ -143,7 +153,7 @@ def own(asked: Asked, tell: Callable[[str], None] = lambda sentence: None) -> Ow
     if used["student"].batch_size != recipes.student.batch_size:
         said.append(f"Batches: of {used['student'].batch_size}, so that an epoch of so few images has {STEPS} steps.")
     profile = Profile(
-        name=PROFILE,
+        name=name,
         title="images and models of one's own",
         by_value=False,
         seeds=asked.seeds,
@@ -175,7 +185,7 @@ def own(asked: Asked, tell: Callable[[str], None] = lambda sentence: None) -> Ow
     )
     table = Table(
         id=name,
-        paper=PROFILE,
+        paper=name,
         title=f"{asked.student} from {asked.teacher} on {data.folder.name}",
         data=DATA,
         strategy="advanced",
@@ -183,7 +193,7 @@ def own(asked: Asked, tell: Callable[[str], None] = lambda sentence: None) -> Ow
         rows=(row,),
     )
     split = {part: [entry.name for entry in entries] for part, entries in data.held.items()}
-    return Own(table=table, profile=profile, said=tuple(said), split=split)
+    return Own(file=write(table, profile, split, places.tables(name)), said=tuple(said))
 
 
 # -- parts of it ---------------------------------------------------------------------------------------------------
@@ -289,7 +299,7 @@ def images_said(data: OwnFolder) -> str:
 
 def slug_of(text: str) -> str:
     """A text as a name without dots, spaces and capitals."""
-    return re.sub(r"[^a-z0-9_-]+", "-", text.lower()).strip("-_") or "own"
+    return re.sub(r"[^a-z0-9_-]+", "-", text.lower()).strip("-_")[:100] or "own"
 
 
 def teacher_mapping(
@@ -387,54 +397,49 @@ def without_classifier(file: Path, card: ModelCard) -> Path:
     return path
 
 
-# -- its documents -------------------------------------------------------------------------------------------------
+# -- its file ------------------------------------------------------------------------------------------------------
 
 
-def write(made: Own, folder: Path) -> Path:
+def write(table: Table, profile: Profile, split: Mapping[str, Sequence[str]], folder: Path) -> Path:
     """Write table and profile as one YAML file, and the cut of the images beside it; the path of the former.
 
     Args:
-        made: the table.
-        folder: that the tables of the profile are in.
+        table, profile: of one name.
+        split: images by part.
+        folder: that they are written to; made if needed.
 
     Raises:
         UserError: they cannot be written.
     """
-    path, cut = folder / f"{made.table.id}.yaml", folder / f"{made.table.id}.split.csv"
-    document = {
-        "table": made.table.model_dump(mode="json", exclude_defaults=True),
-        "profile": made.profile.model_dump(mode="json", exclude_defaults=True),
-    }
+    path, cut = folder / f"{table.id}.yaml", folder / f"{table.id}.split.csv"
+    drop = {"id", "paper"}  # which the name of the file says
+    document = table.model_dump(mode="json", exclude_defaults=True, exclude=drop)
+    document["profile"] = profile.model_dump(mode="json", exclude_defaults=True, exclude={"name", "by_value"})
     yaml = YAML()
-    yaml.width = 120
+    yaml.width = 4096
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
-            stream.write("# A table of one's own, as it was asked for; run it again: hkd distill THIS-FILE\n")
+            stream.write("# A table of one's own as it was asked for; to run it again: hkd distill FILE\n")
             yaml.dump(document, stream)
-        if made.split:
-            lines = [f"{part},{name}" for part, names in made.split.items() for name in names]
-            with atomic_write(cut) as temporary:
-                temporary.write_text("\n".join(["part,image", *lines]) + "\n", encoding="utf-8")
+        with atomic_write(cut) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+            csv.writer(stream, lineterminator="\n").writerows(
+                [("part", "image"), *((part, image) for part, images in split.items() for image in images)]
+            )
     except OSError as error:
         raise UserError(
             f"Cannot write {path} ({error.strerror}); make that folder writable, or name another with --results."
         ) from None
+    for cached in (schema.read, schema.document):  # an earlier one of this name
+        cached.cache_clear()
     return path
 
 
 def read(path: Path) -> Own:
-    """A table of one's own from the file that `write` left.
+    """A table of one's own from its file.
 
     Raises:
-        UserError: it is none, or its data are not there any more.
+        UserError: there is none, or it is not one.
     """
-    held = schema.parsed(path, str(path))
-
-    def refused(loc: schema.Loc, message: str) -> UserError:
-        return UserError(f"{path}:{schema.line_of(held, loc)}: {schema.named(loc)}: {message}")
-
-    if not isinstance(held, dict) or "table" not in held:
-        raise UserError(f"{path} is no table of one's own: it must hold `table` and `profile`, as `hkd distill` writes.")
-    found = schema.validated(Written, schema.plain(held), refused)
-    return Own(table=found.table, profile=found.profile, said=found.profile.captions)
+    made = Own(file=path)
+    return Own(file=path, said=made.profile.captions)

@@ -58,7 +58,7 @@ def distill(
     """Distil a teacher into a student on your own images, with one method or several, and say which is best.
 
     Args:
-        file: table that an earlier `hkd distill` wrote (results/own/NAME.yaml), to be run again; instead of the rest.
+        file: table that an earlier `hkd distill` wrote (results/NAME/NAME.yaml), to be run again; instead of the rest.
         student: a name of timm, of a card of ours (`hkd models`), or a dotted path (my_models:make).
         teacher: likewise.
         data: folder of images: a folder for each class, or train/ and test/ (or val/) of these.
@@ -76,12 +76,14 @@ def distill(
             or `random`.
         tune: tune a teacher that has weights to your images first; the default does where its classes are others.
         workers: processes; the default is one per core, or per GPU; 0 runs in this process.
-        results: folder to write to; the default is $HKD_RESULTS, else results/ of the checkout, or of this folder.
+        results: folder to write to; the default is $HKD_RESULTS, else results/ of the checkout or of this folder.
         yes: do not ask before many GPU-hours.
     """
     from experiments.own import SEEDS, Asked, own, read
 
-    settle_places(results)
+    if results is not None:
+        os.environ["HKD_RESULTS"] = str(places.folder(results, "--results"))
+        os.environ.setdefault("HKD_RUNS", str(places.results() / "runs"))
     console = out()
     if until and (seeds is not None or minutes is not None):
         raise UserError(f"--until decided chooses the seeds itself: leave out --{'seeds' if seeds else 'minutes'}.")
@@ -118,17 +120,6 @@ def distill(
     return run_own(made, console, seeds=seeds, until=until, minutes=minutes, workers=workers, yes=yes)
 
 
-def settle_places(results: Path | None) -> None:
-    """Have results written where the user is: to the folder that is named, or beside them where no checkout is."""
-    here = places.repository()
-    inside = here == Path.cwd() or here in Path.cwd().parents
-    if results is None and (os.environ.get("HKD_RESULTS") or inside):
-        return
-    folder = Path.cwd() / "results" if results is None else places.folder(results, "--results")
-    os.environ["HKD_RESULTS"] = str(folder)
-    os.environ.setdefault("HKD_RUNS", str(folder / "runs"))
-
-
 def run_own(
     made: "Own",
     console: Console,
@@ -140,10 +131,7 @@ def run_own(
     yes: bool,
 ) -> int:
     """Run a table of one's own, and print what came out."""
-    from experiments.own import PROFILE, write
-
     store = Store(places.runs())
-    path = write(made, places.tables(PROFILE))
     began, left_out = time.monotonic(), []
     if until:
         done, note = decided(made, store, console, workers, yes)
@@ -160,7 +148,7 @@ def run_own(
         console.print(Text(f"Left out for the {minutes:g} minutes: {', '.join(left_out)}."))
     if note:
         console.print(Text(note))
-    show_where(made, done, path, store, console, time.monotonic() - began)
+    show_where(made, done, store, console, time.monotonic() - began)
     return complain(done) if done.report is not None else 0
 
 
@@ -309,9 +297,7 @@ def step_ms(done: Reproduction, runs: Sequence[str]) -> float | None:
     return median(held) if held else None
 
 
-def show_where(
-    made: "Own", done: Reproduction, path: Path, store: Store, console: Console, seconds: float
-) -> None:
+def show_where(made: "Own", done: Reproduction, store: Store, console: Console, seconds: float) -> None:
     """Write the pages of the table, and say where everything is."""
     from experiments.report.build import build_one  # imports jinja2 and matplotlib
 
@@ -321,4 +307,4 @@ def show_where(
         report = build_one(done.folder.with_name(f"{done.plan.table}.report"), store, made.table, done.plan)
         console.print(Text(f"Table, costs, curves and figures: {done.folder}"), soft_wrap=True)
         console.print(Text(f"Pages, to be opened in a browser: {report.start}"), soft_wrap=True)
-    console.print(Text(f"To run it again: hkd distill {shlex.quote(str(path))}"), soft_wrap=True)
+    console.print(Text(f"To run it again: hkd distill {shlex.quote(str(made.file))}"), soft_wrap=True)

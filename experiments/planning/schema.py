@@ -511,7 +511,8 @@ def load_profile(name: str) -> Profile:
     for slug, teacher in profile.teachers.items():
         if "@" in slug:
             checked("profiles", name, ("teachers", slug), "data set", slug.partition("@")[2], profile.data)
-        if not (teacher.recipe or teacher.weights or teacher.random) or (teacher.random and teacher.weights):
+        file = teacher.weights or teacher.file
+        if not (teacher.recipe or file or teacher.random) or (teacher.random and file):
             raise complaint("profiles", name, ("teachers", slug), "give a recipe, a weights file, or random: true.")
         check_options("profiles", name, ("teachers", slug, "options"), "method", teacher.method, teacher.options)
         checked("profiles", name, ("teachers", slug, "task"), "task", teacher.task, KINDS["task"])
