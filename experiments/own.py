@@ -26,7 +26,6 @@ from hkd.errors import UserError
 from hkd.files import atomic_write
 from hkd.methods import METHODS
 from hkd.models.cards.named import card_of
-
 from hkd.registry import lookup, nearest
 from hkd.spec import ModelCard, Recipe
 
@@ -302,9 +301,7 @@ def slug_of(text: str) -> str:
     return re.sub(r"[^a-z0-9_-]+", "-", text.lower()).strip("-_")[:100] or "own"
 
 
-def teacher_mapping(
-    asked: Asked, card: ModelCard, classes: int, methods: Sequence[str]
-) -> tuple[TeacherMapping, str]:
+def teacher_mapping(asked: Asked, card: ModelCard, classes: int, methods: Sequence[str]) -> tuple[TeacherMapping, str]:
     """How the teacher comes to know these classes, and that as a sentence.
 
     Raises:

@@ -207,9 +207,7 @@ def within(
         del waiting[:fitting]
 
 
-def decided(
-    made: "Own", store: Store, console: Console, workers: int | None, yes: bool
-) -> tuple[Reproduction, str]:
+def decided(made: "Own", store: Store, console: Console, workers: int | None, yes: bool) -> tuple[Reproduction, str]:
     """More seeds, look by look, until every gain is decided; and how that stands."""
     from dataclasses import replace
 
@@ -248,7 +246,8 @@ def tell(done: Reproduction, console: Console) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     ordered = list(choice.means) if choice else []
     results = sorted(
-        comparison.cells, key=lambda each: ordered.index(each.cell.label) if each.cell.label in ordered else len(ordered)
+        comparison.cells,
+        key=lambda each: ordered.index(each.cell.label) if each.cell.label in ordered else len(ordered),
     )
     alone = next((step_ms(done, each.cell.runs) for each in comparison.cells if each.cell.baseline is None), None)
     for each in results:
@@ -293,7 +292,9 @@ def step_ms(done: Reproduction, runs: Sequence[str]) -> float | None:
     """Median time of a training step in ms over the runs of a cell."""
     from statistics import median
 
-    held = [done.records[key].cost["step_ms"] for key in runs if "step_ms" in getattr(done.records.get(key), "cost", {})]
+    held = [
+        done.records[key].cost["step_ms"] for key in runs if "step_ms" in getattr(done.records.get(key), "cost", {})
+    ]
     return median(held) if held else None
 
 

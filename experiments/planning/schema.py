@@ -19,7 +19,20 @@ from experiments.drawings import DRAWINGS
 from experiments.planning.declared import WORDS, options_of
 from experiments.planning.own import OWN, Own, know, known_name
 from hkd.errors import UserError
-from hkd.options import Few, Number, OptionError, Positive, Size, Switch, Whole, Workers, configured, fault, inside, shown
+from hkd.options import (
+    Few,
+    Number,
+    OptionError,
+    Positive,
+    Size,
+    Switch,
+    Whole,
+    Workers,
+    configured,
+    fault,
+    inside,
+    shown,
+)
 from hkd.outside import found_outside
 from hkd.registry import lookup, nearest
 from hkd.spec import ModelCard, Recipe

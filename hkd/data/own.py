@@ -74,7 +74,9 @@ class OwnFolder(ClassFolder):
     licence: ClassVar[str] = "that of the images given"
     source: ClassVar[str] = "the user's own folder"
     Config = OwnFolderConfig
-    obtain: ClassVar[str] = "a folder of images for each class is expected there, or train/ and test/ (or val/) of these"
+    obtain: ClassVar[str] = (
+        "a folder of images for each class is expected there, or train/ and test/ (or val/) of these"
+    )
 
     # -- the layout ---------------------------------------------------------------------------------------------
 
@@ -170,10 +172,16 @@ class OwnFolder(ClassFolder):
                     f"and test with: add images, or take the class out."
                 )
             drawn = np.random.default_rng([self.options.split_seed, label]).permutation(rows)
-            test, val = (max(1, round(share * len(rows))) for share in (self.options.test_share, self.options.val_share))
+            test, val = (
+                max(1, round(share * len(rows))) for share in (self.options.test_share, self.options.val_share)
+            )
             test = min(test, len(rows) - 2)
             val = min(val, len(rows) - test - 1)
-            for split, part in (("test", drawn[:test]), ("val", drawn[test : test + val]), ("train", drawn[test + val :])):
+            for split, part in (
+                ("test", drawn[:test]),
+                ("val", drawn[test : test + val]),
+                ("train", drawn[test + val :]),
+            ):
                 parts[split] += part.tolist()
         return {split: [entries[row] for row in sorted(rows)] for split, rows in parts.items()}
 

@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hkd.models.named_taps import HOW_TO_NAME, STAGES
 from hkd.errors import UserError
 from hkd.models import FAMILIES
 from hkd.models.families.any_timm import TimmFamily
 from hkd.models.families.base import Family, family_of
+from hkd.models.named_taps import HOW_TO_NAME, STAGES
 from hkd.models.tap_model import TapModel
 from hkd.spec import ModelCard
 
