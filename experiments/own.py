@@ -293,7 +293,10 @@ def images_said(data: OwnFolder) -> str:
         else f"cut within each class, {options.val_share:.0%} and {options.test_share:.0%} apart, by seed "
         f"{options.split_seed}"
     )
-    return f"Data: {data.folder}, {data.num_classes} classes, {sum(counts.values())} images: {parts} ({by}), {data.image_size} px."
+    return (
+        f"Data: {data.folder}, {data.num_classes} classes, {sum(counts.values())} images: {parts} ({by}), "
+        f"{data.image_size} px."
+    )
 
 
 def slug_of(text: str) -> str:
@@ -339,7 +342,7 @@ def teacher_mapping(asked: Asked, card: ModelCard, classes: int, methods: Sequen
 
 
 def weights_file(given: str, card: ModelCard, who: str) -> Path:
-    """The file that somebody's weights are in: a path, or that of the published ones as far as they are on this machine.
+    """The file that somebody's weights are in: a path, or where the published ones are on this machine.
 
     Raises:
         UserError: there is none; the sentence says how to get it.

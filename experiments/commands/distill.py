@@ -244,11 +244,8 @@ def tell(done: Reproduction, console: Console) -> None:
     table.add_column("method", no_wrap=True)
     for column in ("top-1", "95 %", "over alone", "95 %", "rank", "step"):
         table.add_column(column, justify="right", no_wrap=True)
-    ordered = list(choice.means) if choice else []
-    results = sorted(
-        comparison.cells,
-        key=lambda each: ordered.index(each.cell.label) if each.cell.label in ordered else len(ordered),
-    )
+    order = {name: place for place, name in enumerate(choice.means)} if choice else {}
+    results = sorted(comparison.cells, key=lambda each: order.get(each.cell.label, len(order)))
     alone = next((step_ms(done, each.cell.runs) for each in comparison.cells if each.cell.baseline is None), None)
     for each in results:
         step = step_ms(done, each.cell.runs)
@@ -270,7 +267,9 @@ def tell(done: Reproduction, console: Console) -> None:
         if key in done.records and "top1" in done.records[key].metrics
     }
     if teachers:
-        console.print(Text(f"The teacher has {', '.join(sorted(teachers))}. Intervals over {len(plan.seeds)} seeds."))
+        console.print(
+            Text(f"The teacher has {', '.join(sorted(teachers))}. Values are means over {len(plan.seeds)} seeds.")
+        )
     doubts = dict.fromkeys(each.judged.cannot_tell for each in comparison.cells if each.judged.cannot_tell)
     for doubt in doubts:
         console.print(Text(f"This set-up tells little: {doubt}."), soft_wrap=True)
@@ -292,9 +291,8 @@ def step_ms(done: Reproduction, runs: Sequence[str]) -> float | None:
     """Median time of a training step in ms over the runs of a cell."""
     from statistics import median
 
-    held = [
-        done.records[key].cost["step_ms"] for key in runs if "step_ms" in getattr(done.records.get(key), "cost", {})
-    ]
+    costs = [done.records[key].cost for key in runs if key in done.records]
+    held = [cost["step_ms"] for cost in costs if "step_ms" in cost]
     return median(held) if held else None
 
 

@@ -168,20 +168,13 @@ class OwnFolder(ClassFolder):
             rows = np.flatnonzero(labels == label)
             if len(rows) < LEAST:
                 raise UserError(
-                    f"Class '{name}' has {len(rows)} images, and {LEAST} are the fewest for one each to train, validate "
-                    f"and test with: add images, or take the class out."
+                    f"Class '{name}' has {len(rows)} images, and {LEAST} are the fewest for one each to train, "
+                    f"validate and test with: add images, or take the class out."
                 )
             drawn = np.random.default_rng([self.options.split_seed, label]).permutation(rows)
-            test, val = (
-                max(1, round(share * len(rows))) for share in (self.options.test_share, self.options.val_share)
-            )
-            test = min(test, len(rows) - 2)
-            val = min(val, len(rows) - test - 1)
-            for split, part in (
-                ("test", drawn[:test]),
-                ("val", drawn[test : test + val]),
-                ("train", drawn[test + val :]),
-            ):
+            test = min(max(1, round(self.options.test_share * len(rows))), len(rows) - 2)
+            val = min(max(1, round(self.options.val_share * len(rows))), len(rows) - test - 1)
+            for split, part in zip(("test", "val", "train"), np.split(drawn, [test, test + val]), strict=True):
                 parts[split] += part.tolist()
         return {split: [entries[row] for row in sorted(rows)] for split, rows in parts.items()}
 
