@@ -267,9 +267,8 @@ def tell(done: Reproduction, console: Console) -> None:
         if key in done.records and "top1" in done.records[key].metrics
     }
     if teachers:
-        console.print(
-            Text(f"The teacher has {', '.join(sorted(teachers))}. Values are means over {len(plan.seeds)} seeds.")
-        )
+        of_seeds = "of one seed" if len(plan.seeds) == 1 else f"means over {len(plan.seeds)} seeds"
+        console.print(Text(f"The teacher has {', '.join(sorted(teachers))}. Values are {of_seeds}."))
     doubts = dict.fromkeys(each.judged.cannot_tell for each in comparison.cells if each.judged.cannot_tell)
     for doubt in doubts:
         console.print(Text(f"This set-up tells little: {doubt}."), soft_wrap=True)
