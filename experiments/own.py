@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from experiments import places
 from experiments.documents import Document
 from experiments.planning import schema
-from experiments.planning.plan import SELECTION_SEED, Plan, plan_with
+from experiments.planning.plan import SELECTION_SEED, Plan, data_facts, num_classes, plan_with
 from experiments.planning.schema import Column, DataMapping, Profile, Row, Table, TeacherMapping
 from experiments.results.assay import ALONE, COPIES_OUTPUTS
 from hkd.data.own import OwnFolder, unreadable
@@ -430,7 +430,7 @@ def write(table: Table, profile: Profile, split: Mapping[str, Sequence[str]], fo
         raise UserError(
             f"Cannot write {path} ({error.strerror}); make that folder writable, or name another with --results."
         ) from None
-    for cached in (schema.read, schema.document):  # an earlier one of this name
+    for cached in (schema.read, schema.document, data_facts, num_classes):  # of an earlier one in this process
         cached.cache_clear()
     return path
 

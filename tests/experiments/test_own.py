@@ -12,6 +12,7 @@ from PIL import Image
 from experiments import own as module
 from experiments.cli import main
 from experiments.own import Asked, own, read
+from experiments.planning.own import OWN
 from hkd.errors import UserError
 
 SIDE = 32
@@ -33,6 +34,7 @@ def images(folder: Path, counts: dict[str, int]) -> Path:
 def asked(tmp_path, monkeypatch) -> Asked:
     """What is asked for in a folder of one's own; results go there."""
     monkeypatch.chdir(tmp_path)
+    OWN.clear()  # files of other tests have the same names
     for name in ("HKD_RESULTS", "HKD_RUNS", "HKD_WEIGHTS"):
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
     data = images(tmp_path / "my images", {"a cat": 10, "dog": 10, "owl": 10})
