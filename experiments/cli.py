@@ -14,12 +14,23 @@ from typing import Any
 from cyclopts import CycloptsError
 
 from experiments import places
-from experiments.commands import experiments, looking, numerics, own, runs, sharing, tables, watch, weights
+from experiments.commands import distill, experiments, looking, numerics, own, runs, sharing, tables, watch, weights
 from experiments.commands.app import app
 from experiments.execution.storage import STORAGE_ERRORS
 from hkd.errors import UserError
 
-COMMANDS = (tables, own, watch, runs, sharing, experiments, numerics, weights, looking)  # importing them adds them to the app
+COMMANDS = (
+    tables,
+    distill,
+    own,
+    watch,
+    runs,
+    sharing,
+    experiments,
+    numerics,
+    weights,
+    looking,
+)  # importing them adds them to the app
 
 
 def main(arguments: list[str] | None = None) -> Any:

@@ -50,10 +50,11 @@ class ModelCard:
     pretrained: str | None = None  # timm "name.tag" of the published weights
     params_m: float | None = None  # at 1000 classes
     gmacs: float | None = None  # at image_size, 1000 classes
+    source: str | None = None  # of a model that is no card of ours: "timm 1.0.31", or the SHA-256 of a factory's file
 
     def identity(self) -> dict[str, Any]:
-        """The fields that determine results, as plain JSON values."""
-        drop = {"name", "pretrained", "params_m", "gmacs"}
+        """The fields that determine results, as plain JSON values; a card of ours has no source."""
+        drop = {"name", "pretrained", "params_m", "gmacs", *(() if self.source else ("source",))}
         return {k: v for k, v in self.__dict__.items() if k not in drop}
 
 

@@ -20,12 +20,13 @@ def fetch(name: str) -> int:
     """Get the published weights of a model through timm, as safetensors in the weights folder.
 
     Args:
-        name: of a model in hkd/models/cards/zoo.py, such as swin_s.
+        name: of a model in hkd/models/cards/zoo.py, such as swin_s, or of timm, such as resnet18.a1_in1k.
     """
     from experiments.teachers import record_sha256
+    from hkd.models.cards.named import card_of
     from hkd.models.cards.zoo import ZOO
 
-    card = lookup("model", name, ZOO)
+    card = card_of(name)
     if card.pretrained is None:
         known = ", ".join(sorted(model for model, other in ZOO.items() if other.pretrained))
         raise UserError(f"Model '{name}' has no published weights. Those that have: {known}.")
@@ -35,7 +36,7 @@ def fetch(name: str) -> int:
     # Teachers of Hybrid Distill are encoders at the card's own size: without CLIP's projection, positions resampled.
     options = {**card.kwargs, "num_classes": 0} if card.family == "view_vit" else {}
     digest = fetch_weights(card.pretrained, path, options)
-    known = "as in" if record_sha256(name, digest) else "not in"
+    known = "as in" if name in ZOO and record_sha256(name, digest) else "not in"
     out().print(Text(f"{card.pretrained} -> {path}\nSHA-256 {digest}, {known} experiments/manifests/teachers.yaml"))
     return 0
 

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,8 @@ def execute_run(
                 return record
             folder = store.folder(run.key)
             sweep(folder)
+            if run.data_root is not None:
+                runtime = replace(runtime, data_root=Path(run.data_root))
             with log_to(folder / "run.log"):
                 files = {name: Path(path) for name, path in weights.items()}
                 told = Told(folder, run.label, report)

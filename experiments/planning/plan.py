@@ -18,7 +18,7 @@ from experiments.records.environment import device
 from hkd.data import DATASETS
 from hkd.errors import UserError
 from hkd.files import sha256
-from hkd.models.cards.zoo import ZOO
+from hkd.models.cards.named import card_of
 from hkd.options import OptionError, configured
 from hkd.registry import load, lookup
 from hkd.spec import DataSpec, MethodSpec, ModelCard, Recipe, RunSpec, TeacherSpec, Weights
@@ -43,6 +43,7 @@ class PlannedRun:
     files: tuple[tuple[str, str], ...] = ()
     missing: str | None = None
     kind: str = "cpu"  # of device that the key is for, as `device_kind` names it
+    data_root: str | None = None  # folder of its data, where that is not the data root of this machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +170,7 @@ class _Facts:
     needs: list[str] = field(default_factory=list)
     files: list[tuple[str, str]] = field(default_factory=list)
     missing: str | None = None
+    data_root: str | None = None
 
 
 class _Planner:
@@ -308,8 +310,9 @@ class _Planner:
         """Percent that guessing gives; None where the metric has no such value, or nothing is run."""
         if metric not in GUESSES or not keys:
             return None
-        spec = self.runs[keys[0]].spec.data
-        classes = num_classes(spec.name, json.dumps(spec.options, sort_keys=True), places.data())
+        run = self.runs[keys[0]]
+        root = places.data() if run.data_root is None else Path(run.data_root)
+        classes = num_classes(run.spec.data.name, json.dumps(run.spec.data.options, sort_keys=True), root)
         return 100 * min(1.0, GUESSES[metric] / classes)
 
     def baseline(self, row: Row, column: Column) -> tuple[str, str, str] | None:
@@ -432,9 +435,9 @@ class _Planner:
         """Weights that no run here makes: a file, or random ones where the profile asks for them by name."""
         if mapping.random:
             return Weights(kind="random", id=str(mapping.seed))
-        if mapping.weights is None:
+        if (named := mapping.file or mapping.weights) is None:
             return None
-        path = places.weights() / mapping.weights
+        path = places.weights() / named  # a path that is whole stays what it is
         if path.is_file():
             name = cached_sha256(path)
         else:
@@ -457,6 +460,7 @@ class _Planner:
             files=tuple(facts.files),
             missing=facts.missing,
             kind=self.kind,
+            data_root=facts.data_root,
         )
         self.runs.setdefault(key, run)
         return key
@@ -466,14 +470,19 @@ class _Planner:
     def model(self, slug: str) -> ModelCard:
         if slug not in self.profile.models:
             raise _NoMapping(f"profile '{self.profile.name}' has no model for '{slug}'")
-        return lookup("model", self.profile.models[slug], {**ZOO, **self.profile.cards})
+        name = self.profile.models[slug]
+        if name in self.profile.cards:
+            return self.profile.cards[name]
+        return card_of(name, self.profile.sizes.get(slug))
 
     def data(self, slug: str, facts: "_Facts", *, teacher: bool) -> DataSpec:
         if slug not in self.profile.data:
             raise _NoMapping(f"profile '{self.profile.name}' has no data for '{slug}'")
         mapping = self.profile.data[slug]
         options = settled("data", mapping.name, mapping.options | (mapping.teacher_options if teacher else {}))
-        fingerprint, missing = data_facts(mapping.name, json.dumps(options, sort_keys=True), places.data())
+        root = places.data() if mapping.path is None else Path(mapping.path)
+        fingerprint, missing = data_facts(mapping.name, json.dumps(options, sort_keys=True), root)
+        facts.data_root = mapping.path
         if missing and self.known:
             fingerprint = self.known.fingerprint(mapping.name, options)
         facts.missing = facts.missing or missing

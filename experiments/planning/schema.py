@@ -19,7 +19,20 @@ from experiments.drawings import DRAWINGS
 from experiments.planning.declared import WORDS, options_of
 from experiments.planning.own import OWN, Own, know, known_name
 from hkd.errors import UserError
-from hkd.options import Few, Number, OptionError, Positive, Switch, Whole, Workers, configured, fault, inside, shown
+from hkd.options import (
+    Few,
+    Number,
+    OptionError,
+    Positive,
+    Size,
+    Switch,
+    Whole,
+    Workers,
+    configured,
+    fault,
+    inside,
+    shown,
+)
 from hkd.outside import found_outside
 from hkd.registry import lookup, nearest
 from hkd.spec import ModelCard, Recipe
@@ -123,6 +136,7 @@ class DataMapping(Document):
     name: str
     options: Options = {}
     teacher_options: Options = {}  # on top of options, for the training of teachers
+    path: str | None = None  # the folder that it is in, where that is not below the data root; never identity
     instead: dict[Slug, Slug] = {}  # student or teacher -> another data set of `data`, for rows that have it
     stand_in: str | None = None  # what it is, in a few words; None: the paper's data set itself
     note: str = ""  # for captions
@@ -142,6 +156,7 @@ class TeacherMapping(Document):
     method: str = "supervised"
     options: Options = {}
     weights: WeightsName | None = None  # file name in the weights folder
+    file: str | None = None  # instead: a path of a weights file that is elsewhere
     random: Switch = False
     data: Slug | None = None  # the paper's data set it is trained on; None: the student's
     classes: Whole | None = None  # of its classifier; None: the data's; 0: none, and then it has no accuracy to measure
@@ -193,7 +208,8 @@ class Profile(Document):
     seeds: Seeds  # per cell
     table_seeds: dict[Slug, Seeds] = {}  # of these tables instead
     data: dict[Slug, DataMapping]
-    models: dict[Slug, str]  # the paper's model -> name in hkd.models.cards.zoo, or of a card of its own
+    models: dict[Slug, str]  # the paper's model -> a name that hkd.models.cards.named knows, or of a card of its own
+    sizes: dict[Slug, Size] = {}  # side in px of the images of these, where they take any
     cards: dict[str, ModelCard] = {}  # of its own, by name
     model_kind: str | None = None  # what the models are that stand in ("miniature"); None: the paper's own
     heads: dict[str, str] = {}  # a head that papers name -> what stands in for it
@@ -492,7 +508,8 @@ def load_profile(name: str) -> Profile:
         check_options("profiles", name, ("tasks", task), "task", task, options)
     check_recipe(profile.override, lambda loc, message: complaint("profiles", name, ("override", *loc), message))
     for slug, model in profile.models.items():
-        checked("profiles", name, ("models", slug), "model", model, {**ZOO, **profile.cards})
+        if ("profiles", name) not in OWN:  # whose models may be timm's, or made by a factory: seen when it is planned
+            checked("profiles", name, ("models", slug), "model", model, {**ZOO, **profile.cards})
     check_stand_ins(profile)
     for slug, data in profile.data.items():
         check_unit("profiles", name, ("data", slug, "name"), "data", data.name)
@@ -507,7 +524,8 @@ def load_profile(name: str) -> Profile:
     for slug, teacher in profile.teachers.items():
         if "@" in slug:
             checked("profiles", name, ("teachers", slug), "data set", slug.partition("@")[2], profile.data)
-        if not (teacher.recipe or teacher.weights or teacher.random) or (teacher.random and teacher.weights):
+        file = teacher.weights or teacher.file
+        if not (teacher.recipe or file or teacher.random) or (teacher.random and file):
             raise complaint("profiles", name, ("teachers", slug), "give a recipe, a weights file, or random: true.")
         check_options("profiles", name, ("teachers", slug, "options"), "method", teacher.method, teacher.options)
         checked("profiles", name, ("teachers", slug, "task"), "task", teacher.task, KINDS["task"])

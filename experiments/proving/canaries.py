@@ -43,9 +43,11 @@ SIZE: dict[str, dict[str, Any]] = {  # options that make a data set small: whate
     "imagenet1k": {"folder": "imagenet", "classes": 3, "n_train": 8, "n_test": 3, "image_size": 32, "expected": None},
     "imagenet1k_unlabelled": {"folder": "imagenet", "classes": 3, "n_train": 8, "n_test": 3, "image_size": 32},
     "folder": {"folder": "folder", "classes": 3, "n_train": 8, "n_test": 3, "image_size": 32, "expected": None},
+    "own_folder": {"folder": "folder", "n_train": 8, "n_test": 3, "image_size": 32},
     "coco": {"image_size": 64, "max_size": 96, "n_train": 9, "n_test": 3},
     "ade20k": {"image_size": 64, "max_size": 96, "classes": 4, "n_train": 9, "n_test": 3},
 }
+OWN_MODEL = "test_byobnet"  # of timm, the smallest that no family of ours is for
 # Options that make a method or task small, over those of every profile; a segmenter's head stays what it is.
 SMALL_METHODS: dict[str, dict[str, Any]] = {"hgkd": {"queue_size": 16, "width": 16}}
 SMALL_TASKS: dict[str, dict[str, Any]] = {"segment": {"width": 16}}
@@ -229,6 +231,14 @@ class Flock:
                     lookup("model", "convnext_t_mini", ZOO), name="sparse_convnext", family="sparse_convnext"
                 )
                 self.add(replace(spec, student=card), canary.weights, "another sparse family")
+        for canary in list(self.canaries.values()):
+            spec = canary.spec
+            if (spec.task, spec.data.name, spec.method.name) == ("train", "cifar100", "kd"):
+                for family in ("timm", "own"):
+                    card = ModelCard(name=OWN_MODEL, family=family, arch=OWN_MODEL, image_size=32)
+                    own = replace(spec, data=small_set("own_folder"), student=card)
+                    self.add(own, canary.weights, f"somebody's own images and model, family {family}")
+                break
 
     def add(self, spec: RunSpec, weights: dict[str, str], label: str) -> str:
         """Add a canary unless there is one of the same spec; its id."""

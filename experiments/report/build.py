@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from experiments.planning.plan import Plan
+from experiments.planning.schema import Table
 from experiments.records.store import Store
 from experiments.report import words
 from experiments.report.gather import Entry, Findings, compared, gather, state
@@ -56,6 +58,26 @@ def build(
         raise UserError(
             f"Cannot write {folder} ({error.strerror}); make it writable, free some space, or name another: --output."
         ) from None
+
+
+def build_one(folder: Path, store: Store, table: Table, plan: Plan) -> Report:
+    """Write the pages of one table, which need not be one of this package.
+
+    Args:
+        folder, store: as for `build`.
+        table: that is shown; it and its profile are known to `schema`.
+        plan: of it, whose records are shown.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    entry = Entry(
+        name=plan.table, page=plan.table, profile=plan.profile, table=table, plan=plan, **compared(plan, store)
+    )
+    try:
+        return written(folder, Findings(main=plan.profile, profiles=(plan.profile,), entries=(entry,)), None, None)
+    except OSError as error:
+        raise UserError(f"Cannot write {folder} ({error.strerror}); make it writable, or free some space.") from None
 
 
 def written(folder: Path, findings: Findings, against: Path | None, live: int | None) -> Report:

@@ -19,18 +19,18 @@ from torch import Tensor, nn
 
 from hkd import registry
 from hkd.data.batch import Batch
-from hkd.distiller.adopted import Statistics, adopted
 from hkd.distiller.arguments import WHOLE, check_batch, check_model, check_settings, check_taps, checked, shown
 from hkd.distiller.border import GivenStep, given_teacher, is_half, refuse_shared
-from hkd.distiller.named_taps import TapNames
-from hkd.distiller.timm_models import own_size
 from hkd.errors import Refused, UserError
 from hkd.methods.base import Criterion, Method, Needs, Samples, method_of
 from hkd.methods.parts.logits import class_index
 from hkd.models import FAMILIES
+from hkd.models.adopted import Statistics, adopted
 from hkd.models.cards.zoo import ZOO
 from hkd.models.families.base import BLOCK_TAPS
+from hkd.models.named_taps import TapNames
 from hkd.models.tap_model import Built, TapModel, Teacher
+from hkd.models.timm_models import own_size
 from hkd.options import configured
 from hkd.spec import Recipe
 

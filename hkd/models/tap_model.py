@@ -63,6 +63,9 @@ class TapModel(nn.Module):
         self.net = self.family.build(card, num_classes, drop_path)
         self.net.to(memory_format=memory_format(card))
         self.prepare = Prepare(card)
+        if (adopted := self.family.adopt(card, self.net)) is not None:
+            self.family, self.info = adopted
+            return
         self.info = self._measure(num_classes)
 
     def forward(self, x: Float[Tensor, "B 3 Hi Wi"], want: Want = NOTHING, **options: Any) -> Taps:

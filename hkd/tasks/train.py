@@ -164,8 +164,8 @@ def start_from(student: TapModel, spec: RunSpec, weights: Mapping[str, Path]) ->
 
 
 def classifier_names(net: Any) -> list[str]:
-    """State-dict names of a timm model's classifier, or of its several; empty without one."""
-    found = net.get_classifier()
+    """State-dict names of a timm model's classifier, or of its several; empty without one, or where nobody tells it."""
+    found = net.get_classifier() if hasattr(net, "get_classifier") else ()
     heads = found if isinstance(found, tuple | list) else [found]
     held = {id(parameter) for head in heads for parameter in head.parameters()}
     return [name for name, parameter in net.named_parameters() if id(parameter) in held]

@@ -304,7 +304,9 @@ def test_foreground_is_all_classes_but_background_where_there_is_one():
 
 
 def test_an_option_that_cannot_be_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"^Task 'segment': head must be 'upernet', 'fpn' or 'linear', got 'fcn'\. Did you mean"):
+    with pytest.raises(
+        UserError, match=r"^Task 'segment': head must be 'upernet', 'fpn' or 'linear', got 'fcn'\. Did you mean"
+    ):
         run(replace(SPEC, task_options={"head": "fcn"}), tmp_path)
 
 

@@ -19,7 +19,7 @@ from hkd import registry
 from hkd.errors import Refused, UserError
 from hkd.models import FAMILIES
 from hkd.models.hooks import recorded_inputs, recorded_outputs
-from hkd.models.taps import Taps, Want
+from hkd.models.taps import TapInfo, Taps, Want
 from hkd.spec import ModelCard
 
 # Taps of a `Want` that are of transformer blocks, and what they are called.
@@ -107,6 +107,12 @@ class Family:
                 f"timm {timm.__version__} has no model '{arch}'.{registry.nearest(arch, timm.list_models())}"
             )
         return timm.create_model(arch, pretrained=False, **kwargs)
+
+    def adopt(self, card: ModelCard, net: Any) -> "tuple[Family, TapInfo] | None":
+        """Who runs a network that was built as the card says, and the shapes of its taps, where that is no matter of
+        the family alone; None: this family, which gives every tap.
+        """
+        return None
 
     def forward(self, net: Any, card: ModelCard, x: Float[Tensor, "B 3 Hi Wi"], want: Want, **options: Any) -> Taps:
         """Run the model once on normalised images; without options the logits are those of `net(x)`, bit for bit.

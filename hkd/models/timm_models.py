@@ -1,32 +1,17 @@
 """timm models that somebody else built: which family runs them, and where their stages are."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
-from hkd.distiller.named_taps import HOW_TO_NAME, STAGES
 from hkd.errors import UserError
 from hkd.models import FAMILIES
+from hkd.models.families.any_timm import TimmFamily
 from hkd.models.families.base import Family, family_of
+from hkd.models.named_taps import HOW_TO_NAME, STAGES
 from hkd.models.tap_model import TapModel
 from hkd.spec import ModelCard
-
-
-class TimmFamily(Family):
-    """Any timm CNN that no other family runs."""
-
-    name: ClassVar[str] = "timm"
-
-    def head(self, net: Any, features: Tensor) -> tuple[Tensor, Tensor]:
-        """As `Family.head`; classifiers that are no linear map (a 1x1 convolution, two of them) are timm's to call."""
-        if isinstance(net.get_classifier(), nn.Linear | nn.Identity):
-            return super().head(net, features)
-        return net.forward_head(features, pre_logits=True).flatten(1), net.forward_head(features)
-
-    def final_map(self, net: Any, features: Tensor, x: Tensor) -> Tensor:
-        """`forward_features` as [B, D, H, W]."""
-        return features.permute(0, 3, 1, 2) if getattr(net, "output_fmt", "NCHW") == "NHWC" else features
 
 
 def own_size(model: nn.Module | str) -> int | None:

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hkd.distiller.named_taps import STAGES, NamedFamily, Overwritten, PartialInfo, StageShapes, TapNames
-from hkd.distiller.timm_models import TimmFamily, is_timm, timm_card, timm_family, timm_stages, unknown_taps
 from hkd.errors import UserError
 from hkd.models.families.base import Family
 from hkd.models.hooks import evaluation_mode
+from hkd.models.named_taps import STAGES, NamedFamily, Overwritten, PartialInfo, StageShapes, TapNames
 from hkd.models.normalise import Normalise
 from hkd.models.tap_model import Built
 from hkd.models.taps import TapInfo, Want
+from hkd.models.timm_models import TimmFamily, is_timm, timm_card, timm_family, timm_stages, unknown_taps
 from hkd.spec import ModelCard
 
 Statistics = tuple[Sequence[float], Sequence[float]]  # mean and std of RGB in [0, 1]
