@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.lines import Line2D
 
 from analysis.style import COLOURS, sheet
+
+LINES: Any = ("-", "--")  # a second sign beside the colour
 
 
 def curves_figure(
@@ -29,14 +32,14 @@ def curves_figure(
     with sheet(path, width, tall, title=title, caption=caption, above=0.7, below=0.65) as page:
         for i, (label, sides) in enumerate(curves.items()):
             axes = page.axes(left + i * (left + wide), page.bottom, wide, tall)
-            for values, colour, line in zip(sides, COLOURS, ("-", "--"), strict=False):
+            for values, colour, line in zip(sides, COLOURS, LINES, strict=False):
                 axes.plot(range(1, len(values) + 1), values, line, color=colour, linewidth=1.8)
             axes.set_xlabel("epoch")
             axes.set_ylabel(label)
             axes.tick_params(labelsize=10)
         handles = [
             Line2D([], [], color=colour, linestyle=line, label=name)
-            for name, colour, line in zip(names, COLOURS, ("-", "--"), strict=False)
+            for name, colour, line in zip(names, COLOURS, LINES, strict=False)
         ]
         page.figure.legend(
             handles=handles, loc="lower left", bbox_to_anchor=(0.06, page.top / page.height), fontsize=11

@@ -165,13 +165,11 @@ def run(
     if data is not None:
         os.environ["HKD_DATA"] = str(places.folder(data, "--data"))
     store, console = Store(places.runs()), out()
-    given = [name for name, value in (("profile", profile), ("seeds", seeds)) if value is not None]
-    if said := overrides.sentence(given):
-        console.print(Text(said, style="dim"), soft_wrap=True)
     if until:
         from experiments.until import asked, buy, state
 
         whole, looks = asked(table, profile, margin, max_seeds)
+        tell_parameters(profile, seeds)
         confirm(whole, store.load_all(whole.runs), yes)
         bought = buy(
             whole,
@@ -191,6 +189,7 @@ def run(
             console.print(Text(f"No further look: {bought.stopped}."))
         return complain(bought.done) if bought.done.report is not None else 0
     chosen = planned(table, profile, seeds)
+    tell_parameters(profile, seeds)
     if teacher_seeds is not None:
         from experiments.teacher_variance import plans
 
@@ -469,6 +468,13 @@ def is_own(plan: Plan) -> bool:
 def reference_of(plan: Plan) -> Path:
     """Where the records of a table are committed; of a user's own below the results of the working folder."""
     return path_of(places.results() / "reference" if is_own(plan) else places.references(), plan.profile, plan.table)
+
+
+def tell_parameters(profile: str | None, seeds: int | None) -> None:
+    """Say what params.yaml sets, as far as the command line leaves it to that, and what of it is not as committed."""
+    given = [name for name, value in (("profile", profile), ("seeds", seeds)) if value is not None]
+    if said := overrides.sentence(given):
+        out().print(Text(said, style="dim"), soft_wrap=True)
 
 
 def tell_forecast(name: str, whole: Plan, looks: "Design", store: Store) -> None:

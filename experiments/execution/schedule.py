@@ -20,7 +20,7 @@ from experiments.execution.storage import check_writable, not_written
 from experiments.planning.estimate import Durations
 from experiments.planning.plan import Plan, PlannedRun
 from experiments.records.environment import cores, device, gpus
-from experiments.records.live import announced
+from experiments.records.live import PLANS, announced
 from experiments.records.store import ENDED, FINAL, Record, Store
 from hkd.errors import UserError
 from hkd.files import sweep
@@ -81,7 +81,7 @@ def run_plan(
     if todo:
         check_writable(store)
     # Of finished runs too: another machine may have finished what was killed here.
-    for folder in (store.root / ".cache", *map(store.folder, plan.runs)):
+    for folder in (store.root / ".cache", store.root / PLANS, *map(store.folder, plan.runs)):
         sweep(folder)
     if todo:
         execution.refuse()

@@ -63,8 +63,11 @@ def put(path: Path, facts: Mapping[str, Any]) -> None:
     """Write a note for watchers; a full or read-only disk is told by what matters, which comes next."""
     temporary = path.with_name(f".{path.name}.{HOST}.{os.getpid()}.tmp")
     with suppress(OSError):
-        temporary.write_text(json.dumps(facts), encoding="utf-8")
-        os.replace(temporary, path)
+        try:
+            temporary.write_text(json.dumps(facts), encoding="utf-8")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager

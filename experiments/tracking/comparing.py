@@ -92,9 +92,9 @@ def differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[tuple[st
     """Names whose values differ, with both as text; one that a side lacks is "–" there."""
     found = []
     for name in dict.fromkeys((*one, *two)):
-        texts = [json.dumps(side[name]).strip('"') if name in side else NOT_SET for side in (one, two)]
-        if texts[0] != texts[1]:
-            found.append((name, *texts))
+        first, second = (json.dumps(side[name]).strip('"') if name in side else NOT_SET for side in (one, two))
+        if first != second:
+            found.append((name, first, second))
     return found
 
 

@@ -98,7 +98,8 @@ def tables(experiments: Sequence[Experiment], wanted: Sequence[str] = ()) -> Ite
 
 
 def differing(experiments: Sequence[Experiment]) -> list[str]:
-    """Names of the parameters that are not the same in all experiments."""
+    """Names of the parameters that are not the same in all experiments; one that failed tells none."""
+    experiments = [each for each in experiments if each.params]
     names = dict.fromkeys(name for each in experiments for name in each.params)
     return [name for name in names if len({json.dumps(each.params.get(name)) for each in experiments}) > 1]
 

@@ -167,6 +167,14 @@ def test_progress_is_written_at_most_once_a_second_and_the_first_step_is_kept(tm
     assert json.loads((tmp_path / live.PROGRESS).read_text())["from_step"] == 7
 
 
+def test_a_note_that_the_disk_takes_no_more_of_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        live.os, "replace", lambda *paths: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
+    Told(tmp_path, "a run", lambda facts: None)  # no error: what matters will meet the disk next
+    assert not [*tmp_path.iterdir()]
+
+
 def test_the_time_left_follows_runs_that_finish_more_slowly_than_foretold(monkeypatch):
     """Foretold 10 s each; four of ten took 100 s each beside a busy process: 10 minutes are left, not one."""
     runs = [fake_run(f"r{i}") for i in range(10)]
