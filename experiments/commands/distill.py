@@ -152,12 +152,12 @@ def run_own(
     return complain(done) if done.report is not None else 0
 
 
-def executed(plan: Plan, store: Store, console: Console, workers: int | None) -> Reproduction:
-    """The runs of a plan; the first student's result is told as soon as it is there."""
+def executed(plan: Plan, store: Store, console: Console, workers: int | None, *, began: bool = False) -> Reproduction:
+    """The runs of a plan; the first student's result is told as soon as it is there, unless others `began` before."""
     records = Records(plan, store, None)
     with Progress(plan, records, console) as progress:
-        first = First(plan, store, console, progress)
-        return reproduce(plan, store, workers=workers, on_event=first)
+        listener = progress if began else First(plan, store, console, progress)
+        return reproduce(plan, store, workers=workers, on_event=listener)
 
 
 class First:
@@ -193,7 +193,7 @@ def within(
     tried, done = waiting[:1], None
     del waiting[:1]
     while True:
-        done = executed(made.plan(seeds, tried), store, console, workers)
+        done = executed(made.plan(seeds, tried), store, console, workers, began=done is not None)
         fitting = 0
         for count in range(1, len(waiting) + 1):
             more = made.plan(seeds, [*tried, *waiting[:count]])
