@@ -133,7 +133,8 @@ def run_own(
 ) -> int:
     """Run a table of one's own, and print what came out."""
     store = Store(places.runs())
-    began, left_out = time.monotonic(), []
+    began = time.monotonic()
+    left_out: list[str] = []
     if until:
         done, note = decided(made, store, console, workers, yes)
     else:
