@@ -22,6 +22,7 @@ def on_this_machine(card: ModelCard) -> tuple[Path | None, str]:
     own = places.weights() / f"{card.name}.safetensors"
     if own.is_file():
         return own, ""
+    assert card.pretrained is not None
     cfg: Any = timm.get_pretrained_cfg(card.pretrained)
     if cfg.hf_hub_id:
         for name in filter(None, (cfg.hf_hub_filename, *HUB_FILES)):

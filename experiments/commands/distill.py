@@ -4,6 +4,7 @@ import os
 import shlex
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -132,7 +133,8 @@ def run_own(
 ) -> int:
     """Run a table of one's own, and print what came out."""
     store = Store(places.runs())
-    began, left_out = time.monotonic(), []
+    began = time.monotonic()
+    left_out: list[str] = []
     if until:
         done, note = decided(made, store, console, workers, yes)
     else:
@@ -152,12 +154,12 @@ def run_own(
     return complain(done) if done.report is not None else 0
 
 
-def executed(plan: Plan, store: Store, console: Console, workers: int | None) -> Reproduction:
-    """The runs of a plan; the first student's result is told as soon as it is there."""
+def executed(plan: Plan, store: Store, console: Console, workers: int | None, *, began: bool = False) -> Reproduction:
+    """The runs of a plan; the first student's result is told as soon as it is there, unless others `began` before."""
     records = Records(plan, store, None)
     with Progress(plan, records, console) as progress:
-        first = First(plan, store, console, progress)
-        return reproduce(plan, store, workers=workers, on_event=first)
+        listener = progress if began else First(plan, store, console, progress)
+        return reproduce(plan, store, workers=workers, on_event=listener)
 
 
 class First:
@@ -190,10 +192,13 @@ def within(
     again.
     """
     end, waiting = time.monotonic() + 60 * minutes, list(made.methods)
-    tried, done = waiting[:1], None
+    tried, before = waiting[:1], dict[str, str]()  # status of the runs of all batches, by key
     del waiting[:1]
     while True:
-        done = executed(made.plan(seeds, tried), store, console, workers)
+        done = executed(made.plan(seeds, tried), store, console, workers, began=bool(before))
+        assert done.report is not None
+        before |= done.report.executed
+        done = replace(done, report=replace(done.report, executed=dict(before)))
         fitting = 0
         for count in range(1, len(waiting) + 1):
             more = made.plan(seeds, [*tried, *waiting[:count]])
@@ -209,8 +214,6 @@ def within(
 
 def decided(made: "Own", store: Store, console: Console, workers: int | None, yes: bool) -> tuple[Reproduction, str]:
     """More seeds, look by look, until every gain is decided; and how that stands."""
-    from dataclasses import replace
-
     from experiments.results import sequential
     from experiments.until import buy, looks_of, state
 
@@ -257,7 +260,7 @@ def tell(done: Reproduction, console: Console) -> None:
             span(each.measured.low, each.measured.high, ".1f"),
             number(gain.mean, "+.1f") if each.cell.baseline else "",
             span(gain.low, gain.high, "+.1f") if each.cell.baseline else "",
-            f"{rank.mean:.1f}" if rank is not None else "",
+            f"{rank.mean:.1f} {span(rank.low, rank.high, '.1f')}".strip() if rank is not None else "",
             f"x {step / alone:.2f}" if step and alone else "",
         )
     console.print(table)

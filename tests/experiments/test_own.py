@@ -66,6 +66,7 @@ def test_keys_depend_on_the_images_and_not_on_where_they_are_or_what_the_table_i
     assert first.isdisjoint(own(replace(asked, data=moved, name="third")).plan().runs)
 
 
+@pytest.mark.slow
 def test_a_factorys_file_is_part_of_the_key(asked, tmp_path, monkeypatch):
     text = (
         "from torch import nn\n\n\ndef make(num_classes):\n    return nn.Sequential(nn.Conv2d(3, 4, 3), "
@@ -88,6 +89,7 @@ def test_small_data_get_small_batches_and_it_is_said(asked):
     assert any("Batches: of 2" in sentence for sentence in made.said)
 
 
+@pytest.mark.slow
 def test_a_teacher_of_other_classes_is_tuned_first_and_one_of_the_same_is_taken_as_it_is(asked, tmp_path):
     from hkd.models.cards.zoo import ZOO
     from hkd.models.tap_model import TapModel

@@ -1,8 +1,8 @@
 """The card of a model by whatever name a user has for it: one of ours, of timm, or the dotted path of a factory.
 
 A timm name may have a tag (`resnet18.a1_in1k`), which says whose weights are meant. A factory is called as
-`make(num_classes=10)` and gives any module that takes images and gives logits. Names of ours come first; theirs alone are
-known without torch.
+`make(num_classes=10)` and gives any module that takes images and gives logits. Names of ours come first; their cards
+are known without torch.
 """
 
 import inspect
