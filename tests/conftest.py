@@ -2,9 +2,8 @@
 
 import os
 
-for library in ("OMP", "MKL", "OPENBLAS"):
-    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
-
 import pytest
 
-pytest.register_assert_rewrite("hkd.contract.checks")  # asserts of the contract that say what they compared
+for library in ("OMP", "MKL", "OPENBLAS"):
+    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+pytest.register_assert_rewrite("hkd.contract.checks")  # whose asserts then say what they compared

@@ -69,7 +69,7 @@ def test_entry_points_of_all_groups_are_names_and_ours_come_first():
     assert lookup("data set", "my_data", {}) == "brought_pkg:Data"
     assert issubclass(method_of("brought"), KD)
     assert method_of("kd") is KD
-    with pytest.raises(UserError, match="Unknown method 'brough'. Did you mean 'brought'"):
+    with pytest.raises(UserError, match=r"Unknown method 'brough'\. Did you mean 'brought'"):
         method_of("brough")
 
 
