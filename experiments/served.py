@@ -28,6 +28,7 @@ RECIPE = Recipe(epochs=1, batch_size=2)
 STUDENTS = ("resnet50", "vit_s16", "mae_b16", "hybrid_b16", "dino_b16", "beit_b16", "sparse_resnet50")
 TEACHERS = ("swin_s", "mae_b16", "deit_b16", "clip_b16")
 CLASSES = 1000
+SMALL = 32  # px: of the cards that are asked about, one of each family; large ones take seconds each
 READ = re.compile(r"\b(?:taps|taps_s|taps_t|taps_t\[[^]]+\]|teacher|t|s|view)\.(logits|pooled|final|tokens|prefix)\b")
 ORDER = ("logits", "pooled", "final", "tokens", "prefix")
 WORDS = {"final": "last map", "prefix": "prefix tokens", "qkv": "queries and keys", "outputs": "block outputs"}
@@ -64,7 +65,7 @@ def describe(name: str) -> Described:
     passes = str(len(needs.teachers))
     if needs.teachers and kind.teacher_inputs is Method.teacher_inputs:
         passes += "*"
-    served = [card.family for card in of_each_family(224) if serves(name, card)]
+    served = [card.family for card in of_each_family(SMALL) if serves(name, card)]
     return Described(
         name=name,
         reads=", ".join(read_by(kind, needs)),

@@ -24,7 +24,7 @@ profile:
   seeds: 1
   data: {digits: {name: digits, options: {n_train: 20, test_copies: 1}, teacher_options: {n_train: 20}}}
   recipes: {teacher: {epochs: 1, batch_size: 20}}
-  override: {epochs: 1, warmup_epochs: 0.0}
+  override: {epochs: 1, batch_size: 20, warmup_epochs: 0.0}
 """
 
 
