@@ -17,7 +17,6 @@ from torch.nn import functional
 from hkd.errors import UserError
 from hkd.methods import METHODS
 from hkd.methods.base import Method, Needs, method_of
-from hkd.models import FAMILIES
 from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel, Teacher
 from hkd.outside import outside
@@ -71,7 +70,7 @@ def describe(name: str) -> Described:
         reads=", ".join(read_by(kind, needs)),
         passes=passes,
         adapters=adapters(name, kind, needs),
-        families=(len(served), len(FAMILIES)),
+        families=(len(served), len(of_each_family(SMALL))),
     )
 
 
@@ -124,16 +123,17 @@ def methods_of(card: ModelCard) -> tuple[list[str], list[str]]:
     return can, [name for name in METHODS if name not in can]
 
 
-@cache
-def options_for(name: str, image_size: int) -> Any:
-    """The default options, at the size of the student's images."""
-    config = method_of(name).Config
-    return config(**({"image_size": image_size} if "image_size" in config.__dataclass_fields__ else {}))
+def options_for(name: str, student: ModelCard) -> Any:
+    """The default options, at the student's own image size and depth where these are options."""
+    config: Any = method_of(name).Config
+    known = {"image_size": student.image_size, "depth": student.kwargs.get("depth")}
+    fits = {key: value for key, value in known.items() if key in config.__dataclass_fields__ and value is not None}
+    return config(**fits)
 
 
 def serves(name: str, card: ModelCard) -> bool:
     """Whether a method takes a student with a teacher of some family, of its size where there is one."""
-    kind, config = method_of(name), options_for(name, card.image_size)
+    kind, config = method_of(name), options_for(name, card)
     roles = kind.needs(config).teachers
     teachers: list[Mapping[str, ModelCard]] = [{}]
     if roles:
