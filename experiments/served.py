@@ -17,7 +17,6 @@ from torch.nn import functional
 from hkd.errors import UserError
 from hkd.methods import METHODS
 from hkd.methods.base import Method, Needs, method_of
-from hkd.models import FAMILIES
 from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel, Teacher
 from hkd.outside import outside
@@ -28,6 +27,7 @@ RECIPE = Recipe(epochs=1, batch_size=2)
 STUDENTS = ("resnet50", "vit_s16", "mae_b16", "hybrid_b16", "dino_b16", "beit_b16", "sparse_resnet50")
 TEACHERS = ("swin_s", "mae_b16", "deit_b16", "clip_b16")
 CLASSES = 1000
+SMALL = 32  # px: of the cards that are asked about, one of each family; large ones take seconds each
 READ = re.compile(r"\b(?:taps|taps_s|taps_t|taps_t\[[^]]+\]|teacher|t|s|view)\.(logits|pooled|final|tokens|prefix)\b")
 ORDER = ("logits", "pooled", "final", "tokens", "prefix")
 WORDS = {"final": "last map", "prefix": "prefix tokens", "qkv": "queries and keys", "outputs": "block outputs"}
@@ -64,13 +64,13 @@ def describe(name: str) -> Described:
     passes = str(len(needs.teachers))
     if needs.teachers and kind.teacher_inputs is Method.teacher_inputs:
         passes += "*"
-    served = [card.family for card in of_each_family(224) if serves(name, card)]
+    served = [card.family for card in of_each_family(SMALL) if serves(name, card)]
     return Described(
         name=name,
         reads=", ".join(read_by(kind, needs)),
         passes=passes,
         adapters=adapters(name, kind, needs),
-        families=(len(served), len(FAMILIES)),
+        families=(len(served), len(of_each_family(SMALL))),
     )
 
 
@@ -123,16 +123,17 @@ def methods_of(card: ModelCard) -> tuple[list[str], list[str]]:
     return can, [name for name in METHODS if name not in can]
 
 
-@cache
-def options_for(name: str, image_size: int) -> Any:
-    """The default options, at the size of the student's images."""
-    config = method_of(name).Config
-    return config(**({"image_size": image_size} if "image_size" in config.__dataclass_fields__ else {}))
+def options_for(name: str, student: ModelCard) -> Any:
+    """The default options, at the student's own image size and depth where these are options."""
+    config: Any = method_of(name).Config
+    known = {"image_size": student.image_size, "depth": student.kwargs.get("depth")}
+    fits = {key: value for key, value in known.items() if key in config.__dataclass_fields__ and value is not None}
+    return config(**fits)
 
 
 def serves(name: str, card: ModelCard) -> bool:
     """Whether a method takes a student with a teacher of some family, of its size where there is one."""
-    kind, config = method_of(name), options_for(name, card.image_size)
+    kind, config = method_of(name), options_for(name, card)
     roles = kind.needs(config).teachers
     teachers: list[Mapping[str, ModelCard]] = [{}]
     if roles:

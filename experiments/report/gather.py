@@ -117,7 +117,7 @@ def gather(store: Store, *, profile: str | None = None, tables: Sequence[str] | 
     Args:
         store: records of this machine.
         profile: the only one; None: that of params.yaml, and all others at which something was measured.
-        tables: only these; None: all.
+        tables: only these, the user's own among them, which are at their own profile; None: all of the suite.
     """
     own = {name: schema.profile_for(name) for name in tables or () if ("tables", name) in OWN}
     main = profile or next(filter(None, own.values()), load_params().profile)

@@ -136,14 +136,14 @@ def plain(family: str, classes: int) -> torch.nn.Module:
     return load(FAMILIES[card(family).family])().build(card(family), classes)
 
 
-def build(kind: type[Method], config, student: TapModel, teachers: dict[str, Teacher]) -> Method:
+def build(kind: type[Method], config: Any, student: TapModel, teachers: dict[str, Teacher]) -> Method:
     torch.manual_seed(3)
     method = kind(config, student.info, teachers, F.cross_entropy)
     method.prepare(SAMPLES)
     return method
 
 
-def losses_of(method: Method, needs, student: TapModel, batch: Batch) -> dict[str, torch.Tensor]:
+def losses_of(method: Method, needs: Needs, student: TapModel, batch: Batch) -> dict[str, torch.Tensor]:
     """As the loop has them."""
     taps_t = {
         role: method.teachers[role](batch.x, want, **method.teacher_inputs(role, batch))

@@ -12,10 +12,12 @@ from hkd.contract import checks
 def subject(request: pytest.FixtureRequest) -> checks.Subject:
     """What the options of the command line name."""
     given = request.config.getoption
+    if (name := given("--method", default=None)) is None:
+        pytest.exit("Name the method: pytest --pyargs hkd.contract --method my_pkg.my_file:MyMethod", returncode=4)
     return checks.Subject(
-        name=given("--method"),
-        options=json.loads(given("--options")),
-        family=given("--family"),
+        name=name,
+        options=json.loads(given("--method-options")),
+        family=given("--student-family"),
         labels=not given("--label-free"),
     )
 

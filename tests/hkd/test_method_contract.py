@@ -5,8 +5,6 @@ Every method meets every student and every teacher; `-m triples` has all triples
 
 import pytest
 
-pytest.register_assert_rewrite("hkd.contract.checks")
-
 from hkd.contract import checks
 from hkd.methods import METHODS
 
