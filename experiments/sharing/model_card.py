@@ -59,13 +59,13 @@ def teachers_of(found: Found, store: Store) -> tuple[TeacherFacts, ...]:
             made, licence = f"random weights of seed {weights.id}", "none: nothing was learnt"
         else:
             entries = schema.load_manifest().teachers.values()
-            known = (e for e in entries if e.sha256 == weights.id or (e.weights and e.weights == teacher.model.pretrained))
+            known = (
+                e for e in entries if e.sha256 == weights.id or (e.weights and e.weights == teacher.model.pretrained)
+            )
             entry = next(known, None)
             sha256, made = weights.id, teacher.model.pretrained or "a file"
             licence = entry.licence if entry else None
-        facts.append(
-            TeacherFacts(role=role, spec=teacher, made=made, sha256=sha256, licence=licence, metrics=metrics)
-        )
+        facts.append(TeacherFacts(role=role, spec=teacher, made=made, sha256=sha256, licence=licence, metrics=metrics))
     return tuple(facts)
 
 
@@ -124,7 +124,10 @@ def card(
     spec, record = found.spec, found.record
     name = spec.student.name
     taught = " and ".join(teacher.spec.model.name for teacher in teachers)
-    lines = [head(found, licence) if hub else "", f"# {name}, {spec.method.name}" + (f" from {taught}" if taught else "")]
+    lines = [
+        head(found, licence) if hub else "",
+        f"# {name}, {spec.method.name}" + (f" from {taught}" if taught else ""),
+    ]
     lines += ["", summary(found, taught), "", "## How to load", "", "```python", *usage(form), "```", ""]
     if form.own:
         lines += [
@@ -171,7 +174,7 @@ def summary(found: Found, taught: str) -> str:
     spec = found.spec
     what = f"A {spec.student.name} trained on {spec.data.name} by the method `{spec.method.name}`"
     what += f" from {taught}" if taught else ""
-    where = f" It is a cell of \"{found.title}\": `{found.name}`." if found.title else ""
+    where = f' It is a cell of "{found.title}": `{found.name}`.' if found.title else ""
     return f"{what}, seed {spec.seed}.{where}"
 
 
@@ -285,7 +288,11 @@ def head(found: Found, licence: str | None) -> str:
     results = [
         {
             "task": {"type": "image-classification"},
-            "dataset": {"type": hub_data(spec.data) or spec.data.name, "name": spec.data.name, "split": spec.evaluate_on},
+            "dataset": {
+                "type": hub_data(spec.data) or spec.data.name,
+                "name": spec.data.name,
+                "split": spec.evaluate_on,
+            },
             "metrics": [
                 {"type": "accuracy", "name": metric_name(metric), "value": value}
                 for metric, value in found.record.metrics.items()
@@ -330,7 +337,9 @@ def eval_results(found: Found, benchmark: str | None) -> tuple[str | None, str]:
         )
     dataset, _, task = name.partition(":")
     if dataset.count("/") != 1 or not all(dataset.split("/")):
-        raise UserError(f"--benchmark is '{benchmark}'; it names a data set of the hub, as OWNER/NAME or OWNER/NAME:TASK.")
+        raise UserError(
+            f"--benchmark is '{benchmark}'; it names a data set of the hub, as OWNER/NAME or OWNER/NAME:TASK."
+        )
     if "top1" not in found.record.metrics:
         return None, "No .eval_results is written: the run has no top-1 accuracy."
     estimate, seeds = over_seeds(found)["top1"], sorted(found.seeds)

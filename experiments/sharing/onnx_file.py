@@ -42,7 +42,9 @@ def write_onnx(net: nn.Module, images: Tensor, wanted: Tensor, path: Path, toler
         program.save(str(path))
     except (RuntimeError, ValueError, torch.onnx.OnnxExporterError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"PyTorch {torch.__version__} cannot write this model as ONNX ({first.rstrip('.')}).") from error
+        raise UserError(
+            f"PyTorch {torch.__version__} cannot write this model as ONNX ({first.rstrip('.')})."
+        ) from error
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     got = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
     difference = float((got - wanted).abs().max())

@@ -139,9 +139,8 @@ def verify(
         value, who = claimed
         holds = top1.low <= value <= top1.high
         where = "inside" if holds else "above" if value > top1.high else "below"
-        verdict = (
-            f"The {value:.2f} % {who} lie {where} the interval [{top1.low:.2f}, {top1.high:.2f}]: "
-            + ("these images do not contradict them." if holds else "they are not what these images show.")
+        verdict = f"The {value:.2f} % {who} lie {where} the interval [{top1.low:.2f}, {top1.high:.2f}]: " + (
+            "these images do not contradict them." if holds else "they are not what these images show."
         )
     agreement = taught = None
     if teacher is not None:
@@ -218,7 +217,11 @@ def predict(subject: Checkpoint, split: Split, device: str) -> tuple[Tensor, Ten
         if len(shown.index):
             logits.append(net(normalise(resized(shown.x.to(device), subject.side))).float().cpu())
             seen.append(shown.index)
-    return torch.cat(logits) if logits else torch.empty(0, 1), torch.cat(seen) if seen else torch.empty(0).long(), unread
+    return (
+        torch.cat(logits) if logits else torch.empty(0, 1),
+        torch.cat(seen) if seen else torch.empty(0).long(),
+        unread,
+    )
 
 
 # -- images and their classes --------------------------------------------------------------------------------------

@@ -108,7 +108,9 @@ def renamed(state: Mapping[str, Tensor], head: str = "head") -> Renamed:
         left = Counter(name.partition(".")[0] for name in found if not name.startswith("student."))
         found = {name.removeprefix("student."): value for name, value in found.items() if name.startswith("student.")}
         others = ", ".join(f"{name} ({count} tensors)" for name, count in left.items())
-        told.append("The file is of a distillation: `student.` is taken" + (f", and left are {others}." if left else "."))
+        told.append(
+            "The file is of a distillation: `student.` is taken" + (f", and left are {others}." if left else ".")
+        )
     found = {name: value for name, value in found.items() if not name.startswith(DROPPED)}
     for kind, mark, rules in KINDS:
         if any(re.match(mark, name) for name in found):

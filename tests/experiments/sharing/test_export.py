@@ -179,7 +179,7 @@ def test_a_folder_that_is_not_empty_is_left_alone(finished, tmp_path):
         ("scalekd_tabel3/x/kd", "Did you mean 'scalekd_table3'"),
         ("scalekd_table3/swin_l-resnet5/kd", "Did you mean 'swin_l-resnet50'"),
         ("scalekd_table3/swin_l-resnet50/scalkd", "Did you mean 'scalekd'"),
-        ("scalekd_table3/swin_l-resnet50/scalekd/1", "have none; `hkd run scalekd_table3 --profile smoke`"),
+        ("scalekd_table3/swin_l-convnext_t/scalekd/1", "have none; `hkd run scalekd_table3 --profile smoke`"),
     ],
 )
 def test_an_unknown_cell_or_run_names_the_nearest(finished, name, said):
