@@ -119,7 +119,8 @@ def verify(
         device: cpu or cuda.
     """
     from experiments.sharing import verify as verifying  # imports torch, which takes seconds
-    from experiments.sharing.checkpoint import Claims, checkpoint as read
+    from experiments.sharing.checkpoint import Claims
+    from experiments.sharing.checkpoint import checkpoint as read
 
     check_claims(claims, claims_params, claims_gmacs, crop_pct)
     given = {"side": image_size, "crop_pct": crop_pct, "mean": mean, "std": std}

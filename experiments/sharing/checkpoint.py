@@ -165,8 +165,8 @@ def fit(path: Path, state: Mapping[str, Tensor], model: str, card: ModelCard | N
         told = (
             "All names are as timm has them."
             if same == len(fitted)
-            else f"{len(fitted) - same} of {len(fitted)} names are of an older timm or of the model's authors, and were "
-            "made today's.",
+            else f"{len(fitted) - same} of {len(fitted)} names are of an older timm or of the model's authors, and "
+            "were made today's.",
         )
     net.load_state_dict(fitted)
     return net.eval(), told
@@ -180,7 +180,7 @@ def build(model: str, card: ModelCard | None, classes: int) -> Any:
 
 
 def akin(state: Mapping[str, Tensor], classes: int) -> str:
-    """` By its tensors it is nearest to ...`: the card of ours that shares most names and shapes; "" if none shares many."""
+    """` By its tensors it is nearest to ...`: our card that shares most names and shapes; "" if none shares many."""
     given = {(name, tuple(value.shape)) for name, value in state.items()}
     kinds = {re.sub(r"\d+", "#", name) for name in state}
     best, share, exact = None, 0.0, 0.0
@@ -199,4 +199,5 @@ def akin(state: Mapping[str, Tensor], classes: int) -> str:
             break
     if best is None or share < AKIN:
         return ""
-    return f" By its tensors it is nearest to {best.name}, a '{best.family}' ({100 * exact:.0f} % agree in name and shape)."
+    said = f"{100 * exact:.0f} % agree in name and shape"
+    return f" By its tensors it is nearest to {best.name}, a '{best.family}' ({said})."

@@ -18,7 +18,7 @@ from torch import nn
 
 
 def hkd_resnet(pretrained=False, arch="resnet18", maxpool=True, stem=None, **kwargs):
-    """A ResNet of timm (`arch`); maxpool False: none after the stem; stem "3x3": its first convolution is 3x3, stride 1."""
+    """A ResNet of timm (`arch`); maxpool False: none after the stem; stem "3x3": a first convolution of stride 1."""
 
     def build(**model):
         net = timm.create_model(arch, pretrained=False, **model)

@@ -46,9 +46,8 @@ def test_the_checklist_tells_seeds_data_settings_and_compute(text):
 
 
 def test_environments_are_closed(text):
-    assert re.findall(r"\\begin\{(\w+)\}", text) and sorted(re.findall(r"\\begin\{(\w+)\}", text)) == sorted(
-        re.findall(r"\\end\{(\w+)\}", text)
-    )
+    assert re.findall(r"\\begin\{(\w+)\}", text)
+    assert sorted(re.findall(r"\\begin\{(\w+)\}", text)) == sorted(re.findall(r"\\end\{(\w+)\}", text))
 
 
 def test_texts_are_no_commands():

@@ -102,7 +102,7 @@ def test_counts_that_do_not_fit_are_said_and_whose_they_would_be():
 
 
 def test_a_checkpoint_of_another_architecture_names_the_nearest(file):
-    with pytest.raises(UserError, match="is no vit_s16_mini.*nearest to resnet18"):
+    with pytest.raises(UserError, match=r"is no vit_s16_mini.*nearest to resnet18"):
         checkpoint(file, "vit_s16_mini")
     with torch.device("meta"):
         v1 = build("mobilenet_v1", ZOO["mobilenet_v1"], 10).state_dict()
@@ -115,9 +115,9 @@ def test_classes_are_found_by_name_else_by_order_else_refused(file, folder):
     named = images_in(folder, replace(subject, labels=("dog", "cow", "bee")))
     assert {name: label for label, name in named.names.items()} == {"dog": 0, "bee": 2}
     assert named.told[1] == "1 folders are no class of it and were left out."
-    with pytest.raises(UserError, match="None of the 3 class folders .* is among the 2 classes"):
+    with pytest.raises(UserError, match=r"None of the 3 class folders .* is among the 2 classes"):
         images_in(folder, replace(subject, labels=("cow", "hen"), classes=2))
-    with pytest.raises(UserError, match="has 3 class folders .* and resnet18_mini 4 classes without names"):
+    with pytest.raises(UserError, match=r"has 3 class folders .* and resnet18_mini 4 classes without names"):
         images_in(folder, replace(subject, classes=4))
 
 
