@@ -56,7 +56,7 @@ def test_the_first_two_shell_blocks_are_the_two_commands():
 def test_every_hkd_command_parses(page, words):
     _, bound, _ = cli.app.parse_args(words, exit_on_error=False, print_error=False)
     tables = bound.arguments.get("table", ())
-    assert set([tables] if isinstance(tables, str) else tables) <= {"TABLE", *schema.table_ids()}
+    assert set([tables] if isinstance(tables, str) else tables) <= {"TABLE", "FOLDER", *schema.table_ids()}
 
 
 @pytest.mark.parametrize("line", ["frobnicate", "plan scalekd_table3 --profle paper", "runs lst", "show"])

@@ -1,4 +1,4 @@
-"""A table as LaTeX: booktabs, intervals in the cells, remarks as notes below, and what reproducibility checklists ask."""
+"""A table as LaTeX: booktabs, intervals in the cells, remarks as notes below, and facts for reproducibility checklists."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
