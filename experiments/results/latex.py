@@ -38,7 +38,7 @@ def latex(plan: Plan, records: Mapping[str, Record], comparison: Comparison) -> 
     """
     parts = [r"% \usepackage{booktabs} \usepackage{threeparttable}"]
     unsaid = dict(plan.marks)
-    sentences = caption(plan, records, comparison)
+    sentences = [*filter(None, [plan.here]), *caption(plan, records, comparison)]
     for metric in plan.metrics:
         results = [result for result in comparison.cells if result.cell.metric == metric]
         if results:

@@ -101,6 +101,7 @@ def test_counts_that_do_not_fit_are_said_and_whose_they_would_be():
     assert "about twice" in flops.text
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_architecture_names_the_nearest(file):
     with pytest.raises(UserError, match=r"is no vit_s16_mini.*nearest to resnet18"):
         checkpoint(file, "vit_s16_mini")
