@@ -23,7 +23,8 @@ def setting(synthetic, tmp_path, monkeypatch):
     """Our store with the synthetic table; (plan, records, store)."""
     plan = synthetic.plan(pairs=2)
     monkeypatch.setattr(others, "planned", lambda *arguments, **rest: plan)
-    records = synthetic.records(plan)
+    data = {"data": {"name": "digits", "fingerprint": "feed"}}
+    records = {key: replace(r, spec=r.spec | data) for key, r in synthetic.records(plan).items()}
     store = Store(tmp_path / "ours")
     for record in records.values():
         store.write(record)
