@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -183,10 +184,14 @@ def lines(ours: Mapping[tuple, MeasuredCell], theirs: Mapping[tuple, MeasuredCel
     """A line per cell: both means, the difference with its interval, the test's finding; largest difference first."""
     fell = {line["what"]: line for line in regression.cell_lines(theirs, ours)}
     rose = {line["what"]: line for line in regression.cell_lines(ours, theirs)}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for which, cell in ours.items():
         old, new = cell.values(), theirs[which].values()
-        row = {"cell": cell.name, "ours": float(np.mean([*old.values()])), "theirs": float(np.mean([*new.values()]))}
+        row: dict[str, Any] = {
+            "cell": cell.name,
+            "ours": float(np.mean([*old.values()])),
+            "theirs": float(np.mean([*new.values()])),
+        }
         row |= {"seeds": f"{len(old)}, {len(new)}", "difference": row["theirs"] - row["ours"]}
         down = fell.get(cell.name)
         if down is None:

@@ -129,6 +129,7 @@ def of_file(path: Path, model: str) -> Checkpoint:
         raise UserError(f"Neither this suite nor timm {timm.__version__} has a model '{model}'.{nearest(model, known)}")
     net, told = fit(path, state, model, card)
     classes = net.num_classes
+    settings: dict[str, Any]
     if card is not None:
         settings = {"side": card.image_size, "mean": card.mean, "std": card.std, "crop_pct": 0.875}
     else:

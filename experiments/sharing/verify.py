@@ -210,7 +210,8 @@ def predict(subject: Checkpoint, split: Split, device: str) -> tuple[Tensor, Ten
     else:
         assert split.paths is not None
         source = FileSource(split.paths, subject.side, subject.crop_pct, None, fill=False)
-    logits, seen, unread = [], [], {}
+    logits, seen = [], []
+    unread: dict[str, str] = {}
     for part in torch.arange(len(split)).split(BATCH):
         shown = source(part, None, None)
         unread |= shown.corrupt
