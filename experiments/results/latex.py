@@ -1,4 +1,4 @@
-"""A table as LaTeX: booktabs, intervals in the cells, remarks as notes below, and facts for reproducibility checklists."""
+"""A table as LaTeX: booktabs, intervals in the cells, remarks as notes, and the facts of reproducibility checklists."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
