@@ -3,7 +3,7 @@
 from dataclasses import replace
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
@@ -119,10 +119,11 @@ def verify(
         device: cpu or cuda.
     """
     from experiments.sharing import verify as verifying  # imports torch, which takes seconds
-    from experiments.sharing.checkpoint import Claims, checkpoint as read
+    from experiments.sharing.checkpoint import Claims
+    from experiments.sharing.checkpoint import checkpoint as read
 
     check_claims(claims, claims_params, claims_gmacs, crop_pct)
-    given = {"side": image_size, "crop_pct": crop_pct, "mean": mean, "std": std}
+    given: dict[str, Any] = {"side": image_size, "crop_pct": crop_pct, "mean": mean, "std": std}
     changes = {name: value for name, value in given.items() if value is not None}
     subject = replace(read(checkpoint.expanduser(), model), **changes)
     images = (

@@ -1,4 +1,4 @@
-"""A table as LaTeX: booktabs, intervals in the cells, remarks as notes below, and what a reproducibility checklist asks."""
+"""A table as LaTeX: booktabs, intervals in the cells, remarks as notes, and the facts of reproducibility checklists."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,7 +38,7 @@ def latex(plan: Plan, records: Mapping[str, Record], comparison: Comparison) -> 
     """
     parts = [r"% \usepackage{booktabs} \usepackage{threeparttable}"]
     unsaid = dict(plan.marks)
-    sentences = caption(plan, records, comparison)
+    sentences = [*filter(None, [plan.here]), *caption(plan, records, comparison)]
     for metric in plan.metrics:
         results = [result for result in comparison.cells if result.cell.metric == metric]
         if results:
@@ -130,7 +130,7 @@ def letters(number: int) -> str:
 
 
 def checklist(plan: Plan, records: Mapping[str, Record]) -> list[tuple[str, str]]:
-    """What checklists of conferences ask of experiments: seeds, data, settings, compute, code; as (name, sentence)."""
+    """What checklists of conferences ask of experiments: seeds, data, settings, compute, code; (name, sentence)."""
     specs = [plan.runs[key].spec for cell in plan.cells for key in cell.runs]
     used = [record for key in plan.runs if (record := records.get(key)) is not None and record.status == "done"]
     data = dict.fromkeys((spec.data.name, spec.data.fingerprint or "not known") for spec in specs)
@@ -138,8 +138,8 @@ def checklist(plan: Plan, records: Mapping[str, Record]) -> list[tuple[str, str]
     facts = [
         (
             "Seeds",
-            f"{len(plan.seeds)} per cell ({spans(plan.seeds)}); a seed draws the student's initialisation, the labelled "
-            "subset and the data order; all runs are reported, none was selected.",
+            f"{len(plan.seeds)} per cell ({spans(plan.seeds)}); a seed draws the student's initialisation, the "
+            "labelled subset and the data order; all runs are reported, none was selected.",
         ),
         ("Error bars", "95 % intervals over seeds; gains are paired by seed; methods are in the notes of the table."),
         ("Data", "; ".join(f"{name}, content fingerprint {mark[:16]}" for name, mark in data) + "."),

@@ -1,8 +1,8 @@
 """Somebody else's results against ours, cell by cell, by the statistics of the regression check.
 
 Read are committed records (TABLE.json.xz), folders of tables as `hkd run` writes them (runs.json), and stores of runs
-(KEY/record.json). A cell whose run has our key is the same training, so its seeds are paired; other keys are other code,
-settings or data, and compared unpaired, by Welch's test. Differences count in both directions.
+(KEY/record.json). A cell whose run has our key is the same training, so its seeds are paired; other keys are other
+code, settings or data, and compared unpaired, by Welch's test. Differences count in both directions.
 """
 
 import math
@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -164,7 +165,7 @@ def compared(theirs: Reference, store: Store, references: Path) -> Against:
 
 
 def own(theirs: Reference, store: Store, references: Path) -> Reference:
-    """Our values of a table: of this machine's runs if there are any, else those that are committed, whatever their keys."""
+    """Our values of a table: this machine's if there are any, else those that are committed, whatever their keys."""
     seeds = max((seed for cell in theirs.cells for seed in cell.runs), default=0) + 1
     plan = planned(theirs.table, theirs.profile, seeds, shown_from=store)
     found = regression.measured_values(plan, store.load_all(plan.runs))
@@ -180,13 +181,17 @@ def apart(cell: MeasuredCell) -> MeasuredCell:
 
 
 def lines(ours: Mapping[tuple, MeasuredCell], theirs: Mapping[tuple, MeasuredCell]) -> pd.DataFrame:
-    """A line per cell: both means, the difference with its interval, and what the test says, largest difference first."""
+    """A line per cell: both means, the difference with its interval, the test's finding; largest difference first."""
     fell = {line["what"]: line for line in regression.cell_lines(theirs, ours)}
     rose = {line["what"]: line for line in regression.cell_lines(ours, theirs)}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for which, cell in ours.items():
         old, new = cell.values(), theirs[which].values()
-        row = {"cell": cell.name, "ours": float(np.mean([*old.values()])), "theirs": float(np.mean([*new.values()]))}
+        row: dict[str, Any] = {
+            "cell": cell.name,
+            "ours": float(np.mean([*old.values()])),
+            "theirs": float(np.mean([*new.values()])),
+        }
         row |= {"seeds": f"{len(old)}, {len(new)}", "difference": row["theirs"] - row["ours"]}
         down = fell.get(cell.name)
         if down is None:
@@ -204,6 +209,6 @@ def lines(ours: Mapping[tuple, MeasuredCell], theirs: Mapping[tuple, MeasuredCel
 def reading() -> str:
     """How the findings are to be read."""
     return (
-        f"lower, higher: by more than {MARGIN:g} point at {CELL_LEVEL:.0%} over all cells of a table (Holm); agrees: not "
-        "shown to differ by that much; differences are theirs minus ours with 95 % intervals."
+        f"lower, higher: by more than {MARGIN:g} point at {CELL_LEVEL:.0%} over all cells of a table (Holm); agrees: "
+        "not shown to differ by that much; differences are theirs minus ours with 95 % intervals."
     )

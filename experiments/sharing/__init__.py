@@ -1,1 +1,1 @@
-"""What leaves the house and what comes in: exported students with their cards, and other people's checkpoints verified."""
+"""What leaves the house and what comes in: students exported with their cards, other people's checkpoints verified."""

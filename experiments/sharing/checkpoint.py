@@ -129,6 +129,7 @@ def of_file(path: Path, model: str) -> Checkpoint:
         raise UserError(f"Neither this suite nor timm {timm.__version__} has a model '{model}'.{nearest(model, known)}")
     net, told = fit(path, state, model, card)
     classes = net.num_classes
+    settings: dict[str, Any]
     if card is not None:
         settings = {"side": card.image_size, "mean": card.mean, "std": card.std, "crop_pct": 0.875}
     else:
@@ -165,8 +166,8 @@ def fit(path: Path, state: Mapping[str, Tensor], model: str, card: ModelCard | N
         told = (
             "All names are as timm has them."
             if same == len(fitted)
-            else f"{len(fitted) - same} of {len(fitted)} names are of an older timm or of the model's authors, and were "
-            "made today's.",
+            else f"{len(fitted) - same} of {len(fitted)} names are of an older timm or of the model's authors, and "
+            "were made today's.",
         )
     net.load_state_dict(fitted)
     return net.eval(), told
@@ -180,23 +181,27 @@ def build(model: str, card: ModelCard | None, classes: int) -> Any:
 
 
 def akin(state: Mapping[str, Tensor], classes: int) -> str:
-    """` By its tensors it is nearest to ...`: the card of ours that shares most names and shapes; "" if none shares many."""
-    given = {(name, tuple(value.shape)) for name, value in state.items()}
-    kinds = {re.sub(r"\d+", "#", name) for name in state}
-    best, share, exact = None, 0.0, 0.0
-    for card in ZOO.values():
-        if card.family.startswith(("sparse_", "hybrid_", "view_", "mim_")):  # other uses of the same networks
-            continue
-        with torch.device("meta"):
-            own = build(card.name, card, classes).state_dict()
-        these = {(name, tuple(value.shape)) for name, value in own.items()}
-        names = {re.sub(r"\d+", "#", name) for name in own}
-        equal = len(given & these) / len(given | these)
-        found = (equal + len(kinds & names) / len(kinds | names)) / 2
-        if found > share:
-            best, share, exact = card, found, equal
-        if equal == 1.0:
-            break
-    if best is None or share < AKIN:
+    """` By its tensors it is nearest to ...`: our card that shares most names and shapes; "" if none shares many."""
+    # Sparse and masked families are other uses of the same networks.
+    cards = [card for card in ZOO.values() if not card.family.startswith(("sparse_", "hybrid_", "view_", "mim_"))]
+    smallest: dict[str, ModelCard] = {}
+    for card in sorted(cards, key=lambda card: card.params_m or 0.0):
+        smallest.setdefault(card.family, card)
+    family = max(smallest, key=lambda name: likeness(state, smallest[name], classes)[1])
+    found = {card.name: likeness(state, card, classes) for card in cards if card.family == family}
+    best = max(found, key=lambda name: found[name])
+    equal, kinds = found[best]
+    if kinds < AKIN:
         return ""
-    return f" By its tensors it is nearest to {best.name}, a '{best.family}' ({100 * exact:.0f} % agree in name and shape)."
+    said = f"{100 * equal:.0f} % agree in name and shape"
+    return f" By its tensors it is nearest to {best}, a '{family}' ({said})."
+
+
+def likeness(state: Mapping[str, Tensor], card: ModelCard, classes: int) -> tuple[float, float]:
+    """Shares of tensors that a file and a card have in common: by name and shape, and by name without its numbers."""
+    with torch.device("meta"):
+        own = build(card.name, card, classes).state_dict()
+    sides = [{(name, tuple(value.shape)) for name, value in side.items()} for side in (state, own)]
+    kinds = [{re.sub(r"\d+", "#", name) for name in side} for side in (state, own)]
+    equal, alike = (len(a & b) / len(a | b) for a, b in (sides, kinds))
+    return equal, alike

@@ -1,4 +1,4 @@
-"""The card of an exported student: what it is, how it was made, how good it is, what it cost, and what it is not for."""
+"""The card of an exported student: what it is, how it was made, how good it is, what it cost, what it is not for."""
 
 import io
 import time
@@ -271,8 +271,8 @@ def limits(found: Found) -> list[str]:
     spec = found.spec
     lines = [
         f"- It was measured on {spec.data.name} alone; nothing is known of it on other images.",
-        "- Images of another side than its own were resized bilinearly after the data set's own resize and crop when it "
-        "was measured; timm's transform resizes once.",
+        "- Images of another side than its own were resized bilinearly after the data set's own resize and crop when "
+        "it was measured; timm's transform resizes once.",
         "- Intervals over seeds hold data and teacher fixed.",
     ]
     if spec.evaluate_on == "val":

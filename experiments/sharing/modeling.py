@@ -7,6 +7,7 @@ Needs timm alone. The numbers of a model are in `model_args` of the config.json 
 """
 
 from functools import partial
+from typing import Any
 
 import timm
 from timm.models import build_model_with_cfg, is_model, register_model
@@ -17,11 +18,13 @@ from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock
 from torch import nn
 
 
-def hkd_resnet(pretrained=False, arch="resnet18", maxpool=True, stem=None, **kwargs):
-    """A ResNet of timm (`arch`); maxpool False: none after the stem; stem "3x3": its first convolution is 3x3, stride 1."""
+def hkd_resnet(
+    pretrained: bool = False, arch: str = "resnet18", maxpool: bool = True, stem: str | None = None, **kwargs: Any
+) -> Any:
+    """A ResNet of timm (`arch`); maxpool False: none after the stem; stem "3x3": a first convolution of stride 1."""
 
-    def build(**model):
-        net = timm.create_model(arch, pretrained=False, **model)
+    def build(**model: Any) -> Any:
+        net: Any = timm.create_model(arch, pretrained=False, **model)
         if not maxpool:
             net.maxpool = nn.Identity()
         if stem == "3x3":
@@ -31,12 +34,19 @@ def hkd_resnet(pretrained=False, arch="resnet18", maxpool=True, stem=None, **kwa
     return build_model_with_cfg(build, "hkd_resnet", pretrained, **kwargs)
 
 
-def hkd_efficientnet(pretrained=False, arch=None, blocks=None, width=1.0, stem_stride=2, **kwargs):
+def hkd_efficientnet(
+    pretrained: bool = False,
+    arch: str = "mobilenetv1_100",
+    blocks: list[list[str]] | None = None,
+    width: float = 1.0,
+    stem_stride: int = 2,
+    **kwargs: Any,
+) -> Any:
     """A MobileNet (`arch` of timm, or `blocks` in timm's notation with channels times `width`) of any stem stride."""
 
-    def build(**model):
+    def build(**model: Any) -> Any:
         if blocks is None:
-            net = timm.create_model(arch, pretrained=False, **model)
+            net: Any = timm.create_model(arch, pretrained=False, **model)
         else:
             model["block_args"] = decode_arch_def([list(stage) for stage in blocks])
             net = EfficientNet(round_chs_fn=partial(round_channels, multiplier=width), **model)
@@ -46,10 +56,10 @@ def hkd_efficientnet(pretrained=False, arch=None, blocks=None, width=1.0, stem_s
     return build_model_with_cfg(build, "hkd_efficientnet", pretrained, **kwargs)
 
 
-def hkd_mixer(pretrained=False, affine=False, layer_scale=1e-4, **kwargs):
+def hkd_mixer(pretrained: bool = False, affine: bool = False, layer_scale: float = 1e-4, **kwargs: Any) -> Any:
     """An MLP-Mixer of any size; affine: a ResMLP, with branches scaled by `layer_scale` at first."""
 
-    def build(**model):
+    def build(**model: Any) -> Any:
         if affine:
             model |= {"block_layer": partial(ResBlock, init_values=layer_scale), "norm_layer": Affine, "mlp_ratio": 4}
         return MlpMixer(**model)
@@ -57,12 +67,12 @@ def hkd_mixer(pretrained=False, affine=False, layer_scale=1e-4, **kwargs):
     return build_model_with_cfg(build, "hkd_mixer", pretrained, **kwargs)
 
 
-def hkd_beit(pretrained=False, **kwargs):
+def hkd_beit(pretrained: bool = False, **kwargs: Any) -> Any:
     """A BEiT whose residual branches are not scaled: timm's own names always scale them."""
     return build_model_with_cfg(Beit, "hkd_beit", pretrained, **kwargs)
 
 
-def register():
+def register() -> None:
     """Make the names above known to timm, unless another exported folder did."""
     for entry in (hkd_resnet, hkd_efficientnet, hkd_mixer, hkd_beit):
         if not is_model(entry.__name__):

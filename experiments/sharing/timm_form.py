@@ -36,7 +36,7 @@ class TimmForm:
 
 
 def timm_form(card: ModelCard) -> TimmForm:
-    """A card as timm names it; masks and other initial weights, which some families add, are no part of a model's outputs.
+    """A card as timm names it; masks and other initial weights, which some families add, change no output.
 
     Raises:
         UserError: a class that neither timm nor `modeling.py` has a name for.

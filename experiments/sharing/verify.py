@@ -179,7 +179,7 @@ def share(right: Tensor) -> Estimate:
 
 
 def calibration_error(confidence: Float[Tensor, " N"], right: Tensor) -> float:
-    """Expected calibration error in points (Guo et al. 2017): mean |accuracy - confidence| over bins, by their images."""
+    """Expected calibration error in points (Guo et al. 2017): mean |accuracy - confidence| over bins of images."""
     place = (confidence * BINS).ceil().clamp(1, BINS).long() - 1
     gap = torch.zeros(BINS, dtype=torch.float64).index_add_(0, place, right.double() - confidence.double())
     return 100 * float(gap.abs().sum()) / len(confidence)
@@ -210,7 +210,8 @@ def predict(subject: Checkpoint, split: Split, device: str) -> tuple[Tensor, Ten
     else:
         assert split.paths is not None
         source = FileSource(split.paths, subject.side, subject.crop_pct, None, fill=False)
-    logits, seen, unread = [], [], {}
+    logits, seen = [], []
+    unread: dict[str, str] = {}
     for part in torch.arange(len(split)).split(BATCH):
         shown = source(part, None, None)
         unread |= shown.corrupt
@@ -289,8 +290,8 @@ def matched(place: Path, names: Sequence[str], subject: Checkpoint) -> tuple[dic
             f"classes of {subject.name} (first: '{next(iter(known))}'); rename them."
         )
     raise UserError(
-        f"{place} has {len(names)} class folders (first: '{names[0]}') and {subject.name} {subject.classes} classes without "
-        "names, so no folder can be told to be a class; give as many folders as classes."
+        f"{place} has {len(names)} class folders (first: '{names[0]}') and {subject.name} {subject.classes} classes "
+        "without names, so no folder can be told to be a class; give as many folders as classes."
     )
 
 
