@@ -200,5 +200,5 @@ class CRD(Method):
         for bank, new in ((self.bank_s, v_s), (self.bank_t, v_t)):
             mixed = config.momentum * bank[rows] + (1 - config.momentum) * gathered(new.detach())
             bank.index_copy_(0, rows, F.normalize(mixed, dim=1, eps=SHORTEST))
-        task = self.criterion(taps_s.logits, batch.y)
+        task = self.task_loss(taps_s.logits, batch.y)
         return {"task": config.w_task * task, "crd_s": config.weight * crd_s, "crd_t": config.weight * crd_t}

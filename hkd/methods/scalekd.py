@@ -32,6 +32,7 @@ from hkd.errors import Refused
 from hkd.methods.base import Criterion, Method, Needs
 from hkd.methods.parts.cross_attention import ConvolutionProjector, CrossAttentionProjector
 from hkd.methods.parts.feature_mimicking import mimic_loss
+from hkd.methods.parts.logits import exact
 from hkd.models.families.base import Tail, accepts
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want, to_tokens
@@ -175,7 +176,7 @@ def soft_cross_entropy(
     Returns:
         Scalar in nats, averaged over B and summed over C.
     """
-    return tau**2 * F.cross_entropy(logits_s / tau, (logits_t.detach() / tau).softmax(dim=1))
+    return tau**2 * F.cross_entropy(exact(logits_s) / tau, (exact(logits_t.detach()) / tau).softmax(dim=1))
 
 
 class ScaleKD(Method):
@@ -278,7 +279,7 @@ class ScaleKD(Method):
     def forward(self, batch: Batch, taps_s: Taps, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:
         """All weighted terms."""
         config = self.config
-        task = self.criterion(taps_s.logits, batch.y)
+        task = self.task_loss(taps_s.logits, batch.y)
         losses = {"task": (1 - config.alpha) * task if config.kd else task}
         if config.kd:
             kd = soft_cross_entropy(taps_s.logits, taps_t["teacher"].logits, tau=config.tau)
