@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hkd.distiller.named_taps import STAGES, NamedFamily, Overwritten, PartialInfo, StageShapes, TapNames
-from hkd.distiller.timm_models import TimmFamily, is_timm, timm_card, timm_family, timm_stages, unknown_taps
+from hkd.distiller.timm_models import TimmFamily, is_timm, reading_of, timm_card, timm_family, timm_stages, unknown_taps
 from hkd.errors import UserError
 from hkd.models.families.base import Family
 from hkd.models.hooks import evaluation_mode
@@ -118,7 +118,10 @@ def as_timm(
     family = timm_family(net)
     try:
         card = timm_card(net, family, images.shape[-1])
-        card = replace(card, stages=timm_stages(net, family, who, images, stages))
+        features, maps = net.forward_intermediates(images, norm=False, output_fmt="NCHW")
+        if isinstance(family, TimmFamily):
+            family = TimmFamily(reading_of(net, features, maps))
+        card = replace(card, stages=timm_stages(maps, who, stages))
         taps = family.forward(net, card, images, Want(stages=STAGES))
         right = (
             isinstance(plain, Tensor)

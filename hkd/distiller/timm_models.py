@@ -1,22 +1,76 @@
 """timm models that somebody else built: which family runs them, and where their stages are."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from hkd.distiller.named_taps import HOW_TO_NAME, STAGES
 from hkd.errors import UserError
 from hkd.models import FAMILIES
-from hkd.models.families.base import Family, family_of
+from hkd.models.families.base import Encoded, Family, family_of
 from hkd.models.tap_model import TapModel
+from hkd.models.taps import to_tokens, tokens_to_map
 from hkd.spec import ModelCard
 
 
+Layout = Literal["NCHW", "NHWC", "tokens", "unknown"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Where the last map [B, D, H, W] is in what `forward_features` gives.
+
+    layout: of a map; `tokens` [B, P + H * W, D] behind `prefix` P others; `unknown`: nowhere, and the last of
+        `forward_intermediates`, at index `last`, stands for it, which is then before the model's final norm.
+    grid: H and W of tokens.
+    """
+
+    layout: Layout
+    prefix: int = 0
+    grid: tuple[int, int] = (0, 0)
+    last: int = 0
+
+
+def reading_of(net: Any, features: Any, maps: Sequence[Tensor]) -> Reading:
+    """How the features of a timm model are read.
+
+    Args:
+        net: the model.
+        features: as `forward_features` gives them.
+        maps: its intermediate maps [B, D, H, W], of the same images.
+    """
+    unknown = Reading("unknown", last=len(maps) - 1)
+    if not isinstance(features, Tensor):
+        return unknown
+    if features.ndim == 4:
+        one, two, three = features.shape[1:]
+        told = getattr(net, "output_fmt", None)
+        if told == "NHWC" or (told is None and one == two != three):
+            return Reading("NHWC")
+        return Reading("NCHW") if two == three and (told == "NCHW" or one != two or one == 1) else unknown
+    if features.ndim != 3:
+        return unknown
+    raw, (height, width) = to_tokens(maps[-1]), maps[-1].shape[2:]
+    prefix = features.shape[1] - raw.shape[1]
+    if prefix < 0 or features.shape[2] != raw.shape[2]:
+        return unknown
+    # Equal in number is not enough: some models end with their tokens in another order, or changed by others.
+    patches, norm = features[:, prefix:], getattr(net, "norm", None)
+    candidates = [raw, *([norm(raw)] if isinstance(norm, nn.Module) else [])]
+    if any(patches.allclose(candidate, atol=1e-4, rtol=1e-3) for candidate in candidates):
+        return Reading("tokens", prefix, (height, width))
+    return unknown
+
+
 class TimmFamily(Family):
-    """Any timm CNN that no other family runs."""
+    """Any timm classifier that no other family runs: maps of `forward_intermediates`, and the model's own head."""
 
     name: ClassVar[str] = "timm"
+
+    def __init__(self, reading: Reading | None = None) -> None:
+        self.reading = reading or Reading("NCHW")
 
     def head(self, net: Any, features: Tensor) -> tuple[Tensor, Tensor]:
         """As `Family.head`; classifiers that are no linear map (a 1x1 convolution, two of them) are timm's to call."""
@@ -24,9 +78,23 @@ class TimmFamily(Family):
             return super().head(net, features)
         return net.forward_head(features, pre_logits=True).flatten(1), net.forward_head(features)
 
+    def encode(self, net: Any, x: Tensor, indices: Sequence[int]) -> Encoded:
+        """As `Family.encode`, without prefix tokens; where `Reading` has no last map, that of the last index."""
+        unknown = self.reading.layout == "unknown"
+        if not indices and not unknown:
+            return super().encode(net, x, indices)
+        wanted = sorted({*indices, self.reading.last}) if unknown else list(indices)
+        features, inner = net.forward_intermediates(x, indices=wanted, norm=False, output_fmt="NCHW")
+        maps = dict(zip(wanted, inner, strict=True))
+        final = maps[wanted[-1]] if unknown else self.final_map(net, features, x)
+        return Encoded(features, final, {index: maps[index] for index in indices})
+
     def final_map(self, net: Any, features: Tensor, x: Tensor) -> Tensor:
         """`forward_features` as [B, D, H, W]."""
-        return features.permute(0, 3, 1, 2) if getattr(net, "output_fmt", "NCHW") == "NHWC" else features
+        layout, prefix = self.reading.layout, self.reading.prefix
+        if layout == "tokens":
+            return tokens_to_map(features[:, prefix:], self.reading.grid)
+        return features.permute(0, 3, 1, 2) if layout == "NHWC" else features
 
 
 def own_size(model: nn.Module | str) -> int | None:
@@ -66,7 +134,7 @@ def timm_card(net: Any, family: Family, side: int) -> ModelCard:
     return ModelCard(name=architecture, family=family.name, arch=architecture, image_size=side)
 
 
-def timm_stages(net: Any, family: Family, who: str, images: Tensor, given: Mapping[int, int]) -> tuple[int, ...]:
+def timm_stages(maps: Sequence[Tensor], who: str, given: Mapping[int, int]) -> tuple[int, ...]:
     """Indices of stages 1 to 4 among a timm model's intermediate maps.
 
     Unless given: the last four; of models whose maps are all of one size (ViT, Mixer), the ends of the four quarters.
@@ -75,9 +143,6 @@ def timm_stages(net: Any, family: Family, who: str, images: Tensor, given: Mappi
         if sorted(given) != [*STAGES]:
             raise UserError(f"Stages of the {who} by index must be all four, got {sorted(given)}.")
         return tuple(given[stage] for stage in STAGES)
-    if getattr(net, "num_prefix_tokens", 0) and isinstance(family, TimmFamily):
-        raise UserError(unknown_taps(net, who))  # `Family` alone cannot lay its tokens out
-    maps = net.forward_intermediates(images, output_fmt="NCHW", intermediates_only=True)
     count = len(maps)
     if len({x.shape for x in maps}) == 1:
         return tuple(max(0, count * stage // 4 - 1) for stage in STAGES)
