@@ -21,7 +21,7 @@ from hkd import registry
 from hkd.data.batch import Batch
 from hkd.distiller.adopted import Statistics, adopted
 from hkd.distiller.arguments import WHOLE, check_batch, check_model, check_settings, check_taps, checked, shown
-from hkd.distiller.border import GivenStep, given_teacher, is_half, refuse_shared
+from hkd.distiller.border import GivenStep, given_teacher, is_half, refuse_shared, suited
 from hkd.distiller.named_taps import TapNames
 from hkd.distiller.timm_models import own_size
 from hkd.errors import Refused, UserError
@@ -96,6 +96,9 @@ class Distiller(nn.Module):
         super().__init__()
         check_settings(num_classes, image_size, normalize, criterion)
         kind: type[Method] = registry.load(registry.lookup("method", method, METHODS))
+        side = image_size or own_size(student)
+        if "image_size" in getattr(kind.Config, "__dataclass_fields__", ()) and (seen := seen_size(student, side)):
+            options["image_size"] = seen  # not of the method alone: what it paints or names is what the student sees
         config: Any = configured(kind.Config, f"Method '{method}'", options)
         needs = kind.needs(config)
         named: dict[str, Any] = {} if teacher is None else {"teacher": teacher}
@@ -120,7 +123,7 @@ class Distiller(nn.Module):
             check_taps((by_role or {}).get(role), "teacher_taps")
         if isinstance(student, nn.Module) and not isinstance(student, Teacher):
             refuse_shared(student, named)
-        side = image_size or next(filter(None, map(own_size, (student, *named.values()))), None)
+        side = side or next(filter(None, map(own_size, named.values())), None)
         stats = statistics_of({"student": student, **named}, normalize)
         tapped = student_of(student, num_classes, side, taps, stats["student"])
         teachers = {
@@ -168,7 +171,8 @@ class Distiller(nn.Module):
         if self.needs.index and index is not None:
             self.check_rows(index, y)
         y = y.to(self.step.dtype if y.is_floating_point() else torch.int64)
-        batch = Batch(x=x, y=y, index=torch.arange(len(y), device=y.device) if index is None else index)
+        rows = torch.arange(len(y), device=y.device) if index is None else index
+        batch = Batch(x=suited(x, self.step.dtype), y=y, index=rows)
         method = self.step.method
         taps_t = {
             role: self.teachers[role](x, want, **method.teacher_inputs(role, batch))
@@ -213,6 +217,13 @@ class Distiller(nn.Module):
         if is_half(self.step.student.net):
             self.step.method.float()
         return self
+
+
+def seen_size(student: nn.Module | str, side: int | None) -> int | None:
+    """Side in px of the images that a student sees, of `side` px ones; None where that is not known yet."""
+    if isinstance(student, str):
+        return ZOO[student].image_size if student in ZOO else None
+    return student.card.image_size if isinstance(student, TapModel) else side
 
 
 def student_of(

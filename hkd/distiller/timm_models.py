@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -18,19 +19,21 @@ from hkd.spec import ModelCard
 Layout = Literal["NCHW", "NHWC", "tokens", "unknown"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reading:
-    """Where the last map [B, D, H, W] is in what `forward_features` gives.
+    """Where the last map [B, D, H, W] is in what `forward_features` gives, and how its head is called.
 
     layout: of a map; `tokens` [B, P + H * W, D] behind `prefix` P others; `unknown`: nowhere, and the last of
         `forward_intermediates`, at index `last`, stands for it, which is then before the model's final norm.
-    grid: H and W of tokens.
+    grid: H and W of tokens. plain: logits are a linear map of the pooled feature, so that both come of one pooling; else
+        (a 1x1 convolution, several classifiers) timm's `forward_head` is called for each.
     """
 
-    layout: Layout
+    layout: Layout = "NCHW"
     prefix: int = 0
     grid: tuple[int, int] = (0, 0)
     last: int = 0
+    plain: bool = True
 
 
 def reading_of(net: Any, features: Any, maps: Sequence[Tensor]) -> Reading:
@@ -41,27 +44,27 @@ def reading_of(net: Any, features: Any, maps: Sequence[Tensor]) -> Reading:
         features: as `forward_features` gives them.
         maps: its intermediate maps [B, D, H, W], of the same images.
     """
-    unknown = Reading("unknown", last=len(maps) - 1)
-    if not isinstance(features, Tensor):
-        return unknown
-    if features.ndim == 4:
+    classifier, plain = net.get_classifier(), False
+    if isinstance(classifier, nn.Linear | nn.Identity):
+        plain = classifier(net.forward_head(features, pre_logits=True)).allclose(net.forward_head(features))
+    told = partial(Reading, last=len(maps) - 1, plain=plain)
+    if isinstance(features, Tensor) and features.ndim == 4:
         one, two, three = features.shape[1:]
-        told = getattr(net, "output_fmt", None)
-        if told == "NHWC" or (told is None and one == two != three):
-            return Reading("NHWC")
-        return Reading("NCHW") if two == three and (told == "NCHW" or one != two or one == 1) else unknown
-    if features.ndim != 3:
-        return unknown
+        fmt = getattr(net, "output_fmt", None)
+        if fmt == "NHWC" or (fmt is None and one == two != three):
+            return told(layout="NHWC")
+        clear = two == three and (fmt == "NCHW" or one != two or one == 1)
+        return told(layout="NCHW" if clear else "unknown")
     raw, (height, width) = to_tokens(maps[-1]), maps[-1].shape[2:]
-    prefix = features.shape[1] - raw.shape[1]
-    if prefix < 0 or features.shape[2] != raw.shape[2]:
-        return unknown
-    # Equal in number is not enough: some models end with their tokens in another order, or changed by others.
-    patches, norm = features[:, prefix:], getattr(net, "norm", None)
-    candidates = [raw, *([norm(raw)] if isinstance(norm, nn.Module) else [])]
-    if any(patches.allclose(candidate, atol=1e-4, rtol=1e-3) for candidate in candidates):
-        return Reading("tokens", prefix, (height, width))
-    return unknown
+    if isinstance(features, Tensor) and features.ndim == 3 and features.shape[2] == raw.shape[2]:
+        prefix = features.shape[1] - raw.shape[1]
+        # Equal in number is not enough: some models end with their tokens in another order, or changed by others.
+        norm = getattr(net, "norm", None)
+        candidates = [raw, *([norm(raw)] if isinstance(norm, nn.Module) else [])]
+        patches = features[:, max(prefix, 0) :]
+        if any(x.shape == patches.shape and patches.allclose(x, atol=1e-4, rtol=1e-3) for x in candidates):
+            return told(layout="tokens", prefix=prefix, grid=(height, width))
+    return told(layout="unknown")
 
 
 class TimmFamily(Family):
@@ -70,11 +73,11 @@ class TimmFamily(Family):
     name: ClassVar[str] = "timm"
 
     def __init__(self, reading: Reading | None = None) -> None:
-        self.reading = reading or Reading("NCHW")
+        self.reading = reading or Reading()
 
     def head(self, net: Any, features: Tensor) -> tuple[Tensor, Tensor]:
-        """As `Family.head`; classifiers that are no linear map (a 1x1 convolution, two of them) are timm's to call."""
-        if isinstance(net.get_classifier(), nn.Linear | nn.Identity):
+        """As `Family.head`; see `Reading.plain`."""
+        if self.reading.plain:
             return super().head(net, features)
         return net.forward_head(features, pre_logits=True).flatten(1), net.forward_head(features)
 
