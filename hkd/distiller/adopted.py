@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hkd.distiller.named_taps import STAGES, NamedFamily, Overwritten, PartialInfo, StageShapes, TapNames
 from hkd.distiller.timm_models import TimmFamily, is_timm, reading_of, timm_card, timm_family, timm_stages, unknown_taps
+from hkd.distiller.transformers_models import FromTransformers
 from hkd.errors import UserError
 from hkd.models.families.base import Family
 from hkd.models.hooks import evaluation_mode
@@ -61,6 +62,7 @@ def adopted(
     """
     if side is None:
         raise UserError("Say how large the images are: Distiller(..., image_size=32).")
+    taps = net.taps if taps is None and isinstance(net, FromTransformers) else taps
     stages = dict((taps or {}).get("stages") or {})
     indexed = bool(stages) and all(type(place) is int for place in stages.values())
     first = next(net.parameters(), None)

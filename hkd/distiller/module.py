@@ -78,7 +78,7 @@ class Distiller(nn.Module):
             taps: where the taps of the student are: {"stages": {1: "layer1", ..., 4: "layer4"}} by module name (as in
                 `named_modules()`; maps [B, D, H, W], or tokens [B, P + N, D] of a square grid behind "prefix": P other
                 ones, 0 unless given). "final", the last map, is stage 4 unless given, and "pooled" ([B, D]) its mean.
-                "layout": "NHWC" where maps have their channels last; needed where shapes alone do not tell.
+                "layout": "NCHW" or "NHWC" (channels last) where the shapes of maps, which are square, do not tell.
                 A timm model needs none; its stages may be given as indices of `forward_intermediates` instead of names.
             teacher_taps: the same of the teacher; by role where there are several.
             normalize: False: timm models and other plain modules see the images as they are. True: images are RGB in
@@ -112,6 +112,8 @@ class Distiller(nn.Module):
                     f"such as timm.create_model(..., pretrained=True), or an hkd.Teacher after load_state_dict."
                 )
         named = {role: named[role] for role in needs.teachers}
+        # Taps are taken inside the plain model, which a compiled one hides; both have the same weights.
+        student, named = plain(student), {role: plain(model) for role, model in named.items()}
         for who, model in (("student", student), *named.items()):
             if not (who == "student" and isinstance(model, str)):
                 check_model(model, who)
@@ -217,6 +219,12 @@ class Distiller(nn.Module):
         if is_half(self.step.student.net):
             self.step.method.float()
         return self
+
+
+def plain(model: Any) -> Any:
+    """The model that `torch.compile` was given, of what it made; anything else as it is."""
+    made = type(model).__module__.startswith("torch._dynamo")  # not imported here: that takes seconds
+    return model._orig_mod if made else model
 
 
 def seen_size(student: nn.Module | str, side: int | None) -> int | None:

@@ -83,13 +83,14 @@ class TimmFamily(Family):
 
     def encode(self, net: Any, x: Tensor, indices: Sequence[int]) -> Encoded:
         """As `Family.encode`, without prefix tokens; where `Reading` has no last map, that of the last index."""
-        unknown = self.reading.layout == "unknown"
-        if not indices and not unknown:
+        layout = self.reading.layout
+        if not indices and layout in ("NCHW", "NHWC"):
             return super().encode(net, x, indices)
-        wanted = sorted({*indices, self.reading.last}) if unknown else list(indices)
+        # Tokens are always those that were looked at: of Hiera's, `forward_features` alone has others.
+        wanted = list(indices) if layout in ("NCHW", "NHWC") else sorted({*indices, self.reading.last})
         features, inner = net.forward_intermediates(x, indices=wanted, norm=False, output_fmt="NCHW")
         maps = dict(zip(wanted, inner, strict=True))
-        final = maps[wanted[-1]] if unknown else self.final_map(net, features, x)
+        final = maps[wanted[-1]] if layout == "unknown" else self.final_map(net, features, x)
         return Encoded(features, final, {index: maps[index] for index in indices})
 
     def final_map(self, net: Any, features: Tensor, x: Tensor) -> Tensor:
