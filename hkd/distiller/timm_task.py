@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hkd.distiller.module import Distiller
+from hkd.errors import UserError
 
 
 class TimmTask(TrainingTask):
@@ -26,8 +27,17 @@ class TimmTask(TrainingTask):
         dtype: torch.dtype | None = None,
         verbose: bool = True,
     ) -> None:
-        """Arguments as timm's tasks have them."""
+        """Arguments as timm's tasks have them.
+
+        Raises:
+            UserError: the method needs the row of each sample.
+        """
         super().__init__(device=device, dtype=dtype, verbose=verbose)
+        if distiller.needs.index:
+            raise UserError(
+                f"Method '{distiller.method}' knows samples again by their row, and timm's loops give no rows: call the "
+                f"distiller in a loop of your own, distiller(x, y, index=index)."
+            )
         self.trainable_module: nn.Module = distiller
 
     @property

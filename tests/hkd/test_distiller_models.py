@@ -1,6 +1,7 @@
 """Models of other libraries, and what a `Distiller` once got wrong: each fault has its test here."""
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -231,11 +232,15 @@ def test_models_that_were_compiled_beforehand_are_known():
 def test_hidden_tasks_compare_the_class_token_if_asked(task):
     options = {"depth": 4, "targets": "c", "task": task, "decoder_width": 32, "decoder_heads": 2}
     options["decoder"] = "linear" if task == "masked" else "attn1"
-    teachers = {"features": Teacher(ZOO["mae_b16_mini"], CLASSES)}
+    with_token = [
+        replace(model, kwargs=model.kwargs | {"class_token": True, "global_pool": "token"})
+        for model in (card("hybrid_vit"), ZOO["mae_b16_mini"])
+    ]
+    teachers = {"features": Teacher(with_token[1], CLASSES)}
     losses = {}
     for hidden_class in (False, True):
         torch.manual_seed(0)
-        student = TapModel(card("hybrid_vit"), CLASSES)
+        student = TapModel(with_token[0], CLASSES)
         distiller = Distiller(student, teachers, "hybrid", hidden_class=hidden_class, **options)
         assert distiller.step.method.pair("features").class_token is hidden_class
         torch.manual_seed(1)
