@@ -263,9 +263,9 @@ gradients were finite. A number: it was refused, by the sentence below. This pag
 
 How taps are found, and how to name them where they are not: [library.md](library.md).
 
-| timm file | model | px | {' | '.join(f'{method}<br>student' for method in METHODS)} | \
-{' | '.join(f'{method}<br>teacher' for method in METHODS)} |
-| --- | --- | --- |{' --- |' * (2 * len(METHODS))}
+| timm file | model | px | {" | ".join(f"{method}<br>student" for method in METHODS)} | \
+{" | ".join(f"{method}<br>teacher" for method in METHODS)} |
+| --- | --- | --- |{" --- |" * (2 * len(METHODS))}
 {table}
 
 ## Refusals

@@ -14,7 +14,16 @@ from hkd.methods.ofa import ofa_loss
 from hkd.methods.scalekd import soft_cross_entropy
 from hkd.models.taps import Taps
 from hkd.registry import load
-from tests.hkd.test_method_contract import CLASSES, LABEL_FREE, batch_of, build, config_of, fresh_student, images, teacher
+from tests.hkd.test_method_contract import (
+    CLASSES,
+    LABEL_FREE,
+    batch_of,
+    build,
+    config_of,
+    fresh_student,
+    images,
+    teacher,
+)
 
 NEAR = 1e-2  # of a term, absolute and relative
 SLOPE = 2e-2  # of a gradient, relative to its length
@@ -77,7 +86,9 @@ def test_every_method_compares_16_bit_features_in_single_precision(name):
         found[dtype] = losses, given_s.logits.grad
     (whole, slope), (losses, found_slope) = found[torch.float32], found[torch.bfloat16]
     for term, loss in losses.items():
-        torch.testing.assert_close(loss, whole[term], rtol=NEAR, atol=NEAR, msg=lambda text, term=term: f"{term}: {text}")
+        torch.testing.assert_close(
+            loss, whole[term], rtol=NEAR, atol=NEAR, msg=lambda text, term=term: f"{term}: {text}"
+        )
     assert (slope is None) == (found_slope is None)
     if slope is not None:
         assert (found_slope.float() - slope).norm() <= SLOPE * slope.norm()
