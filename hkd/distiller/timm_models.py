@@ -15,7 +15,6 @@ from hkd.models.tap_model import TapModel
 from hkd.models.taps import to_tokens, tokens_to_map
 from hkd.spec import ModelCard
 
-
 Layout = Literal["NCHW", "NHWC", "tokens", "unknown"]
 
 
@@ -25,8 +24,8 @@ class Reading:
 
     layout: of a map; `tokens` [B, P + H * W, D] behind `prefix` P others; `unknown`: nowhere, and the last of
         `forward_intermediates`, at index `last`, stands for it, which is then before the model's final norm.
-    grid: H and W of tokens. plain: logits are a linear map of the pooled feature, so that both come of one pooling; else
-        (a 1x1 convolution, several classifiers) timm's `forward_head` is called for each.
+    grid: H and W of tokens. plain: logits are a linear map of the pooled feature, so that both come of one pooling;
+        else (a 1x1 convolution, several classifiers) timm's `forward_head` is called for each.
     """
 
     layout: Layout = "NCHW"

@@ -35,8 +35,8 @@ class TimmTask(TrainingTask):
         super().__init__(device=device, dtype=dtype, verbose=verbose)
         if distiller.needs.index:
             raise UserError(
-                f"Method '{distiller.method}' knows samples again by their row, and timm's loops give no rows: call the "
-                f"distiller in a loop of your own, distiller(x, y, index=index)."
+                f"Method '{distiller.method}' knows samples again by their row, and timm's loops give no rows: call "
+                f"the distiller in a loop of your own, distiller(x, y, index=index)."
             )
         self.trainable_module: nn.Module = distiller
 

@@ -256,7 +256,10 @@ class HCD(Method):
         )
 
     def sub_logits(self, taps_s: Taps, teacher: Taps) -> Float[Tensor, "B S n C"]:
-        """z: the shared logits of every stage, in single precision or better; class k of sub-logit j is entry j * C + k of a mapper's output."""
+        """z: the shared logits of every stage; class k of sub-logit j is entry j * C + k of a mapper's output.
+
+        In single precision or better.
+        """
         config = self.config
         vectors: list[list[Tensor]] = [[] for _ in config.stages]
         if config.projects:

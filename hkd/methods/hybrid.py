@@ -94,7 +94,7 @@ class HybridConfig(DecoderConfig):
     target_norm: normalise features (final ones and block outputs, not `msa`) per token.
     student_norm: the student's features are those after its final norm.
     class_token: class (and other prefix) tokens are compared too, in the task `direct`.
-    hidden_class: they are compared too in the tasks `masked` and `dbot`, as dBOT's code does; off: hidden patches alone.
+    hidden_class: they are compared too in the tasks `masked` and `dbot`, as dBOT's code does; off: patches alone.
     relation_scale, relation_heads: raw products or attention logits; heads into which queries and keys of all heads are
         split anew on both sides (1: the full width), None: the models' own.
     mask: `none`; `random`; `direct`, one step by the tokens after Tm's last layer; `progressive`, a step before the

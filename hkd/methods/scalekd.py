@@ -210,8 +210,9 @@ class ScaleKD(Method):
         """Build the projectors that this configuration uses.
 
         Raises:
-            Refused: a teacher without a tail where one is needed, heads that do not divide the teacher's width, a DC-free view or attention on a 1x1 grid, or a
-                number of tail blocks for a teacher that cannot cut its tail.
+            Refused: a teacher without a tail where one is needed, heads that do not divide the teacher's width, a
+                DC-free view or attention on a 1x1 grid, or a number of tail blocks for a teacher that cannot cut its
+                tail.
         """
         super().__init__(config, student, teachers, criterion)
         self.projectors = nn.ModuleDict()

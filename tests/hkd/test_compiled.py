@@ -1,4 +1,4 @@
-"""`torch.compile` of a distiller changes nothing of its losses and gradients, but for the methods that the docs name."""
+"""`torch.compile` of a distiller changes no loss and no gradient, but of the methods that the docs name."""
 
 import os
 import re

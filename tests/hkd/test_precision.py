@@ -15,7 +15,6 @@ from hkd.methods.scalekd import soft_cross_entropy
 from hkd.models.taps import Taps
 from hkd.registry import load
 from tests.hkd.test_method_contract import (
-    CLASSES,
     LABEL_FREE,
     batch_of,
     build,
@@ -56,7 +55,12 @@ def mapped(taps: Taps, function) -> Taps:
     return changed
 
 
-@pytest.mark.parametrize("name", METHODS)
+FAST = ("kd", "hcd", "ofa")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in METHODS]
+)
 def test_every_method_compares_16_bit_features_in_single_precision(name):
     kind, config = load(METHODS[name]), config_of(name)
     needs = kind.needs(config)
