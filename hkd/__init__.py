@@ -19,9 +19,11 @@ PUBLIC = {
     "TapModel": "hkd.models.tap_model:TapModel",
     "Taps": "hkd.models.taps:Taps",
     "Teacher": "hkd.models.tap_model:Teacher",
+    "TimmTask": "hkd.distiller.timm_task:TimmTask",
     "UserError": "hkd.errors:UserError",
     "Want": "hkd.models.taps:Want",
     "ZOO": "hkd.models.cards.zoo:ZOO",
+    "from_transformers": "hkd.models.transformers_models:from_transformers",
 }
 __all__ = list(PUBLIC)
 

@@ -39,7 +39,7 @@ def test_the_code_of_the_library_page_runs_in_its_order():
     assert "'task'" in printed[0]
     assert "'hcd'" in printed[0]
     assert all("'task'" in line for line in printed)
-    assert len(printed) == 3
+    assert len(printed) == 4
 
 
 def test_the_loop_of_the_library_page_has_ten_lines():

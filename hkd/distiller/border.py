@@ -94,7 +94,13 @@ def given_teacher(card: ModelCard, built: Built, train_mode: bool = False) -> Gi
 
 
 class GivenStep(TapStep):
-    """The student's pass and the method, which gets taps in at least single precision, as its adapters are."""
+    """The student's pass and the method, which gets taps in at least single precision, as its adapters are.
+
+    Attributes:
+        logits: of the student for the last batch [B, C], without gradient.
+    """
+
+    logits: Tensor | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -107,6 +113,7 @@ class GivenStep(TapStep):
         taps_s = self.student(
             suited(batch.x, precision(self.student.net)), self.want, **self.method.student_inputs(batch, taps_t)
         )
+        self.logits = taps_s.logits.detach()
         return self.method(batch, suited_taps(taps_s, self.dtype), taps_t)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from hkd import registry
 from hkd.data.batch import Batch
 from hkd.distiller.arguments import WHOLE, check_batch, check_model, check_settings, check_taps, checked, shown
-from hkd.distiller.border import GivenStep, given_teacher, is_half, refuse_shared
+from hkd.distiller.border import GivenStep, given_teacher, is_half, refuse_shared, suited
 from hkd.errors import Refused, UserError
 from hkd.methods.base import Criterion, Method, Needs, Samples, method_of
 from hkd.methods.parts.logits import class_index
@@ -77,7 +77,7 @@ class Distiller(nn.Module):
             taps: where the taps of the student are: {"stages": {1: "layer1", ..., 4: "layer4"}} by module name (as in
                 `named_modules()`; maps [B, D, H, W], or tokens [B, P + N, D] of a square grid behind "prefix": P other
                 ones, 0 unless given). "final", the last map, is stage 4 unless given, and "pooled" ([B, D]) its mean.
-                "layout": "NHWC" where maps have their channels last; needed where shapes alone do not tell.
+                "layout": "NCHW" or "NHWC" (channels last) where the shapes of maps, which are square, do not tell.
                 A timm model needs none; its stages may be given as indices of `forward_intermediates` instead of names.
             teacher_taps: the same of the teacher; by role where there are several.
             normalize: False: timm models and other plain modules see the images as they are. True: images are RGB in
@@ -96,6 +96,9 @@ class Distiller(nn.Module):
         check_settings(num_classes, image_size, normalize, criterion)
         kind = method_of(method)
         method = method if isinstance(method, str) else method.__qualname__
+        side = image_size or own_size(student)
+        if "image_size" in getattr(kind.Config, "__dataclass_fields__", ()) and (seen := seen_size(student, side)):
+            options["image_size"] = seen  # not of the method alone: what it paints or names is what the student sees
         config: Any = configured(kind.Config, f"Method '{method}'", options)
         needs = kind.needs(config)
         named: dict[str, Any] = {} if teacher is None else {"teacher": teacher}
@@ -109,6 +112,8 @@ class Distiller(nn.Module):
                     f"such as timm.create_model(..., pretrained=True), or an hkd.Teacher after load_state_dict."
                 )
         named = {role: named[role] for role in needs.teachers}
+        # Taps are taken inside the plain model, which a compiled one hides; both have the same weights.
+        student, named = plain(student), {role: plain(model) for role, model in named.items()}
         for who, model in (("student", student), *named.items()):
             if not (who == "student" and isinstance(model, str)):
                 check_model(model, who)
@@ -120,7 +125,7 @@ class Distiller(nn.Module):
             check_taps((by_role or {}).get(role), "teacher_taps")
         if isinstance(student, nn.Module) and not isinstance(student, Teacher):
             refuse_shared(student, named)
-        side = image_size or next(filter(None, map(own_size, (student, *named.values()))), None)
+        side = side or next(filter(None, map(own_size, named.values())), None)
         stats = statistics_of({"student": student, **named}, normalize)
         tapped = student_of(student, num_classes, side, taps, stats["student"])
         teachers = {
@@ -168,7 +173,8 @@ class Distiller(nn.Module):
         if self.needs.index and index is not None:
             self.check_rows(index, y)
         y = y.to(self.step.dtype if y.is_floating_point() else torch.int64)
-        batch = Batch(x=x, y=y, index=torch.arange(len(y), device=y.device) if index is None else index)
+        rows = torch.arange(len(y), device=y.device) if index is None else index
+        batch = Batch(x=suited(x, self.step.dtype), y=y, index=rows)
         method = self.step.method
         taps_t = {
             role: self.teachers[role](x, want, **method.teacher_inputs(role, batch))
@@ -213,6 +219,19 @@ class Distiller(nn.Module):
         if is_half(self.step.student.net):
             self.step.method.float()
         return self
+
+
+def plain(model: Any) -> Any:
+    """The model that `torch.compile` was given, of what it made; anything else as it is."""
+    made = type(model).__module__.startswith("torch._dynamo")  # not imported here: that takes seconds
+    return model._orig_mod if made else model
+
+
+def seen_size(student: nn.Module | str, side: int | None) -> int | None:
+    """Side in px of the images that a student sees, of `side` px ones; None where that is not known yet."""
+    if isinstance(student, str):
+        return ZOO[student].image_size if student in ZOO else None
+    return student.card.image_size if isinstance(student, TapModel) else side
 
 
 def student_of(

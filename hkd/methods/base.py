@@ -17,6 +17,7 @@ from hkd import registry
 from hkd.data.batch import Batch
 from hkd.errors import UserError
 from hkd.methods import METHODS
+from hkd.methods.parts.logits import exact
 from hkd.models.families.base import accepting, accepts
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
@@ -101,6 +102,10 @@ class Method(nn.Module, ABC):
     def picture(self, batch: Batch, taps_s: Taps) -> Float[Tensor, "B 3 S S"] | None:
         """What the method makes of images, in [0, 1], for looking at; None where it makes none."""
         return None
+
+    def task_loss(self, logits: Float[Tensor, "N C"], y: Tensor) -> Float[Tensor, ""]:
+        """The recipe's task loss of logits, in single precision or better: autocast hands over 16 bits."""
+        return self.criterion(exact(logits), y)
 
     @abstractmethod
     def forward(self, batch: Batch, taps_s: Taps, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:

@@ -103,5 +103,5 @@ class CC(Method):
         g_s = exact(self.embed_s(taps_s.pooled))
         g_t = exact(self.embed_t(taps_t["teacher"].pooled.detach()))
         loss = delta_loss(g_s, g_t) if self.config.form == "delta" else rbf_loss(g_s, g_t, gamma=self.config.gamma)
-        task = self.criterion(taps_s.logits, batch.y)
+        task = self.task_loss(taps_s.logits, batch.y)
         return {"task": self.config.w_task * task, "cc": self.weight * loss}

@@ -112,6 +112,13 @@ class _Contrast(torch.autograd.Function):
         return upstream * grad, None, None, None, None
 
 
+def value_alone(
+    anchors: Tensor, bank: Tensor, picks: Tensor, log_z: Tensor, tau: float
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """`contrast` where no gradient is wanted, which inference mode could not take."""
+    return contrast(anchors, bank, picks, log_z, tau=tau)
+
+
 class CRD(Method):
     """`task` + `crd_s` (student against the teacher's bank) + `crd_t` (teacher against the student's).
 
@@ -179,7 +186,7 @@ class CRD(Method):
         return self.order[place + size * (place >= start)]
 
     def forward(self, batch: Batch, taps_s: Taps, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:
-        """Three weighted terms; then the entries of the batch move towards the new embeddings.
+        """Three weighted terms; in training mode the entries of the batch then move towards the new embeddings.
 
         Raises:
             UserError: a batch without sample indices, or `prepare` was not called.
@@ -189,16 +196,18 @@ class CRD(Method):
         if self.bank_s is None or self.bank_t is None:
             raise UserError("Method 'crd' keeps an entry per training sample: call prepare(Samples(...)) first.")
         config, pooled_t = self.config, taps_t["teacher"].pooled.detach()
+        learn: Any = _Contrast.apply if torch.is_grad_enabled() else value_alone
         with torch.autocast(batch.x.device.type, enabled=False):
             v_s = F.normalize(self.embed_s(exact(taps_s.pooled)), dim=1, eps=SHORTEST)
             v_t = F.normalize(self.embed_t(exact(pooled_t)), dim=1, eps=SHORTEST)
             picks = torch.cat([batch.index[:, None], self.negatives(batch.index)], dim=1)
-            crd_s, log_z_s = _Contrast.apply(v_s, self.bank_t, picks, self.log_z[0], config.tau)
-            crd_t, log_z_t = _Contrast.apply(v_t, self.bank_s, picks, self.log_z[1], config.tau)
-        self.log_z.copy_(torch.stack([log_z_s, log_z_t]))
-        rows = gathered(batch.index)
-        for bank, new in ((self.bank_s, v_s), (self.bank_t, v_t)):
-            mixed = config.momentum * bank[rows] + (1 - config.momentum) * gathered(new.detach())
-            bank.index_copy_(0, rows, F.normalize(mixed, dim=1, eps=SHORTEST))
-        task = self.criterion(taps_s.logits, batch.y)
+            crd_s, log_z_s = learn(v_s, self.bank_t, picks, self.log_z[0], config.tau)
+            crd_t, log_z_t = learn(v_t, self.bank_s, picks, self.log_z[1], config.tau)
+        if self.training:
+            self.log_z.copy_(torch.stack([log_z_s, log_z_t]))
+            rows = gathered(batch.index)
+            for bank, new in ((self.bank_s, v_s), (self.bank_t, v_t)):
+                mixed = config.momentum * bank[rows] + (1 - config.momentum) * gathered(new.detach())
+                bank.index_copy_(0, rows, F.normalize(mixed, dim=1, eps=SHORTEST))
+        task = self.task_loss(taps_s.logits, batch.y)
         return {"task": config.w_task * task, "crd_s": config.weight * crd_s, "crd_t": config.weight * crd_t}

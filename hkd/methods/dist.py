@@ -99,5 +99,5 @@ class DIST(Method):
         if config.gamma:
             several_samples("dist", len(batch.y))
         inter, intra = dist_losses(taps_s.logits, taps_t["teacher"].logits, tau=config.tau, eps=config.eps)
-        task = self.criterion(taps_s.logits, batch.y)
+        task = self.task_loss(taps_s.logits, batch.y)
         return {"task": config.w_task * task, "inter": config.beta * inter, "intra": config.gamma * intra}

@@ -94,5 +94,5 @@ class DKD(Method):
         """Three weighted terms."""
         config = self.config
         tckd, nckd = dkd_losses(taps_s.logits, taps_t["teacher"].logits, class_index(batch.y), tau=config.tau)
-        task = self.criterion(taps_s.logits, batch.y)
+        task = self.task_loss(taps_s.logits, batch.y)
         return {"task": config.w_task * task, "tckd": config.alpha * tckd, "nckd": config.beta * nckd}

@@ -58,4 +58,4 @@ class FD(Method):
         map_s = taps_s.final if self.config.s4_tap == "final" else taps_s.stages[4]
         projected = self.projector(to_grid(map_s, self.grid))
         distance = mimic_loss(to_tokens(projected), to_tokens(taps_t["teacher"].final))
-        return {"task": self.criterion(taps_s.logits, batch.y), "feat_s4": self.weight * distance}
+        return {"task": self.task_loss(taps_s.logits, batch.y), "feat_s4": self.weight * distance}

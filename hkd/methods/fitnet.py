@@ -74,7 +74,7 @@ class FitNet(Method):
     def forward(self, batch: Batch, taps_s: Taps, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:
         """The task and one term per stage."""
         config = self.config
-        losses = {"task": config.w_task * self.criterion(taps_s.logits, batch.y)}
+        losses = {"task": config.w_task * self.task_loss(taps_s.logits, batch.y)}
         for stage, grid in self.grids.items():
             # Pooled first: it commutes with a 1x1 convolution, which then has fewer positions.
             map_s = self.projectors[str(stage)](pooled(taps_s.stages[stage], grid))

@@ -120,8 +120,8 @@ def target_kl(targets: Float[Tensor, "B M C"], logits_s: Float[Tensor, "B C"], *
     Returns:
         Scalar in nats, averaged over B and M and summed over C; zero when all agree up to constants.
     """
-    log_p_s = F.log_softmax(logits_s / tau, dim=1)[:, None]
-    log_p_u = F.log_softmax(targets / tau, dim=2)
+    log_p_s = F.log_softmax(exact(logits_s) / tau, dim=1)[:, None]
+    log_p_u = F.log_softmax(exact(targets) / tau, dim=2)
     return tau**2 * (log_p_u.exp() * (log_p_u - log_p_s)).sum(dim=2).mean()
 
 
@@ -256,7 +256,10 @@ class HCD(Method):
         )
 
     def sub_logits(self, taps_s: Taps, teacher: Taps) -> Float[Tensor, "B S n C"]:
-        """z: the shared logits of every stage; class k of sub-logit j is entry j * C + k of a mapper's output."""
+        """z: the shared logits of every stage; class k of sub-logit j is entry j * C + k of a mapper's output.
+
+        In single precision or better.
+        """
         config = self.config
         vectors: list[list[Tensor]] = [[] for _ in config.stages]
         if config.projects:
@@ -264,12 +267,12 @@ class HCD(Method):
         if config.cfm and config.concat != "student":
             vectors = [[*vector, teacher.pooled.detach()] for vector in vectors]
         shared = [mapper(torch.cat(vector, dim=1)) for mapper, vector in zip(self.mappers, vectors, strict=True)]
-        return torch.stack(shared, dim=1).unflatten(2, (config.parts, self.student.classes))
+        return exact(torch.stack(shared, dim=1)).unflatten(2, (config.parts, self.student.classes))
 
     def forward(self, batch: Batch, taps_s: Taps, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:
         """All weighted terms."""
         config = self.config
-        losses = {"task": config.w_gt * self.criterion(taps_s.logits, batch.y)}
+        losses = {"task": config.w_gt * self.task_loss(taps_s.logits, batch.y)}
         if config.distils:
             losses["kd"] = config.w_kd * kd_loss(taps_s.logits, taps_t["teacher"].logits, tau=config.tau)
         if config.maps:
@@ -284,7 +287,7 @@ class HCD(Method):
         """The weighted terms that need the sub-logits, all stages at once."""
         config = self.config
         stages = len(config.stages) if config.stage_reduce == "sum" else 1  # losses below are means over stages
-        fused = sub + teacher.logits.detach()[:, None, None] if config.fuse_teacher else sub
+        fused = sub + exact(teacher.logits.detach())[:, None, None] if config.fuse_teacher else sub
         if config.diagnose and self.training:
             self.note(fused, teacher)
         losses = {}
@@ -325,5 +328,5 @@ class HCD(Method):
         """The loss of L_sub, [N, C] and [N] or [N, C] to a mean over N; soft targets are taken as they are."""
         smoothing = self.config.label_smoothing
         if smoothing is None:
-            return self.criterion(logits, y)
+            return self.task_loss(logits, y)
         return F.cross_entropy(logits, y, label_smoothing=smoothing if y.ndim == 1 else 0.0)

@@ -93,7 +93,8 @@ class HybridConfig(DecoderConfig):
     alpha, beta: weight of the late term (0: not computed); where the smooth L1 distance turns linear.
     target_norm: normalise features (final ones and block outputs, not `msa`) per token.
     student_norm: the student's features are those after its final norm.
-    class_token: class (and other prefix) tokens are compared too.
+    class_token: class (and other prefix) tokens are compared too, in the task `direct`.
+    hidden_class: they are compared too in the tasks `masked` and `dbot`, as dBOT's code does; off: patches alone.
     relation_scale, relation_heads: raw products or attention logits; heads into which queries and keys of all heads are
         split anew on both sides (1: the full width), None: the models' own.
     mask: `none`; `random`; `direct`, one step by the tokens after Tm's last layer; `progressive`, a step before the
@@ -122,6 +123,7 @@ class HybridConfig(DecoderConfig):
     target_norm: Switch = True
     student_norm: Switch = True
     class_token: Switch = True
+    hidden_class: Switch = False
     relation_scale: Literal["raw", "1/sqrt(d)"] = "raw"
     relation_heads: Few | None = None
     mask: Literal["none", "random", "direct", "progressive"] = "none"
@@ -149,6 +151,16 @@ class HybridConfig(DecoderConfig):
                 f"late_target to feature or both_last, targets to c or m, or alpha to 0.0"
             )
 
+    @property
+    def class_switch(self) -> str:
+        """The option that says whether class tokens are compared in this task."""
+        return "class_token" if self.task == "direct" else "hidden_class"
+
+    @property
+    def compares_class(self) -> bool:
+        """Whether class tokens are compared."""
+        return bool(getattr(self, self.class_switch))
+
     @together
     def _masks(self) -> None:
         if self.mask in ("direct", "progressive") and self.targets in ("c", "c+c"):
@@ -159,6 +171,8 @@ class HybridConfig(DecoderConfig):
         if self.mask == "progressive" and self.depth < 3:
             raise ValueError(f"mask=progressive needs three thirds of a depth of at least 3, got {self.depth}")
         if self.task == "direct":
+            if self.hidden_class:
+                raise ValueError("hidden_class is for task=masked and dbot; task=direct has class_token")
             return
         if self.targets not in ("c", "m") or self.mask != "none":
             raise ValueError(
@@ -266,7 +280,7 @@ class Hybrid(Method):
         return Pair(
             teacher=self.teachers[role],
             prefix=self.student.prefix,
-            class_token=config.class_token and config.task == "direct",
+            class_token=config.compares_class,
             hidden=config.task != "direct",
             normed=config.target_norm,
             beta=config.beta,
@@ -421,10 +435,10 @@ def refuse_teacher(config: HybridConfig, role: str, card: ModelCard, shape_s: Sh
             f"{_text(shape_s.grid)}: give one of their cards the image_size that makes them equal (14 px patches of "
             f"196 px images are the 14x14 of 16 px patches at 224 px)."
         )
-    if config.task == "direct" and config.class_token and shape_t.prefix != shape_s.prefix:
+    if config.compares_class and shape_t.prefix != shape_s.prefix:
         return (
             f"hybrid compares class tokens too, and {card.name} has {shape_t.prefix} prefix tokens, the student "
-            f"{shape_s.prefix}: set class_token to false to compare patches alone."
+            f"{shape_s.prefix}: set {config.class_switch} to false to compare patches alone."
         )
     late, masks = late_role(config) == role, role == "relations" and config.mask == "progressive"
     if shape_t.depth != config.depth and (late or masks):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hkd.data.batch import Batch
 from hkd.methods.base import Method, Needs
+from hkd.methods.parts.logits import exact
 from hkd.models.taps import Taps, Want
 from hkd.options import NotNegative, Positive, options
 
@@ -39,8 +40,8 @@ def kd_loss(logits_s: Float[Tensor, "B C"], logits_t: Float[Tensor, "B C"], *, t
     Returns:
         Scalar in nats, averaged over B and summed over C; zero when the logits agree up to a constant per sample.
     """
-    log_p_s = F.log_softmax(logits_s / tau, dim=1)
-    log_p_t = F.log_softmax(logits_t.detach() / tau, dim=1)
+    log_p_s = F.log_softmax(exact(logits_s) / tau, dim=1)
+    log_p_t = F.log_softmax(exact(logits_t.detach()) / tau, dim=1)
     return tau**2 * F.kl_div(log_p_s, log_p_t, reduction="batchmean", log_target=True)
 
 
@@ -58,4 +59,4 @@ class KD(Method):
         """Two weighted terms."""
         config = self.config
         kd = kd_loss(taps_s.logits, taps_t["teacher"].logits, tau=config.tau)
-        return {"task": config.w_task * self.criterion(taps_s.logits, batch.y), "kd": config.w_kd * kd}
+        return {"task": config.w_task * self.task_loss(taps_s.logits, batch.y), "kd": config.w_kd * kd}

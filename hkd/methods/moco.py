@@ -25,6 +25,7 @@ from torch import Tensor
 
 from hkd.data.batch import Batch
 from hkd.methods.base import Criterion, Method, Needs, Samples, refuse_student
+from hkd.methods.parts.logits import several_samples
 from hkd.methods.parts.views import ViewConfig, everyone, head, two_views, unit
 from hkd.models.families.view_vit import MovingAverage, ViewTaps
 from hkd.models.tap_model import Teacher
@@ -102,7 +103,12 @@ class MoCo(Method):
         return 1 - (1 - self.config.momentum) * (1 + math.cos(math.pi * done)) / 2
 
     def student_inputs(self, batch: Batch, taps_t: Mapping[str, Taps]) -> dict[str, Any]:
-        """Two views of every image in the place of the batch; the averages of the student and of the head step."""
+        """Two views of every image in the place of the batch; the averages of the student and of the head step.
+
+        Raises:
+            UserError: a batch of one image, which has no other to be told from.
+        """
+        several_samples("moco", len(batch.x))
         inputs = {"views": two_views(batch.x, self.config), "average": self.encoder}
         if not self.training:
             return inputs

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hkd.data.batch import Batch
 from hkd.methods.base import Criterion, Method, Needs
 from hkd.methods.parts.initialisers import as_ofa
-from hkd.methods.parts.logits import class_index, same_classes
+from hkd.methods.parts.logits import class_index, exact, same_classes
 from hkd.methods.parts.stage_projector import StageProjectors
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
@@ -82,12 +82,12 @@ def ofa_loss(
     Returns:
         Scalar in nats, averaged over B and summed over S and C.
     """
-    p_t = (logits_t.detach() / tau).softmax(dim=1)[:, None]
+    p_t = (exact(logits_t.detach()) / tau).softmax(dim=1)[:, None]
     one_hot = F.one_hot(class_index(y), logits_t.shape[1]).to(p_t.dtype)[:, None]
     weights = (p_t + one_hot) ** eps.to(p_t.dtype)[:, None] - one_hot
     if form == "paper":
         weights = torch.where(one_hot > 0, weights, p_t)
-    return -(weights * (logits_s / tau).log_softmax(dim=2)).sum() / len(logits_s)
+    return -(weights * (exact(logits_s) / tau).log_softmax(dim=2)).sum() / len(logits_s)
 
 
 class OFA(Method):
@@ -131,7 +131,7 @@ class OFA(Method):
     def forward(self, batch: Batch, taps_s: Taps, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:
         """All weighted terms."""
         config = self.config
-        losses = {"task": config.w_task * self.criterion(taps_s.logits, batch.y)}
+        losses = {"task": config.w_task * self.task_loss(taps_s.logits, batch.y)}
         options = {"tau": config.tau, "form": config.form}
         if has_branches(config):
             vectors = self.projectors(taps_s)

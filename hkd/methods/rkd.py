@@ -170,7 +170,7 @@ class RKD(Method):
         config = self.config
         several_samples("rkd", len(batch.y))
         distance, angle = rkd_losses(taps_s.pooled, taps_t["teacher"].pooled)
-        task = self.criterion(taps_s.logits, batch.y)
+        task = self.task_loss(taps_s.logits, batch.y)
         return {
             "task": config.w_task * task,
             "distance": config.w_distance * distance,

@@ -32,7 +32,9 @@ from hkd.errors import Refused
 from hkd.methods.base import Criterion, Method, Needs
 from hkd.methods.parts.cross_attention import ConvolutionProjector, CrossAttentionProjector
 from hkd.methods.parts.feature_mimicking import mimic_loss
-from hkd.models.families.base import Tail, accepts
+from hkd.methods.parts.logits import exact
+from hkd.models import FAMILIES
+from hkd.models.families.base import Tail, accepting, accepts
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want, to_tokens
 from hkd.options import Different, Few, NotNegative, Positive, Share, Switch, Whole, options, together
@@ -108,6 +110,11 @@ class ScaleKDConfig:
         """Whether the projectors have queries."""
         return self.projector in ("cap", "cap_no_pos")
 
+    @property
+    def tails(self) -> bool:
+        """Whether anything goes through the teacher's last stage."""
+        return bool(tail_views(self)) or self.s4_tail > 0
+
 
 def feature_weights(config: ScaleKDConfig, positions: int) -> dict[tuple[str, str], float]:
     """Weight of every feature term that has one.
@@ -160,6 +167,15 @@ def tail_views(config: ScaleKDConfig) -> tuple[str, ...]:
     return tuple(dict.fromkeys(mimicked + query_views(config)))
 
 
+def no_tail(teacher: ModelCard) -> str:
+    """The sentence for a teacher whose last stage takes no tokens."""
+    kind = f"a {teacher.family} teacher" if teacher.family in FAMILIES else "a teacher of this class"
+    return (
+        f"scalekd sends stage 3 through the teacher's last stage, and {kind} has none that takes tokens: take one of "
+        f"the family {accepting('tail')}, or set tpp to off."
+    )
+
+
 def soft_cross_entropy(
     logits_s: Float[Tensor, "B C"], logits_t: Float[Tensor, "B C"], *, tau: float
 ) -> Float[Tensor, ""]:
@@ -175,7 +191,7 @@ def soft_cross_entropy(
     Returns:
         Scalar in nats, averaged over B and summed over C.
     """
-    return tau**2 * F.cross_entropy(logits_s / tau, (logits_t.detach() / tau).softmax(dim=1))
+    return tau**2 * F.cross_entropy(exact(logits_s) / tau, (exact(logits_t.detach()) / tau).softmax(dim=1))
 
 
 class ScaleKD(Method):
@@ -186,6 +202,7 @@ class ScaleKD(Method):
     """
 
     Config = ScaleKDConfig
+    teachers: dict[str, Teacher]
 
     def __init__(
         self, config: ScaleKDConfig, student: TapInfo, teachers: Mapping[str, Teacher], criterion: Criterion
@@ -193,33 +210,44 @@ class ScaleKD(Method):
         """Build the projectors that this configuration uses.
 
         Raises:
-            Refused: heads that do not divide the teacher's width, a DC-free view or attention on a 1x1 grid, or a
-                number of tail blocks for a teacher that cannot cut its tail.
+            Refused: a teacher without a tail where one is needed, heads that do not divide the teacher's width, a
+                DC-free view or attention on a 1x1 grid, or a number of tail blocks for a teacher that cannot cut its
+                tail.
         """
         super().__init__(config, student, teachers, criterion)
         self.projectors = nn.ModuleDict()
         self.weights: dict[tuple[str, str], float] = {}
         self.query_views, self.tail_views = query_views(config), tail_views(config)
-        self.tail: Tail | None = None
-        self.s4_tail: Tail | None = None
         if not self.needs(config).teachers:
             return
         teacher = teachers["teacher"]
+        if config.tails and not accepts(teacher.card.family, "tail"):
+            raise Refused(no_tail(teacher.card))
         if config.teacher_mode == "train":
             nn.Module.train(teacher)  # Teacher.train does nothing, so that no trainer wakes it by accident
         width, *grid = teacher.info.final
         self.weights = feature_weights(config, grid[0] * grid[1])
         if grid == [1, 1] and any(view == "alt" for _, view in self.weights):
             raise Refused("The teacher's last map is 1x1, so its DC-free view is zero: set dfm to orig_only or off.")
-        if self.tail_views:
-            self.tail = teacher.tail(config.vit_tail)
+        if tail := self.tail:
             for view in self.tail_views:
-                self.add_projector("s3", view, self.tail.in_width, self.tail.in_grid)
-        if config.s4_tail and "s4" in config.stages:
-            self.s4_tail = teacher.tail(config.s4_tail)
+                self.add_projector("s3", view, tail.in_width, tail.in_grid)
+        _ = self.s4_tail  # a number of blocks that the teacher does not have is refused here
         for stage, view in self.weights:
             if stage == "s4":
                 self.add_projector("s4", view, width, (grid[0], grid[1]))
+
+    @property
+    def tail(self) -> Tail | None:
+        """The teacher's last stage, if stage 3 goes through it; not kept, so that a copy of this method has that of its
+        own teacher."""
+        return self.teachers["teacher"].tail(self.config.vit_tail) if self.tail_views else None
+
+    @property
+    def s4_tail(self) -> Tail | None:
+        """The blocks that follow the projector of stage 4, if any do."""
+        config = self.config
+        return self.teachers["teacher"].tail(config.s4_tail) if config.s4_tail and "s4" in config.stages else None
 
     def add_projector(self, stage: str, view: str, out_width: int, out_grid: tuple[int, int]) -> None:
         """One projector from the student's tap of `stage` to tokens of the teacher."""
@@ -265,12 +293,8 @@ class ScaleKD(Method):
         teacher = teachers.get("teacher")
         if teacher is None:
             return "scalekd needs a teacher."
-        tails = config.s4_tail > 0 or tail_views(config)
-        if tails and not accepts(teacher.family, "tail"):
-            return (
-                f"scalekd sends stage 3 through the teacher's last stage, and a {teacher.family} teacher has none that "
-                f"takes tokens."
-            )
+        if config.tails and not accepts(teacher.family, "tail"):
+            return no_tail(teacher)
         if config.teacher_mode == "train" and recipe.views is not None:
             return "teacher_mode=train draws the teacher's depth at every step, which fixed views would freeze."
         return None
@@ -278,7 +302,7 @@ class ScaleKD(Method):
     def forward(self, batch: Batch, taps_s: Taps, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:
         """All weighted terms."""
         config = self.config
-        task = self.criterion(taps_s.logits, batch.y)
+        task = self.task_loss(taps_s.logits, batch.y)
         losses = {"task": (1 - config.alpha) * task if config.kd else task}
         if config.kd:
             kd = soft_cross_entropy(taps_s.logits, taps_t["teacher"].logits, tau=config.tau)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hkd.data.batch import Batch
 from hkd.methods.base import Criterion, Method, Needs, refuse_student
+from hkd.methods.parts.logits import several_samples
 from hkd.methods.parts.views import ViewConfig, everyone, head, two_views, unit
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps
@@ -78,7 +79,12 @@ class SimCLR(Method):
         return refuse_student("simclr", "shows its student two views of every image", student, "views")
 
     def student_inputs(self, batch: Batch, taps_t: Mapping[str, Taps]) -> dict[str, Any]:
-        """Two views of every image in the place of the batch."""
+        """Two views of every image in the place of the batch.
+
+        Raises:
+            UserError: a batch of one image, which has no other to be told from.
+        """
+        several_samples("simclr", len(batch.x))
         return {"views": two_views(batch.x, self.config)}
 
     def forward(self, batch: Batch, taps_s: Taps, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:

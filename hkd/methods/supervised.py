@@ -25,4 +25,4 @@ class Supervised(Method):
 
     def forward(self, batch: Batch, taps_s: Taps, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:
         """One term, exactly the criterion."""
-        return {"task": self.criterion(taps_s.logits, batch.y)}
+        return {"task": self.task_loss(taps_s.logits, batch.y)}

@@ -5,16 +5,19 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from hkd.errors import UserError
+from hkd.models.families.any_timm import TimmFamily, reading_of
 from hkd.models.families.base import Family
 from hkd.models.hooks import evaluation_mode
 from hkd.models.named_taps import STAGES, NamedFamily, Overwritten, PartialInfo, StageShapes, TapNames
 from hkd.models.normalise import Normalise
 from hkd.models.tap_model import Built
 from hkd.models.taps import TapInfo, Want
-from hkd.models.timm_models import TimmFamily, is_timm, timm_card, timm_family, timm_stages, unknown_taps
+from hkd.models.timm_models import is_timm, timm_card, timm_family, timm_stages, unknown_taps
+from hkd.models.transformers_models import FromTransformers
 from hkd.spec import ModelCard
 
 Statistics = tuple[Sequence[float], Sequence[float]]  # mean and std of RGB in [0, 1]
@@ -61,13 +64,13 @@ def adopted(
     """
     if side is None:
         raise UserError("Say how large the images are: Distiller(..., image_size=32).")
+    taps = net.taps if taps is None and isinstance(net, FromTransformers) else taps
     stages = dict((taps or {}).get("stages") or {})
     indexed = bool(stages) and all(type(place) is int for place in stages.values())
     first = next(net.parameters(), None)
     if first is None:
         raise UserError(f"The {who} has no parameters.")
-    # Not zeros: models that begin with a norm could not tell two wrong readings of them apart.
-    images = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(first)
+    images = images_to_look_with(side, first)
     with torch.no_grad(), evaluation_mode(net):
         plain = answer(net, who, images)
         if is_timm(net) and (taps is None or indexed):
@@ -83,6 +86,15 @@ def adopted(
         card = ModelCard(name=f"the {who}", family=named.name, arch=type(net).__name__, image_size=side)
         info = as_named(net, named, card, images)
     return card, Built(net, named, GivenImages(card.name, side, stats, first), info)
+
+
+def images_to_look_with(side: int, like: Tensor) -> Float[Tensor, "1 3 side side"]:
+    """One image by which a model's taps are found, on the device and of the type of a parameter of it.
+
+    Not zeros: models that begin with a norm could not tell two wrong readings of them apart.
+    """
+    generator = torch.Generator("cpu").manual_seed(0)
+    return torch.rand(1, 3, side, side, generator=generator, device="cpu").to(like)
 
 
 def answer(net: nn.Module, who: str, images: Tensor) -> Any:
@@ -118,7 +130,10 @@ def as_timm(
     family = timm_family(net)
     try:
         card = timm_card(net, family, images.shape[-1])
-        card = replace(card, stages=timm_stages(net, family, who, images, stages))
+        features, maps = net.forward_intermediates(images, norm=False, output_fmt="NCHW")
+        if isinstance(family, TimmFamily):
+            family = TimmFamily(reading_of(net, features, maps))
+        card = replace(card, stages=timm_stages(maps, who, stages))
         taps = family.forward(net, card, images, Want(stages=STAGES))
         right = (
             isinstance(plain, Tensor)

@@ -5,7 +5,7 @@ Shapes: B batch, C classes, D width, H W grid, N patch tokens, P prefix tokens.
 
 import difflib
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -74,15 +74,25 @@ class Overwritten(UserError):
         self.keys = keys
 
 
-def layout_of(maps: Collection[Tensor]) -> str | None:
-    """Whether the maps of a model are "NCHW" by their shapes; None where these do not tell.
+def readings(map_: Tensor) -> tuple[str, ...]:
+    """Layouts in which a map [B, _, _, _] is square, as maps of square images are."""
+    one, two, three = map_.shape[1:]
+    if one == two == three == 1:
+        return ("NCHW",)
+    return tuple(layout for layout, square in (("NCHW", two == three), ("NHWC", one == two)) if square)
 
-    Images are square, so that the last two axes of a map [B, D, H, W] are equal; where D is that number too, another
-    map of the same model must tell.
+
+def layout_of(map_: Tensor, others: Iterable[Tensor]) -> str | None:
+    """The layout of a map by its shape; where it is square in both, that of the others, if they tell one alone.
+
+    Returns:
+        None where shapes do not tell.
     """
-    square = all(map_.shape[2] == map_.shape[3] for map_ in maps)
-    told = any(map_.shape[1] != map_.shape[2] or map_[0].numel() == 1 for map_ in maps)
-    return "NCHW" if square and told else None
+    found = readings(map_)
+    if len(found) == 1:
+        return found[0]
+    told = {layout for other in others if len(layouts := readings(other)) == 1 for layout in layouts}
+    return told.pop() if found and len(told) == 1 else None
 
 
 class NamedFamily(Family):
@@ -212,15 +222,16 @@ class NamedFamily(Family):
     def channels_first(self, found: Mapping[Any, Any], key: Any) -> Tensor:
         """A recorded map as [B, D, H, W]."""
         maps = {other: x for other, x in found.items() if other != "pooled" and isinstance(x, Tensor) and x.ndim == 4}
-        layout = self.layout or layout_of(maps.values())
+        map_ = maps[key]
+        layout = self.layout or layout_of(map_, maps.values())
         if layout is None:
-            unclear = next((other for other, x in maps.items() if x.shape[2] != x.shape[3]), key)
+            one, two, three = map_.shape[1:]
             raise UserError(
-                f"{self.where}: module '{self.places[unclear]}' of the {self.who} gives {[*maps[unclear].shape]}, "
-                f'which does not tell channels from height and width: say "layout": "NHWC" (channels last, as in Swin) '
-                f'or "NCHW".'
+                f"{self.where}: module '{self.places[key]}' of the {self.who} gives {[*map_.shape]}, which does not "
+                f'tell channels from height and width: say "layout": "NCHW" ({one} channels of {two}x{three}) or '
+                f'"NHWC" ({three} channels of {one}x{two}, as in Swin).'
             )
-        return maps[key] if layout == "NCHW" else maps[key].permute(0, 3, 1, 2)
+        return map_ if layout == "NCHW" else map_.permute(0, 3, 1, 2)
 
     def pooled_of(self, found: Mapping[Any, Any], final: Tensor | None, nothing: Tensor) -> Tensor:
         """The penultimate feature [B, D]."""

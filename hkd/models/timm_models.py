@@ -1,6 +1,6 @@
 """timm models that somebody else built: which family runs them, and where their stages are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ def timm_card(net: Any, family: Family, side: int) -> ModelCard:
     return ModelCard(name=architecture, family=family.name, arch=architecture, image_size=side)
 
 
-def timm_stages(net: Any, family: Family, who: str, images: Tensor, given: Mapping[int, int]) -> tuple[int, ...]:
+def timm_stages(maps: Sequence[Tensor], who: str, given: Mapping[int, int]) -> tuple[int, ...]:
     """Indices of stages 1 to 4 among a timm model's intermediate maps.
 
     Unless given: the last four; of models whose maps are all of one size (ViT, Mixer), the ends of the four quarters.
@@ -60,9 +60,6 @@ def timm_stages(net: Any, family: Family, who: str, images: Tensor, given: Mappi
         if sorted(given) != [*STAGES]:
             raise UserError(f"Stages of the {who} by index must be all four, got {sorted(given)}.")
         return tuple(given[stage] for stage in STAGES)
-    if getattr(net, "num_prefix_tokens", 0) and isinstance(family, TimmFamily):
-        raise UserError(unknown_taps(net, who))  # `Family` alone cannot lay its tokens out
-    maps = net.forward_intermediates(images, output_fmt="NCHW", intermediates_only=True)
     count = len(maps)
     if len({x.shape for x in maps}) == 1:
         return tuple(max(0, count * stage // 4 - 1) for stage in STAGES)

@@ -76,7 +76,7 @@ class PatchCodebook(nn.Module):
     @torch.no_grad()
     def forward(self, patches: Float[Tensor, "M V"]) -> Int[Tensor, " M"]:
         """Codes of patches; in training mode the codebook then moves towards them."""
-        patches = patches.detach().float()
+        patches = patches.detach().to(self.sums.dtype)
         with torch.autocast(patches.device.type, enabled=False):
             if self.training and self.filled < len(self.counts):
                 self._start(patches)

@@ -88,7 +88,7 @@ def cropped(x: Float[Tensor, "B 3 H W"], share: tuple[float, float], *, flip: bo
         mirrored = torch.where(_uniform(x, 1).flatten() < 0.5, -1.0, 1.0)
         sides = sides * torch.stack([mirrored, torch.ones_like(mirrored)], dim=1)
     theta = torch.cat([torch.diag_embed(sides), centre[:, :, None]], dim=2)
-    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    grid = F.affine_grid(theta.to(x.dtype), list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 

@@ -123,23 +123,20 @@ def looked_at(net: Any, card: ModelCard) -> ModelCard:
     """
     import torch
 
-    from hkd.models.adopted import answer, as_timm
+    from hkd.models.adopted import answer, as_timm, images_to_look_with
     from hkd.models.hooks import evaluation_mode
-    from hkd.models.timm_models import is_timm, timm_family, timm_stages
+    from hkd.models.timm_models import is_timm
 
-    side = card.image_size
-    images = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    images = images_to_look_with(card.image_size, torch.zeros(()))
     with torch.no_grad(), evaluation_mode(net):
         plain = answer(net, card.name, images)
         if not is_timm(net):
             return measured(net, replace(card, family="own"))
         try:
-            as_timm(net, card.name, images, {}, plain)
+            family, found, _ = as_timm(net, card.name, images, {}, plain)
         except UserError:
             return measured(net, replace(card, family="own"))
-        family = timm_family(net)
-        stages = timm_stages(net, family, card.name, images, {})
-    return measured(net, replace(card, family=family.name, stages=stages))
+    return measured(net, replace(card, family=family.name, stages=found.stages))
 
 
 def measured(net: Any, card: ModelCard) -> ModelCard:

@@ -145,7 +145,7 @@ class Family:
             final=encoded.final,
             stages={stage: encoded.maps[index] for stage, index in wanted.items()},
             prefix={stage: encoded.prefix[index] for stage, index in wanted.items() if index in encoded.prefix},
-            tokens=encoded.features if encoded.features.ndim == 3 else None,
+            tokens=tokens_among(encoded.features),
             attention=attention,
             qkv={index: split_heads(attentions[index], inside["qkv", index]) for index in want.qkv},
             outputs={index: inside["output", index] for index in want.outputs},
@@ -225,6 +225,11 @@ def accepting(*names: str) -> str:
     """The families that take or give all of this, for a sentence."""
     *first, last = (f"'{family}'" for family in FAMILIES if accepts(family, *names))
     return f"{', '.join(first)} or {last}" if first else last
+
+
+def tokens_among(features: Any) -> Tensor | None:
+    """What a model gives to its head, if that is tokens; some give maps, or several things."""
+    return features if isinstance(features, Tensor) and features.ndim == 3 else None
 
 
 def split_heads(attention: Any, projected: Float[Tensor, "B M E"]) -> tuple[Tensor, Tensor, Tensor]:

@@ -43,14 +43,13 @@ class OwnFamily(Family):
         Raises:
             UserError: it does not take images of its size, gives no logits, or has not the modules that are named.
         """
-        from hkd.models.adopted import answer, as_named
+        from hkd.models.adopted import answer, as_named, images_to_look_with
 
         taps = stages_as_numbers(card.kwargs.get("taps"))
         first = next(net.parameters(), None)
         if first is None:
             raise UserError(f"The model {card.name} has no parameters.")
-        side, generator = card.image_size, torch.Generator("cpu").manual_seed(0)
-        images = torch.rand(1, 3, side, side, generator=generator, device="cpu").to(first)
+        images = images_to_look_with(card.image_size, first)
         with torch.no_grad(), evaluation_mode(net):
             answer(net, card.name, images)
             family = NamedFamily(net, card.name, taps)

@@ -56,7 +56,7 @@ class MovingAverage(nn.Module):
         if not len(self.flat):
             self.flat = own
         else:
-            self.flat = self.flat.to(own.device).lerp_(own, 1 - momentum)
+            self.flat = self.flat.to(own).lerp_(own, 1 - momentum)
 
     @torch.no_grad()
     def forward(self, module: nn.Module, x: Tensor) -> Tensor:
