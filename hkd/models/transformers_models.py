@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hkd.models.named_taps import STAGES
 from hkd.errors import UserError
 from hkd.models.hooks import evaluation_mode
+from hkd.models.named_taps import STAGES
 
 
 class FromTransformers(nn.Module):
