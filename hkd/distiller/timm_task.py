@@ -38,7 +38,7 @@ class TimmTask(TrainingTask):
                 f"Method '{distiller.method}' knows samples again by their row, and timm's loops give no rows: call "
                 f"the distiller in a loop of your own, distiller(x, y, index=index)."
             )
-        self.trainable_module: nn.Module = distiller
+        self.trainable_module: Any = distiller
 
     @property
     def distiller(self) -> Distiller:
@@ -57,10 +57,11 @@ class TimmTask(TrainingTask):
         self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
         return self
 
-    def compile(self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any) -> nn.Module:
+    def compile(self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any) -> Any:
         """Compile the distiller; the result evaluates the student."""
-        self.eval_model = torch.compile(self.distiller.student, backend=backend, mode=mode, **compile_kwargs)
-        self.trainable_module = torch.compile(self.trainable_module, backend=backend, mode=mode, **compile_kwargs)
+        options = {"backend": backend, "mode": mode, **compile_kwargs}
+        self.eval_model = torch.compile(self.distiller.student, **options)
+        self.trainable_module = torch.compile(self.trainable_module, **options)
         return self.eval_model
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:

@@ -83,8 +83,9 @@ class TimmFamily(Family):
         layout = self.reading.layout
         if not indices and layout in ("NCHW", "NHWC"):
             return super().encode(net, x, indices)
-        # Tokens are always those that were looked at: of Hiera's, `forward_features` alone has others.
-        wanted = list(indices) if layout in ("NCHW", "NHWC") else sorted({*indices, self.reading.last})
+        # Always to the last, as was looked at: Hiera's `forward_features` alone has other tokens, and HieraDet gives
+        # its features in another order without.
+        wanted = sorted({*indices, self.reading.last})
         features, inner = net.forward_intermediates(x, indices=wanted, norm=False, output_fmt="NCHW")
         maps = dict(zip(wanted, inner, strict=True))
         final = maps[wanted[-1]] if layout == "unknown" else self.final_map(net, features, x)
