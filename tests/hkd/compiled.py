@@ -10,10 +10,10 @@ import warnings
 import torch
 
 import hkd
+from hkd.contract.checks import CLASSES, LABEL_FREE, SAMPLES, card, images, subject_of
 from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel, Teacher
 from hkd.registry import load
-from tests.hkd.test_method_contract import CLASSES, LABEL_FREE, SAMPLES, card, config_of, images
 
 LABELS = torch.arange(4)
 
@@ -27,7 +27,7 @@ def distiller_of(method: str) -> hkd.Distiller:
     kind = load(hkd.METHODS[method])
     torch.manual_seed(0)
     model = ZOO["mae_b16_mini" if method == "hybrid" else "swin_t_mini"]
-    teachers = {role: Teacher(model, CLASSES) for role in kind.needs(config_of(method)).teachers}
+    teachers = {role: Teacher(model, CLASSES) for role in kind.needs(subject_of(method).config).teachers}
     return hkd.Distiller(TapModel(card(family), CLASSES), teachers, method, samples=SAMPLES, **options)
 
 

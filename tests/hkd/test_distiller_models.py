@@ -11,13 +11,13 @@ import torchvision
 from torch import nn
 
 import hkd
+from hkd.contract.checks import LABEL_FREE, card
 from hkd.distiller.module import Distiller
 from hkd.errors import UserError
 from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel, Teacher
 from hkd.models.taps import Want
 from tests.hkd.test_distiller import CLASSES, LABELS, S3, images, resnet, total, vit
-from tests.hkd.test_method_contract import LABEL_FREE, card
 
 # --- every timm classifier
 

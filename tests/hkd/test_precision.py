@@ -7,6 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hkd.contract.checks import (
+    LABEL_FREE,
+    batch_of,
+    build,
+    fresh_student,
+    images,
+    subject_of,
+    teacher,
+)
 from hkd.methods import METHODS
 from hkd.methods.hcd import orthogonality_loss, target_kl
 from hkd.methods.kd import kd_loss
@@ -14,15 +23,6 @@ from hkd.methods.ofa import ofa_loss
 from hkd.methods.scalekd import soft_cross_entropy
 from hkd.models.taps import Taps
 from hkd.registry import load
-from tests.hkd.test_method_contract import (
-    LABEL_FREE,
-    batch_of,
-    build,
-    config_of,
-    fresh_student,
-    images,
-    teacher,
-)
 
 NEAR = 1e-2  # of a term, absolute and relative
 SLOPE = 2e-2  # of a gradient, relative to its length
@@ -62,7 +62,7 @@ FAST = ("kd", "hcd", "ofa")
     "name", [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in METHODS]
 )
 def test_every_method_compares_16_bit_features_in_single_precision(name):
-    kind, config = load(METHODS[name]), config_of(name)
+    kind, config = load(METHODS[name]), subject_of(name).config
     needs = kind.needs(config)
     student = copy.deepcopy(fresh_student(LABEL_FREE.get(name, ({}, "resnet"))[1]))
     model = teacher("hybrid_vit" if name == "hybrid" else "swin")
