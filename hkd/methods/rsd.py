@@ -1,10 +1,11 @@
 """Redundancy suppression (RSD): student and teacher channels correlate one to one, and with no other.
 
-Source: "Heterogeneous knowledge distillation by redundancy suppression" (ICCV 2025), in the form of its repository
-(spacewanderx/RSD, e4c7b3d: distillers/rsd.py), defaults included: pooled features of both, a projector on the student,
-channels standardised over the batch, weight .1, kappa .01, and no logit distillation. The classifier and the feature
-that it reads are untouched. Deviation in form, not in value: a constant channel, where a standard deviation has no
-gradient, gives a finite one. Decided here: `w_kd` adds KD at temperature 1.
+Source: Zhang et al. 2025 (ICCV), "Cross-Architecture Distillation Made Simple with Redundancy Suppression",
+arXiv:2507.21844, in the form of its repository (spacewanderx/RSD, e4c7b3d: distillers/rsd.py), defaults included:
+pooled features of both, a projector on the student, channels standardised over the batch, weight .1, kappa .01, and no
+logit distillation. The classifier and the feature that it reads are untouched.
+Deviation in form, not in value: a constant channel, where a standard deviation has no gradient, gives a finite one.
+Decided here: `w_kd` adds KD at temperature 1.
 Shapes: B batch, D width.
 """
 
