@@ -35,8 +35,9 @@ from hkd.training.step import Training
 
 STUDENTS = ["resnet50_mini", "mobilenet_v1_mini", "convnext_t_mini", "mixer_s16_mini", "vit_s16_mini", "swin_t_mini"]
 HCD_STUDENTS = ["resnet18_mini", "mobilenet_v2_mini", "deit_t_mini", "swin_p_mini", "resmlp_s12_mini"]
-# Steps of HCD's tables, over a supervised one.
+# Steps of HCD's tables and of more comparison methods, over a supervised one.
 LIMITS = {"kd": 1.1, "dkd": 1.1, "dist": 1.1, "fitnet": 1.3, "cc": 1.3, "rkd": 1.3, "hcd": 2.0, "crd": inf, "ofa": inf}
+LIMITS |= dict.fromkeys(("rsd", "at", "sp", "pkt", "nst", "lskd"), 1.2)
 BUILDS = 6  # of both sides
 PAIRS = 5  # of epochs per build, after one that is not counted
 STEPS = 10  # of an epoch

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from experiments import places
 from experiments.planning import schema
@@ -215,6 +215,13 @@ class Flock:
     def add_others(self) -> None:
         """Runs that no table has: of units that are in none, and of every method with other values of its options."""
         firsts = {canary.spec.method.name: canary for canary in reversed(self.canaries.values())}
+        for name in METHODS:
+            if name not in firsts and takes_a_teacher(name):
+                spec = replace(firsts["kd"].spec, method=MethodSpec(name=name))
+                firsts[name] = self.canaries[self.add(spec, firsts["kd"].weights, f"{name}, in no table")]
+                for choice in choices(name):
+                    method = MethodSpec(name=name, options=choice)
+                    self.add(replace(spec, method=method), firsts["kd"].weights, f"{name}, another choice")
         for name, canary in firsts.items():
             method = replace(canary.spec.method, options={**other_values(name), **canary.spec.method.options})
             self.add(replace(canary.spec, method=method), canary.weights, f"{name}, other values")
@@ -292,6 +299,20 @@ def other_values(method: str) -> dict[str, float]:
                 config(**found, **moved)
                 found |= moved
     return found
+
+
+def takes_a_teacher(method: str) -> bool:
+    """Whether a method trains students as KD does: with one teacher, and labels that may be mixed."""
+    kind = load(lookup("method", method, METHODS))
+    needs = kind.needs(kind.Config())
+    return set(needs.teachers) == {"teacher"} and not needs.hard_labels
+
+
+def choices(method: str) -> Iterator[dict[str, Any]]:
+    """Every named choice of an option of a method that is not its default, one at a time."""
+    for item in fields(load(lookup("method", method, METHODS)).Config):
+        if get_origin(item.type) is Literal:
+            yield from ({item.name: value} for value in get_args(item.type) if value != item.default)
 
 
 def features_of(spec: RunSpec) -> set[Any]:

@@ -115,7 +115,7 @@ def prove(
         known = {unit for unit in moved if unit in old.units}
         samples = Path(scratch) / "samples"
         write_samples(samples)
-        flock = needed(canaries(samples, device, tables), known)
+        flock = needed(shared(canaries(samples, device, tables), set(old.units)), known)
         say(f"{len(flock)} canaries enter them.")
         traces = traced(flock, (new, old), Path(scratch), samples, say)
         differences = compare(flock, *traces)
@@ -176,6 +176,17 @@ def base_checkout(base: str | None, device: str, root: Path) -> Iterator[tuple[s
         f"None of the last commits lists all of its code as proved on {device}; name one that does, or begin with "
         "`git checkout -- hkd/numerics.lock`."
     )
+
+
+def shared(flock: Mapping[str, Canary], units: set[str]) -> dict[str, Canary]:
+    """The canaries that both sides can carry out: the old side has all of their units, and of those whose weights they
+    take. What is new is compared with nothing.
+    """
+    found: dict[str, Canary] = {}
+    for name, canary in flock.items():  # each after those whose weights it takes
+        if canary.units <= units and found.keys() >= set(canary.weights.values()):
+            found[name] = canary
+    return found
 
 
 def needed(flock: Mapping[str, Canary], units: set[str]) -> dict[str, Canary]:

@@ -11,10 +11,12 @@ import pytest
 
 import hkd
 from experiments.planning.code import Code
-from experiments.proving.canaries import canaries
-from experiments.proving.prove import judge, needed, raised_units
+from experiments.proving.canaries import Flock, canaries
+from experiments.proving.prove import judge, needed, raised_units, shared
 from experiments.proving.samples import write_samples
 from experiments.proving.trace import TRACER, Side, Trace, joined, keep, kept, read_trace, shares
+from hkd.models.cards.zoo import ZOO
+from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
 from hkd.units import units
 
 SOURCES = Path(hkd.__file__).parent
@@ -243,6 +245,42 @@ def test_canaries_that_no_changed_unit_enters_are_not_run_unless_their_weights_a
     assert set(few) < set(flock)
     assert all("method/scalekd" in few[name].units or any(name in c.weights for c in few.values()) for name in few)
     assert list(few) == [name for name in flock if name in few]
+
+
+def test_canaries_of_methods_that_the_old_side_has_not_are_left_out_with_those_that_take_their_weights(tmp_path):
+    write_samples(tmp_path)
+    flock = canaries(tmp_path, tables=("scalekd_table9",))
+    known = {unit for canary in flock.values() for unit in canary.units}
+    assert shared(flock, known) == flock
+    assert shared(flock, known - {"task/train"}) == {}
+    without = shared(flock, known - {"method/supervised"})
+    assert set(without) < set(flock)
+    assert not any("method/supervised" in canary.units for canary in without.values())
+    assert all(set(canary.weights.values()) <= set(without) for canary in without.values())
+
+
+def test_a_method_of_no_table_has_canaries_of_its_defaults_its_choices_and_other_values():
+    flock = Flock("cpu")
+    taught = TeacherSpec(model=ZOO["swin_t_mini"], weights=Weights(kind="random", id="7"))
+    flock.add(
+        RunSpec(
+            task="train",
+            data=DataSpec(name="digits"),
+            student=ZOO["resnet18_mini"],
+            method=MethodSpec(name="kd"),
+            recipe=Recipe(epochs=3, batch_size=8),
+            teachers={"teacher": taught},
+        ),
+        {},
+        "KD",
+    )
+    flock.add_others()
+    found = [canary.spec.method.options for canary in flock.canaries.values() if "method/rsd" in canary.units]
+    assert {} in found
+    assert {"tap": "logits"} in found
+    assert {"projector": "none"} in found
+    assert any(options.get("kappa") == pytest.approx(0.008) for options in found)
+    assert not any("method/crd" in canary.units for canary in flock.canaries.values())  # it needs labels
 
 
 def test_parts_for_several_processes_keep_canaries_with_those_whose_weights_they_take(tmp_path):
