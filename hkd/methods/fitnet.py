@@ -10,14 +10,13 @@ from collections.abc import Mapping
 from typing import Annotated
 
 import torch.nn.functional as F
-from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
 from hkd.data.batch import Batch
-from hkd.errors import Refused
 from hkd.methods.base import Criterion, Method, Needs
 from hkd.methods.parts.logits import exact
+from hkd.methods.parts.pairs import meet, stage_grids
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
 from hkd.options import NotNegative, Stages, options
@@ -30,11 +29,6 @@ class FitNetConfig:
     stages: Annotated[Stages, Field(min_length=1)] = (1, 2, 3, 4)  # which maps are compared
     weight: NotNegative = 1.0  # of every stage
     w_task: NotNegative = 1.0  # weight of the recipe's task loss
-
-
-def pooled(map_: Float[Tensor, "B D H W"], grid: tuple[int, int]) -> Float[Tensor, "B D h w"]:
-    """The map on a grid that is nowhere finer, by adaptive average pooling; itself where it is there already."""
-    return map_ if map_.shape[2:] == grid else F.adaptive_avg_pool2d(map_, grid)
 
 
 class FitNet(Method):
@@ -51,19 +45,13 @@ class FitNet(Method):
         """Raises Refused for a stage whose map has no positions."""
         super().__init__(config, student, teachers, criterion)
         teacher = teachers["teacher"].info
-        self.grids: dict[int, tuple[int, int]] = {}
-        self.projectors = nn.ModuleDict()
-        for stage in config.stages:
-            width_s, *grid_s = student.stages[stage]
-            width_t, *grid_t = teacher.stages[stage]
-            for side, grid in (("student", grid_s), ("teacher", grid_t)):
-                if 0 in grid:
-                    raise Refused(
-                        f"Method 'fitnet' compares stage {stage}, where the {side}'s map is {grid[0]}x{grid[1]}: "
-                        f"leave that stage out, or use larger images."
-                    )
-            self.grids[stage] = min(grid_s[0], grid_t[0]), min(grid_s[1], grid_t[1])
-            self.projectors[str(stage)] = nn.Conv2d(width_s, width_t, 1, bias=False)
+        self.grids = stage_grids("fitnet", config.stages, student, teacher)
+        self.projectors = nn.ModuleDict(
+            {
+                str(stage): nn.Conv2d(student.stages[stage][0], teacher.stages[stage][0], 1, bias=False)
+                for stage in config.stages
+            }
+        )
 
     @classmethod
     def needs(cls, config: FitNetConfig) -> Needs:
@@ -77,7 +65,7 @@ class FitNet(Method):
         losses = {"task": config.w_task * self.criterion(taps_s.logits, batch.y)}
         for stage, grid in self.grids.items():
             # Pooled first: it commutes with a 1x1 convolution, which then has fewer positions.
-            map_s = self.projectors[str(stage)](pooled(taps_s.stages[stage], grid))
-            map_t = pooled(taps_t["teacher"].stages[stage].detach(), grid)
+            map_s, map_t = meet(taps_s.stages[stage], taps_t["teacher"].stages[stage], grid)
+            map_s = self.projectors[str(stage)](map_s)
             losses[f"feat_s{stage}"] = config.weight * F.mse_loss(exact(map_s), exact(map_t))
         return losses
