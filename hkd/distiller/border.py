@@ -43,6 +43,8 @@ def suited_taps(taps: Taps, dtype: torch.dtype) -> Taps:
     def suit(value: Any) -> Any:
         if isinstance(value, Tensor):
             return suited(value, dtype)
+        if isinstance(value, Taps):
+            return suited_taps(value, dtype)
         if isinstance(value, dict):
             return {key: suit(item) for key, item in value.items()}
         return tuple(map(suit, value)) if isinstance(value, tuple) else value
@@ -119,6 +121,8 @@ class GivenStep(TapStep):
         taps_s = self.student(
             suited(batch.x, precision(self.student.net)), self.want, **self.method.student_inputs(batch, taps_t)
         )
+        if (second := self.method.second_view(batch)) is not None:
+            taps_s.second = self.student(suited(second, precision(self.student.net)))
         return self.method(batch, suited_taps(taps_s, self.dtype), taps_t)
 
 
