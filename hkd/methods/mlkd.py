@@ -115,6 +115,7 @@ class MLKD(Method):
     """`task`, `kd`, `cls` and `bat`. No parameters of its own; serves every pair with the same classes."""
 
     Config = MLKDConfig
+    teachers: dict[str, Teacher]
 
     def __init__(
         self, config: MLKDConfig, student: TapInfo, teachers: Mapping[str, Teacher], criterion: Criterion

@@ -16,7 +16,7 @@ Shapes: B batch, C classes, D width, H W grid.
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -73,6 +73,7 @@ class PAT(Method):
     """
 
     Config = PATConfig
+    teachers: dict[str, Teacher]
 
     def __init__(
         self, config: PATConfig, student: TapInfo, teachers: Mapping[str, Teacher], criterion: Criterion
@@ -94,7 +95,7 @@ class PAT(Method):
                 )
         shapes = {stage: student.stages[stage] for stage in STAGES}
         self.attention = RegionAttention(shapes, config.width, config.heads, config.positions)
-        aligner = MapAligner if teacher.family.layout == "NCHW" else TokenAligner
+        aligner = MapAligner if teacher.family.block_layout == "NCHW" else TokenAligner
         self.aligners = nn.ModuleDict(
             {str(stage): aligner(config.width, teacher.info.stages[stage]) for stage in STAGES}
         )
@@ -131,18 +132,18 @@ class PAT(Method):
         }
         regions = self.attention({stage: taps_s.stages[stage] for stage in STAGES})
         aligned = {stage: self.aligners[str(stage)](tokens) for stage, tokens in regions.items()}
-        targets = plain.stages
-        if self.prompts:
+        targets, prompts = plain.stages, dict[str, Any](self.prompts.items())
+        if prompts:
             prompted = self.teachers["teacher"].prompted(
                 batch.x,
-                {int(stage): prompt for stage, prompt in self.prompts.items()},
+                {int(stage): prompt for stage, prompt in prompts.items()},
                 Want(stages=STAGES),
                 mixed=config.token_order == "released",
             )
             targets = prompted.stages
             losses["reg"] = config.w_reg * kd_loss(exact(prompted.logits), exact(plain.logits), tau=1.0)
             if self.training:
-                for stage, prompt in self.prompts.items():
+                for stage, prompt in prompts.items():
                     prompt.remember(exact(aligned[int(stage)]) - exact(targets[int(stage)]))
         distances = [hierarchical_context_loss(map_s, targets[stage]) for stage, map_s in aligned.items()]
         losses["feat"] = config.w_feat * sum(distances)

@@ -134,7 +134,7 @@ class VID(Method):
         config = self.config
         losses = {"task": config.w_task * self.criterion(taps_s.logits, batch.y)}
         for stage, grid in self.grids.items():
-            gaussian = self.gaussians[str(stage)]
+            gaussian: Any = self.gaussians[str(stage)]
             map_s, map_t = meet(taps_s.stages[stage], taps_t["teacher"].stages[stage], grid)
             mean = exact(gaussian(map_s))
             losses[f"vid_s{stage}"] = config.weight * vid_loss(mean, exact(map_t), gaussian.variance)

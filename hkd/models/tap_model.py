@@ -156,7 +156,7 @@ class Teacher(TapModel):
         def change(stage: int, x: Tensor) -> Tensor:
             grid = self.info.stages[stage][1:]
             map_ = prompts[stage](family.map_inside(x, grid))
-            if mixed and family.layout != "NCHW":
+            if mixed and family.block_layout != "NCHW":
                 map_ = map_.flatten(1).unflatten(1, (*map_.shape[2:], map_.shape[1])).permute(0, 3, 1, 2)
             return family.with_map(x, map_)
 

@@ -76,13 +76,13 @@ class Family:
         influence; `mask_token`, with it, a vector in the place of hidden patches; `backend`, how a mask is computed
         with; `views`, other images in the place of the batch, and a moving average. Taps of a `Want`: `attention`,
         `qkv`, `outputs`. `tail`: the last stage as a function.
-    layout: of what goes from block to block: maps [B, D, H, W] or [B, H, W, D], or tokens [B, P + N, D].
+    block_layout: of what goes from block to block: maps [B, D, H, W] or [B, H, W, D], or tokens [B, P + N, D].
     timm_files: files of timm whose classes it runs; of several families the first of `FAMILIES` has them.
     """
 
     name: ClassVar[str]
     accepts: ClassVar[frozenset[str]] = frozenset()
-    layout: ClassVar[Literal["NCHW", "NHWC", "tokens"]] = "NCHW"
+    block_layout: ClassVar[Literal["NCHW", "NHWC", "tokens"]] = "NCHW"
     timm_files: ClassVar[tuple[str, ...]] = ()
 
     def build(self, card: ModelCard, num_classes: int, drop_path: float | None = None) -> nn.Module:
@@ -207,17 +207,17 @@ class Family:
             x: in this family's layout.
             grid: (H, W) of tokens; maps bring their own.
         """
-        if self.layout == "tokens":
+        if self.block_layout == "tokens":
             return tokens_to_map(x[:, x.shape[1] - grid[0] * grid[1] :], grid)
-        return x if self.layout == "NCHW" else x.permute(0, 3, 1, 2)
+        return x if self.block_layout == "NCHW" else x.permute(0, 3, 1, 2)
 
     def with_map(self, x: Tensor, map_: Float[Tensor, "B D H W"]) -> Tensor:
         """The inverse of `map_inside`: what goes from block to block with another map in the place of its own."""
-        if self.layout == "tokens":
+        if self.block_layout == "tokens":
             patches = to_tokens(map_)
             prefix = x[:, : x.shape[1] - patches.shape[1]]
             return torch.cat([prefix, patches], dim=1) if prefix.shape[1] else patches.contiguous()
-        return map_ if self.layout == "NCHW" else map_.permute(0, 2, 3, 1).contiguous()
+        return map_ if self.block_layout == "NCHW" else map_.permute(0, 2, 3, 1).contiguous()
 
     def _check(self, net: Any, card: ModelCard, want: Want) -> list[Any]:
         """The attention modules of a model of which all that is wanted can be had; else Refused, as `forward` says."""

@@ -16,7 +16,7 @@ class IsotropicFamily(Family):
     """The tail is the last two blocks (unless a number is given) and the final norm, on patch tokens only."""
 
     accepts = frozenset({"attention", "outputs", "tail"})
-    layout = "tokens"
+    block_layout = "tokens"
 
     def final_map(self, net: Any, features: Tensor, x: Tensor) -> Tensor:
         return tokens_to_map(features[:, net.num_prefix_tokens :], net.patch_embed.dynamic_feat_size(x.shape[-2:]))

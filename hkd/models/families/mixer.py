@@ -13,7 +13,7 @@ class MixerFamily(Family):
     """Token maps of one size; `final` is after the final norm, `stages` before it."""
 
     name = "mixer"
-    layout = "tokens"
+    block_layout = "tokens"
     timm_files = ("mlp_mixer",)
 
     def final_map(self, net: Any, features: Tensor, x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ class SwinFamily(Family):
     """
 
     name = "swin"
-    layout = "NHWC"
+    block_layout = "NHWC"
     accepts = frozenset({"attention", "tail"})
     timm_files = ("swin_transformer",)
 
