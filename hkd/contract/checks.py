@@ -55,6 +55,7 @@ LABEL_FREE: dict[str, tuple[dict[str, Any], str]] = {
     "moco": ({"hidden": 32, "width": 16}, "view_vit"),
     "simclr": ({"width": 16}, "view_vit"),
 }
+NARROW = {"pat": {"width": 32, "heads": 2}, "unic": {"hidden": 32}}  # adapters of full width would take the time
 LOAD = Digits.load
 RENDERED: dict[str, Split] = {}
 
@@ -105,9 +106,9 @@ class Subject:
 
 
 def subject_of(name: str) -> Subject:
-    """A method of ours: the defaults, except for methods without labels."""
+    """A method of ours: the defaults, except for methods without labels and wide ones."""
     if name not in LABEL_FREE:
-        return Subject(name=name)
+        return Subject(name=name, options=NARROW.get(name, {}))
     options, family = LABEL_FREE[name]
     return Subject(name=name, options=options, family=family, labels=False)
 

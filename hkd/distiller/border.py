@@ -4,6 +4,7 @@ that stay teachers whatever the caller does with the modules that are still in t
 
 import copy
 from collections.abc import Mapping
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from hkd.data.batch import Batch
 from hkd.errors import Refused, UserError
 from hkd.models.families.base import Tail
-from hkd.models.tap_model import NOTHING, Built, Teacher
+from hkd.models.tap_model import NOTHING, Built, Prompt, Teacher
 from hkd.models.taps import Taps, Want
 from hkd.spec import ModelCard
 from hkd.training.step import TapStep
@@ -42,6 +43,8 @@ def suited_taps(taps: Taps, dtype: torch.dtype) -> Taps:
     def suit(value: Any) -> Any:
         if isinstance(value, Tensor):
             return suited(value, dtype)
+        if isinstance(value, Taps):
+            return suited_taps(value, dtype)
         if isinstance(value, dict):
             return {key: suit(item) for key, item in value.items()}
         return tuple(map(suit, value)) if isinstance(value, tuple) else value
@@ -66,6 +69,17 @@ class GivenTeacher(Teacher):
         """As `Teacher.forward`."""
         self.settle()
         return super().forward(suited(x, precision(self.net)), want, **options)
+
+    def prompted(self, x: Tensor, prompts: Mapping[int, Prompt], want: Want = NOTHING, *, mixed: bool = False) -> Taps:
+        """As `Teacher.prompted`; prompts work in at least single precision."""
+        self.settle()
+        own = precision(self.net)
+
+        def suit(prompt: Prompt, map_: Tensor) -> Tensor:
+            return suited(prompt(suited(map_, torch.promote_types(own, torch.float32))), own)
+
+        suiting = {stage: partial(suit, prompt) for stage, prompt in prompts.items()}
+        return super().prompted(suited(x, own), suiting, want, mixed=mixed)
 
     def tail(self, blocks: int | None = None) -> Tail:
         """As `Teacher.tail`, in the caller's precision.
@@ -114,6 +128,8 @@ class GivenStep(TapStep):
             suited(batch.x, precision(self.student.net)), self.want, **self.method.student_inputs(batch, taps_t)
         )
         self.logits = taps_s.logits.detach()
+        if (second := self.method.second_view(batch)) is not None:
+            taps_s.second = self.student(suited(second, precision(self.student.net)))
         return self.method(batch, suited_taps(taps_s, self.dtype), taps_t)
 
 

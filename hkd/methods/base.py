@@ -91,6 +91,14 @@ class Method(nn.Module, ABC):
         """Extra keyword arguments of the student's forward (a mask, kept tokens)."""
         return {}
 
+    def second_view(self, batch: Batch) -> Tensor | None:
+        """Other images of the same samples [B, 3, H, W] that the student sees too, in a pass of its own; None: none.
+
+        Their taps are `Taps.second`. A teacher of them is the method's own matter: it draws them after the teachers'
+        passes.
+        """
+        return None
+
     def diagnostics(self) -> dict[str, float]:
         """Figures of the epoch that has ended, for its line of the curves; what they are summed from starts anew."""
         return {}

@@ -1,4 +1,4 @@
-"""Looking into a model while it runs: what its modules are given and give; and evaluation mode for a while."""
+"""Looking into a model while it runs: what its modules are given and give, or get instead; and evaluation mode."""
 
 import threading
 from collections.abc import Callable, Container, Hashable, Iterator, Mapping
@@ -80,6 +80,26 @@ def _recorded(
     handles = [listen(module, partial(note, key)) for key, module in modules.items()]
     try:
         yield values
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def changed_inputs(modules: Mapping[Key, nn.Module], change: Callable[[Key, Any], Any]) -> Iterator[None]:
+    """While the context is open, each module is given what `change(key, input)` makes of its first positional input.
+
+    A module with several keys gets all changes, in their order. Hooks are removed on leaving and ignore calls from
+    other threads, as those of `recorded_inputs` do.
+    """
+    caller = threading.get_ident()
+
+    def changed(key: Key, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        return (change(key, args[0]), *args[1:]) if threading.get_ident() == caller else None
+
+    handles = [module.register_forward_pre_hook(partial(changed, key)) for key, module in modules.items()]
+    try:
+        yield
     finally:
         for handle in handles:
             handle.remove()

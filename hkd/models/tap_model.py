@@ -3,7 +3,9 @@
 Shapes: B batch, C classes, D width, H W grid, N tokens.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,10 +14,12 @@ from torch import Tensor, nn
 
 from hkd.errors import UserError
 from hkd.models.families.base import Family, Tail, family_of
-from hkd.models.hooks import evaluation_mode
+from hkd.models.hooks import changed_inputs, evaluation_mode
 from hkd.models.normalise import Prepare, memory_format
 from hkd.models.taps import TapInfo, Taps, Want
 from hkd.spec import ModelCard
+
+Prompt = Callable[[Tensor], Tensor]  # of the map in which a stage begins, [B, D, H, W] to the same
 
 NOTHING = Want()  # beside logits, pooled and final feature
 
@@ -132,3 +136,47 @@ class Teacher(TapModel):
             UserError: the family has no tail, or not that many blocks.
         """
         return self.family.tail(self.net, blocks)
+
+    def prompted(
+        self, x: Float[Tensor, "B 3 Hi Wi"], prompts: Mapping[int, Prompt], want: Want = NOTHING, *, mixed: bool = False
+    ) -> Taps:
+        """Taps of a pass in which stages begin with what prompts make of their maps; not detached.
+
+        Gradients reach the prompts through the frozen weights, never those. Prefix tokens pass the prompts by.
+
+        Args:
+            x: as `TapModel.forward`.
+            prompts: by stage.
+            want: as `TapModel.forward`.
+            mixed: token and channels-last maps are read back in the order of their numbers in [B, D, H, W], which mixes
+                positions with channels: what PAT's released code does.
+
+        Raises:
+            Refused: the family does not say where its stages begin.
+        """
+        family, entries = self.family, self.family.entries(self.net, self.card)
+
+        def change(stage: int, x: Tensor) -> Tensor:
+            grid = self.info.stages[stage][1:]
+            map_ = prompts[stage](family.map_inside(x, grid))
+            if mixed and family.block_layout != "NCHW":
+                map_ = map_.flatten(1).unflatten(1, (*map_.shape[2:], map_.shape[1])).permute(0, 3, 1, 2)
+            return family.with_map(x, map_)
+
+        with changed_inputs({stage: entries[stage] for stage in sorted(prompts)}, change):
+            return TapModel.forward(self, x, want)
+
+    @torch.no_grad()
+    def entry_shapes(self) -> dict[int, tuple[int, int, int]]:
+        """(D, H, W) of the map in which each stage begins, from one image. Raises Refused as `prompted` does."""
+        shapes: dict[int, tuple[int, int, int]] = {}
+
+        def seen(stage: int, map_: Tensor) -> Tensor:
+            shapes[stage] = map_.shape[1], map_.shape[2], map_.shape[3]
+            return map_
+
+        side, weight = self.card.image_size, next(self.net.parameters())
+        image = torch.zeros(1, 3, side, side, device=weight.device, dtype=weight.dtype)
+        with evaluation_mode(self.net):
+            self.prompted(image, {stage: partial(seen, stage) for stage in (1, 2, 3, 4)})
+        return shapes

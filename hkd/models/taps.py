@@ -40,6 +40,7 @@ class Taps:
     attention: input of the wanted blocks' attention modules (already layer-normed), [B, M, D].
     qkv: queries, keys and values of the wanted blocks as their attention multiplies them, each [B, h, M, d].
     outputs: of the wanted blocks, [B, M, D].
+    second: taps of the method's second view of the batch, where it has one.
     """
 
     logits: Float[Tensor, "B C"]
@@ -51,6 +52,7 @@ class Taps:
     attention: dict[int, Tensor] = field(default_factory=dict)
     qkv: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
     outputs: dict[int, Tensor] = field(default_factory=dict)
+    second: "Taps | None" = None
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,8 @@ class TapStep(Step):
     def forward(self, batch: Batch, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:
         """Named, weighted scalar losses of one batch; their sum is minimised."""
         taps_s = self.student(batch.x, self.want, **self.method.student_inputs(batch, taps_t))
+        if (second := self.method.second_view(batch)) is not None:
+            taps_s.second = self.student(second)
         self.hits = (taps_s.logits.detach().argmax(1) == batch.y).sum() if batch.y.ndim == 1 else None
         return self.method(batch, taps_s, taps_t)
 

@@ -638,7 +638,10 @@ def test_scalekds_teacher_in_training_mode_keeps_that():
 
 # --- precision
 
-HALVES = ("kd", "dkd", "dist", "fitnet", "fd", "cc", "rkd", "crd", "ofa", "hcd", "scalekd")
+HALVES = (
+    *("kd", "dkd", "dist", "fitnet", "fd", "cc", "rkd", "crd", "ofa", "hcd", "scalekd"),
+    *("pat", "vid", "reviewkd", "mlkd"),
+)
 
 
 @pytest.mark.parametrize("method", HALVES)

@@ -1,12 +1,14 @@
 """Frozen teachers and their tails."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from hkd.errors import Refused
 from hkd.models.cards.zoo import ZOO
+from hkd.models.hooks import recorded_inputs
 from hkd.models.tap_model import TapModel, Teacher
 from hkd.models.taps import Want
 
@@ -158,3 +160,50 @@ def test_teacher_and_student_of_one_seed_are_one_model(images):
     student = TapModel(ZOO["resnet18_mini"], 10).eval()
     torch.manual_seed(0)
     assert torch.equal(Teacher(ZOO["resnet18_mini"], 10)(images).logits, student(images).logits)
+
+
+ENTERED = {card.family: name for name, card in reversed(ZOO.items()) if name.endswith("_mini")}
+
+
+@pytest.mark.parametrize("name", ENTERED.values())
+def test_prompts_that_change_nothing_change_no_bit_of_any_family(images, name):
+    teacher = Teacher(ZOO[name], 10)
+    want, seen = Want(stages=(1, 2, 3, 4)), {}
+
+    def prompt(stage, map_):
+        seen[stage] = tuple(map_.shape[1:])
+        return map_ + 0
+
+    plain = teacher(images, want)
+    taps = teacher.prompted(images, {stage: partial(prompt, stage) for stage in (1, 2, 3, 4)}, want)
+    assert torch.equal(taps.logits, plain.logits)
+    assert all(torch.equal(taps.stages[stage], map_) for stage, map_ in plain.stages.items())
+    assert list(seen) == [1, 2, 3, 4]
+    assert seen == teacher.entry_shapes()
+    assert not any(module._forward_pre_hooks for module in teacher.net.modules())
+
+
+def test_a_prompt_acts_from_its_stage_on_and_is_reached_by_gradients(images):
+    teacher = Teacher(ZOO["swin_s_mini"], 10)
+    want, shift = Want(stages=(1, 2, 3, 4)), torch.zeros((), requires_grad=True)
+    taps = teacher.prompted(images, {3: lambda map_: map_ + 1 + shift}, want)
+    plain = teacher(images, want)
+    assert [torch.equal(taps.stages[stage], plain.stages[stage]) for stage in (1, 2, 3, 4)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    (grad,) = torch.autograd.grad(taps.stages[4].square().sum(), shift)
+    assert grad.abs() > 0
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_prompts_leave_prefix_tokens_as_they_are(images):
+    kwargs = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2, "reg_tokens": 3}
+    teacher = Teacher(replace(ZOO["vit_s16_mini"], kwargs=kwargs), 10)
+    with recorded_inputs({"x": teacher.net.blocks[0].norm1}) as tokens:
+        teacher.prompted(images, {1: torch.zeros_like})
+    assert teacher.info.prefix == 4
+    assert tokens["x"][:, : teacher.info.prefix].any()
+    assert not tokens["x"][:, teacher.info.prefix :].any()

@@ -8,9 +8,10 @@ h heads, d = width of a head.
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import timm
+import torch
 from jaxtyping import Float
 from timm.layers import Attention
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from hkd import registry
 from hkd.errors import Refused, UserError
 from hkd.models import FAMILIES
 from hkd.models.hooks import recorded_inputs, recorded_outputs
-from hkd.models.taps import TapInfo, Taps, Want
+from hkd.models.taps import TapInfo, Taps, Want, to_tokens, tokens_to_map
 from hkd.spec import ModelCard
 
 # Taps of a `Want` that are of transformer blocks, and what they are called.
@@ -75,11 +76,13 @@ class Family:
         influence; `mask_token`, with it, a vector in the place of hidden patches; `backend`, how a mask is computed
         with; `views`, other images in the place of the batch, and a moving average. Taps of a `Want`: `attention`,
         `qkv`, `outputs`. `tail`: the last stage as a function.
+    block_layout: of what goes from block to block: maps [B, D, H, W] or [B, H, W, D], or tokens [B, P + N, D].
     timm_files: files of timm whose classes it runs; of several families the first of `FAMILIES` has them.
     """
 
     name: ClassVar[str]
     accepts: ClassVar[frozenset[str]] = frozenset()
+    block_layout: ClassVar[Literal["NCHW", "NHWC", "tokens"]] = "NCHW"
     timm_files: ClassVar[tuple[str, ...]] = ()
 
     def build(self, card: ModelCard, num_classes: int, drop_path: float | None = None) -> nn.Module:
@@ -192,6 +195,36 @@ class Family:
         """
         raise Refused(f"The family '{self.name}' has no tail; a teacher whose last stage is used must be of another.")
 
+    def entries(self, net: Any, card: ModelCard) -> dict[int, nn.Module]:
+        """By stage, the module with whose first input it begins; stages that share a tap begin together.
+
+        Raises:
+            Refused: this family does not say.
+        """
+        raise Refused(
+            f"The family '{self.name}' does not say where its stages begin; a teacher that takes prompts there must be "
+            f"of another."
+        )
+
+    def map_inside(self, x: Tensor, grid: tuple[int, int]) -> Float[Tensor, "B D H W"]:
+        """What goes from block to block as a map without prefix tokens; a view.
+
+        Args:
+            x: in this family's layout.
+            grid: (H, W) of tokens; maps bring their own.
+        """
+        if self.block_layout == "tokens":
+            return tokens_to_map(x[:, x.shape[1] - grid[0] * grid[1] :], grid)
+        return x if self.block_layout == "NCHW" else x.permute(0, 3, 1, 2)
+
+    def with_map(self, x: Tensor, map_: Float[Tensor, "B D H W"]) -> Tensor:
+        """The inverse of `map_inside`: what goes from block to block with another map in the place of its own."""
+        if self.block_layout == "tokens":
+            patches = to_tokens(map_)
+            prefix = x[:, : x.shape[1] - patches.shape[1]]
+            return torch.cat([prefix, patches], dim=1) if prefix.shape[1] else patches.contiguous()
+        return map_ if self.block_layout == "NCHW" else map_.permute(0, 2, 3, 1).contiguous()
+
     def _check(self, net: Any, card: ModelCard, want: Want) -> list[Any]:
         """The attention modules of a model of which all that is wanted can be had; else Refused, as `forward` says."""
         attentions: list[Any] = self.attention_modules(net)
@@ -205,6 +238,20 @@ class Family:
                     f"Block {unknown[0]} was asked of {card.name}, which has blocks 0 to {len(attentions) - 1}."
                 )
         return attentions
+
+
+def first_blocks(card: ModelCard, first: int = 0) -> dict[int, int]:
+    """Number of the block in which each stage of a row of blocks begins: the one behind the previous stage's tap.
+
+    Args:
+        card: whose stages are numbers of blocks.
+        first: the block in which stage 1 begins.
+    """
+    found = {1: first}
+    for stage in range(2, len(card.stages) + 1):
+        before, own = card.stages[stage - 2 : stage]
+        found[stage] = found[stage - 1] if own == before else before + 1
+    return found
 
 
 def family_of(name: str) -> Family:

@@ -1,6 +1,11 @@
 """ConvNeXt: Liu et al. 2022, arXiv:2201.03545."""
 
+from typing import Any
+
+from torch import nn
+
 from hkd.models.families.base import Family
+from hkd.spec import ModelCard
 
 
 class ConvNeXtFamily(Family):
@@ -8,3 +13,7 @@ class ConvNeXtFamily(Family):
 
     name = "convnext"
     timm_files = ("convnext",)
+
+    def entries(self, net: Any, card: ModelCard) -> dict[int, nn.Module]:
+        """Before the stage's own down-sampling."""
+        return {stage: net.stages[index] for stage, index in enumerate(card.stages, start=1)}

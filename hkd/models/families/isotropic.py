@@ -5,8 +5,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from hkd.errors import Refused
-from hkd.models.families.base import Family, Tail
+from hkd.models.families.base import Family, Tail, first_blocks
 from hkd.models.taps import tokens_to_map
+from hkd.spec import ModelCard
 
 TAIL = 2  # blocks, unless a number is given
 
@@ -15,12 +16,17 @@ class IsotropicFamily(Family):
     """The tail is the last two blocks (unless a number is given) and the final norm, on patch tokens only."""
 
     accepts = frozenset({"attention", "outputs", "tail"})
+    block_layout = "tokens"
 
     def final_map(self, net: Any, features: Tensor, x: Tensor) -> Tensor:
         return tokens_to_map(features[:, net.num_prefix_tokens :], net.patch_embed.dynamic_feat_size(x.shape[-2:]))
 
     def attention_modules(self, net: Any) -> list[nn.Module]:
         return [block.attn for block in net.blocks]
+
+    def entries(self, net: Any, card: ModelCard) -> dict[int, nn.Module]:
+        """Before the block behind the previous tap."""
+        return {stage: net.blocks[index] for stage, index in first_blocks(card).items()}
 
     def tail(self, net: Any, blocks: int | None = None) -> Tail:
         count, grid = TAIL if blocks is None else blocks, net.patch_embed.grid_size

@@ -4,8 +4,10 @@ from functools import partial
 from typing import Any
 
 from timm.models._efficientnet_builder import decode_arch_def, round_channels
+from torch import nn
 
 from hkd.models.families.base import Family
+from hkd.spec import ModelCard
 
 
 class MobileNetFamily(Family):
@@ -26,3 +28,13 @@ class MobileNetFamily(Family):
         net = super().construct(arch, kwargs)
         net.conv_stem.stride = (stem_stride, stem_stride)
         return net
+
+    def entries(self, net: Any, card: ModelCard) -> dict[int, nn.Module]:
+        """Before what follows the previous tap, blocks or the last convolution.
+
+        Stage 1 begins behind the tap before its own, or behind the stem.
+        """
+        first, parts = card.stages[0], [*net.blocks, net.conv_head]
+        before = [first - 1 if first else None, *card.stages[:3]]
+        starts = [0 if index is None else net.stage_ends[index] for index in before]
+        return {stage: parts[start] for stage, start in enumerate(starts, start=1)}

@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from hkd.models.families.base import Family
+from hkd.spec import ModelCard
 
 
 class ResNetFamily(Family):
@@ -26,3 +27,7 @@ class ResNetFamily(Family):
             net.conv1 = nn.Conv2d(3, net.conv1.out_channels, 3, stride=1, padding=1, bias=False)
             nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")  # as timm's ResNet
         return net
+
+    def entries(self, net: Any, card: ModelCard) -> dict[int, nn.Module]:
+        """Before the stage's own down-sampling."""
+        return {stage: net.get_submodule(f"layer{index}") for stage, index in enumerate(card.stages, start=1)}

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from hkd.errors import Refused
 from hkd.models.families.base import Family, Tail
+from hkd.spec import ModelCard
 
 
 class SwinFamily(Family):
@@ -16,6 +17,7 @@ class SwinFamily(Family):
     """
 
     name = "swin"
+    block_layout = "NHWC"
     accepts = frozenset({"attention", "tail"})
     timm_files = ("swin_transformer",)
 
@@ -24,6 +26,10 @@ class SwinFamily(Family):
 
     def attention_modules(self, net: Any) -> list[nn.Module]:
         return [block.attn for layer in net.layers for block in layer.blocks]
+
+    def entries(self, net: Any, card: ModelCard) -> dict[int, nn.Module]:
+        """Behind the patch merging."""
+        return {stage: net.layers[index].blocks[0] for stage, index in enumerate(card.stages, start=1)}
 
     def tail(self, net: Any, blocks: int | None = None) -> Tail:
         if blocks is not None:
