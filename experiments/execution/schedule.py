@@ -24,7 +24,9 @@ from experiments.records.live import PLANS, announced
 from experiments.records.store import ENDED, FINAL, Record, Store
 from hkd.errors import UserError
 from hkd.files import sweep
+from hkd.methods import METHODS
 from hkd.options import configured
+from hkd.registry import load, lookup
 from hkd.training.job import Runtime
 
 CACHE_LIMIT = 2 * 2**30  # bytes of teacher outputs kept between plans
@@ -144,9 +146,7 @@ def refusal(run: PlannedRun) -> str | None:
     spec = run.spec
     if spec.recipe is None:
         return None
-    from hkd.methods.base import method_of  # imports torch
-
-    method = method_of(spec.method.name)
+    method = load(lookup("method", spec.method.name, METHODS))
     return method.refuse(
         configured(method.Config, f"Method '{spec.method.name}'", spec.method.options),
         spec.student,
