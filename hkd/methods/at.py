@@ -25,6 +25,8 @@ from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
 from hkd.options import NotNegative, Stages, options
 
+LOOKED_AT = 8  # samples of a batch in whose maps the largest channel is looked for
+
 
 @options
 class ATConfig:
@@ -103,14 +105,14 @@ class AT(Method):
                 distance = at_loss(*meet(map_s, map_t, grid), p=config.p, reduce=config.reduce)
                 losses[f"at_s{stage}"] = config.weight * distance
                 if self.training:
-                    shares.append(top_share(map_t).double())
+                    shares.append(top_share(map_t[:LOOKED_AT]).double())
         if shares:
             self.sums += torch.stack([self.sums.new_ones(()), *shares])
         return losses
 
     def diagnostics(self) -> dict[str, float]:
-        """Means over the training batches since the last call: `top_share_s<stage>`, the teacher's `top_share`. Of this
-        process's share of the batch."""
+        """Means over the training batches since the last call: `top_share_s<stage>`, the teacher's `top_share`, of the
+        first LOOKED_AT samples of this process's share of the batch."""
         batches, *totals = self.sums.tolist()
         self.sums.zero_()
         if not batches:

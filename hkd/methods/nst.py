@@ -61,7 +61,8 @@ def nst_loss(map_s: Float[Tensor, "B Ds H W"], map_t: Float[Tensor, "B Dt H W"])
     Returns:
         Scalar, at least 0 but for rounding; zero iff the second moments of the channels agree.
     """
-    x, y = unit(map_s.flatten(2), dim=2), unit(map_t.detach().flatten(2), dim=2)
+    # Contiguous, because tokens and maps with channels last are slow to normalise over positions.
+    x, y = (unit(map_.flatten(2).contiguous(), dim=2) for map_ in (map_s, map_t.detach()))
     width_s, width_t, positions = x.shape[1], y.shape[1], x.shape[2]
     channels_cost = width_s**2 + width_s * width_t + width_t**2
     return (by_positions if positions * (width_s + width_t) <= channels_cost else by_channels)(x, y)
