@@ -146,8 +146,9 @@ def build(kind: type[Method], config: Any, student: TapModel, teachers: dict[str
 
 def losses_of(method: Method, needs: Needs, student: TapModel, batch: Batch) -> dict[str, torch.Tensor]:
     """As the loop has them."""
+    frozen: Mapping[str, Teacher] = method.teachers  # type: ignore[assignment]
     taps_t = {
-        role: method.teachers[role](batch.x, want, **method.teacher_inputs(role, batch))
+        role: frozen[role](batch.x, want, **method.teacher_inputs(role, batch))
         for role, want in needs.teachers.items()
     }
     return TapStep(student, method, needs)(batch, taps_t)
@@ -185,7 +186,7 @@ def check_one_step(subject: Subject, student_family: str, teacher_family: str) -
     optimizer = torch.optim.AdamW(learning.values(), lr=1e-2, weight_decay=0.0)
 
     losses = losses_of(method, needs, student, batch_of(images()))
-    sum(losses.values()).backward()
+    torch.stack([*losses.values()]).sum().backward()
     optimizer.step()
 
     assert losses
@@ -215,6 +216,7 @@ def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     def few(self: Digits, split: Any, *, seed: int, select: bool, on_corrupt: Any = "stop") -> Split:
         if split not in RENDERED:
             whole = LOAD(self, split, seed=seed, select=select)
+            assert whole.images is not None
             RENDERED[split] = Split(whole.images[:20], None, whole.labels[:20], whole.rows[:20])
         return RENDERED[split]
 
