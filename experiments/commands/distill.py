@@ -252,12 +252,13 @@ def tell(done: Reproduction, console: Console) -> None:
     alone = next((step_ms(done, each.cell.runs) for each in comparison.cells if each.cell.baseline is None), None)
     for each in results:
         step = step_ms(done, each.cell.runs)
-        gain = each.shown_gain
-        rank = choice.ranks.get(each.cell.label) if choice else None
+        gain = each.shown_gain.shown
+        rank = choice.ranks[each.cell.label].shown if choice and each.cell.label in choice.ranks else None
+        measured = each.measured.shown
         table.add_row(
             each.cell.label,
-            number(each.measured.mean, ".1f") or each.status,
-            span(each.measured.low, each.measured.high, ".1f"),
+            number(measured.mean, ".1f") or each.status,
+            span(measured.low, measured.high, ".1f"),
             number(gain.mean, "+.1f") if each.cell.baseline else "",
             span(gain.low, gain.high, "+.1f") if each.cell.baseline else "",
             f"{rank.mean:.1f} {span(rank.low, rank.high, '.1f')}".strip() if rank is not None else "",

@@ -29,6 +29,7 @@ def export(
     run: str,
     *,
     to: Path,
+    data: Path | None = None,
     profile: str | None = None,
     hub_format: bool = False,
     benchmark: str | None = None,
@@ -40,6 +41,8 @@ def export(
     Args:
         run: key of a run (`hkd runs list`), or a cell: TABLE/ROW/METHOD[/VARIANT][/SEED]; the first seed unless named.
         to: folder that is made.
+        data: folder of the data sets, or the images that `hkd distill` was given, for the names of the classes; the
+            default is $HKD_DATA, then data/.
         profile: scale of a cell's table; the default is in params.yaml.
         hub_format: add what the Hugging Face hub reads: the head of README.md, and .eval_results/.
         benchmark: the hub's data set that the run was measured on: OWNER/NAME or OWNER/NAME:TASK.
@@ -57,7 +60,7 @@ def export(
         source,
         folder,
         teachers_of(source, store),
-        data_root=places.data(),
+        data_root=places.data() if data is None else places.folder(data, "--data"),
         hub=hub_format,
         benchmark=benchmark,
         licence=licence,
@@ -104,8 +107,8 @@ def verify(
     Args:
         checkpoint: .safetensors, .pt, .pth or .pth.tar, or a folder that `hkd export` or timm wrote.
         model: what it is: a model of ours or of timm. Not needed for a folder.
-        data: test images, a folder for each class, in FOLDER/test, FOLDER/val or FOLDER; an exported student is
-            otherwise measured on the test split that it was measured on.
+        data: test images, a folder for each class, in FOLDER/test, FOLDER/val or FOLDER. An exported student is
+            measured on the test split that it was measured on before, without it or where it is what it learned from.
         claims: top-1 accuracy that is claimed, in percent.
         claims_params: parameters that are claimed, in millions.
         claims_gmacs: GMACs that are claimed.
@@ -126,11 +129,8 @@ def verify(
     given: dict[str, Any] = {"side": image_size, "crop_pct": crop_pct, "mean": mean, "std": std}
     changes = {name: value for name, value in given.items() if value is not None}
     subject = replace(read(checkpoint.expanduser(), model), **changes)
-    images = (
-        verifying.own_images(subject, places.data())
-        if data is None
-        else verifying.images_in(places.folder(data, "--data"), subject)
-    )
+    folder = None if data is None else places.folder(data, "--data")
+    images = verifying.images_of(subject, folder, places.data())
     name, _, file = (teacher or "").rpartition("=")
     other = read(Path(file).expanduser(), name or None) if teacher else None
     own = Claims(top1=claims, params_m=claims_params, gmacs=claims_gmacs, who="that are claimed")

@@ -58,7 +58,8 @@ class Choice:
         by = f"{ahead.mean:.1f} points above {nearest}, the next"
         if math.isnan(ahead.low):
             return f"{self.best} came out first ({self.means[self.best]:.1f} %), {by}; one seed decides nothing."
-        by += f" [{ahead.low:+.1f}, {ahead.high:+.1f}]"
+        if not ahead.few:
+            by += f" [{ahead.low:+.1f}, {ahead.high:+.1f}]"
         if self.decided:
             return f"Best is {self.best} ({self.means[self.best]:.1f} %), and that is decided: {by}."
         others = ", ".join(self.rivals)
@@ -86,12 +87,13 @@ def choose(values: Mapping[str, Mapping[int, float]]) -> Choice | None:
     means = dict(zip(held, table.mean(axis=1).tolist(), strict=True))
     order = sorted(means, key=lambda name: -means[name])
     half, reason = half_width(table)
+    df = (len(held) - 1) * (len(seeds) - 1)
     gaps = {name: means[order[0]] - means[name] for name in order[1:]}
     return Choice(
         means={name: means[name] for name in order},
         ranks=mean_ranks({"": {name: {seed: held[name][seed] for seed in seeds} for name in order}}).ranks,
         behind={
-            name: Estimate(mean=gap, low=gap - half, high=gap + half, n=len(seeds), reason=reason)
+            name: Estimate(mean=gap, low=gap - half, high=gap + half, n=len(seeds), df=df, reason=reason)
             for name, gap in gaps.items()
         },
         seeds=tuple(seeds),

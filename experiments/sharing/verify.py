@@ -20,8 +20,9 @@ from experiments.results.stats import Estimate
 from experiments.sharing.checkpoint import Checkpoint, Claims
 from experiments.sharing.export import size
 from hkd.data import DATASETS
-from hkd.data.base import PathList, Split
+from hkd.data.base import DataSet, PathList, Split
 from hkd.data.folder import file_names, folder_names
+from hkd.data.own import OwnFolder
 from hkd.data.sources import FileSource, MemorySource
 from hkd.errors import UserError
 from hkd.models.cards.zoo import ZOO
@@ -228,6 +229,42 @@ def predict(subject: Checkpoint, split: Split, device: str) -> tuple[Tensor, Ten
 # -- images and their classes --------------------------------------------------------------------------------------
 
 
+def images_of(subject: Checkpoint, folder: Path | None, root: Path) -> Images:
+    """The images to measure a checkpoint on.
+
+    Args:
+        subject: the checkpoint.
+        folder: that the user names. Where it is what an exported student was trained on, its test split is meant: most
+            of the rest was seen in training.
+        root: where data sets are, if no folder is named.
+
+    Raises:
+        UserError: there are none, or none whose classes are known.
+    """
+    if folder is None:
+        if is_own(subject):
+            raise UserError("It was measured on images of somebody's own: say where they are, --data FOLDER.")
+        return own_images(subject, root)
+    if is_own(subject) and folder.is_dir():
+        trained = own_data(subject, folder).fingerprint()
+        if subject.data is not None and trained == subject.data.get("fingerprint"):
+            return own_images(subject, folder)
+    return images_in(folder, subject)
+
+
+def is_own(subject: Checkpoint) -> bool:
+    """Whether an exported student was measured on a folder of the user's own, whose path nothing keeps."""
+    return subject.data is not None and subject.data["name"] == OwnFolder.name
+
+
+def own_data(subject: Checkpoint, root: Path) -> DataSet:
+    """The data set that an exported student names."""
+    assert subject.data is not None
+    found: DataSet = load(lookup("data set", subject.data["name"], DATASETS))(subject.data.get("options") or {}, root)
+    found.present()
+    return found
+
+
 def own_images(subject: Checkpoint, root: Path) -> Images:
     """The test split that an exported student says it was measured on.
 
@@ -236,8 +273,7 @@ def own_images(subject: Checkpoint, root: Path) -> Images:
     """
     if subject.data is None:
         raise UserError("Say where the test images are: --data FOLDER, with a folder for each class.")
-    data = load(lookup("data set", subject.data["name"], DATASETS))(subject.data.get("options") or {}, root)
-    data.present()
+    data = own_data(subject, root)
     split = data.load("test", seed=0, select=False, on_corrupt="skip")
     names = subject.labels or tuple(map(str, range(data.num_classes)))
     told = [f"The images are the test split of '{data.name}', the same as when it was exported."]

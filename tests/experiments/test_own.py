@@ -1,6 +1,7 @@
 """`hkd distill`: from a folder of images and names of models to a table; what is refused; and the journey itself."""
 
 import csv
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -175,3 +176,22 @@ def test_the_journey_from_images_to_the_best_method(asked, capsys, monkeypatch):
     assert "0 of 7 runs executed" in capsys.readouterr().out
     assert hkd("show", str(folder / "journey.yaml")) == 0
     assert "dkd" in capsys.readouterr().out
+    assert hkd("run", str(folder / "journey.yaml"), "--workers", "0", "--data", str(asked.data)) == 0
+    assert "0 of 7 runs executed" in capsys.readouterr().out
+
+    store, student = Path(os.environ["HKD_RUNS"]), folder / "student"
+    key = next(path.parent.name for path in store.glob("*/record.json") if '"method": "kd"' in spaced(path))
+    assert hkd("export", key[:8], "--to", str(student), "--data", str(asked.data)) == 0
+    assert "the same logits to the bit" in capsys.readouterr().out
+    assert json.loads((student / "config.json").read_text())["label_names"] == ["a cat", "dog", "owl"]
+    assert hkd("verify", str(student), "--data", str(asked.data)) == 0
+    text = capsys.readouterr().out
+    assert "of 6 images" in text  # the test split of the cut, not the images that it learned from
+    assert "The images are the test split" in text
+    assert hkd("verify", str(student)) == 2
+    assert "say where they are, --data FOLDER" in capsys.readouterr().err
+
+
+def spaced(path: Path) -> str:
+    """A record's method as JSON with spaces, however it was written."""
+    return json.dumps(json.loads(path.read_text())["spec"]["method"]).replace('"name": ', '"method": ')
