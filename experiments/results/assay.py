@@ -14,7 +14,9 @@ from experiments.planning.schema import Assay
 from experiments.records.store import Record
 from experiments.results.stats import Estimate
 
-COPIES_OUTPUTS = frozenset({"dist", "dkd", "hcd", "kd", "ofa", "scalekd"})  # their loss asks for the teacher's outputs
+COPIES_OUTPUTS = frozenset(
+    {"dist", "dkd", "hcd", "kd", "lskd", "mlkd", "ofa", "pat", "scalekd"}
+)  # their loss asks for the teacher's outputs; RSD's may, by options that are off
 ALONE = "supervised"
 NO_CONTROL = "no positive control"
 

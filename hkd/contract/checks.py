@@ -148,8 +148,7 @@ def losses_of(method: Method, needs: Needs, student: TapModel, batch: Batch) -> 
     """As the loop has them."""
     frozen: Mapping[str, Teacher] = method.teachers  # type: ignore[assignment]
     taps_t = {
-        role: frozen[role](batch.x, want, **method.teacher_inputs(role, batch))
-        for role, want in needs.teachers.items()
+        role: frozen[role](batch.x, want, **method.teacher_inputs(role, batch)) for role, want in needs.teachers.items()
     }
     return TapStep(student, method, needs)(batch, taps_t)
 

@@ -134,8 +134,12 @@ BEHAVIOURS = {
 
 
 def register() -> None:
+    from experiments.execution import run
     from hkd.methods import METHODS
     from hkd.tasks import TASKS
+
+    # As if fakes were units of ours: a fake run's key is its name, so that it cannot be compared with its code.
+    run.is_ours = lambda module: module.startswith(("hkd.", "tests."))
 
     METHODS["fake"] = "tests.experiments.fake_tasks:FakeMethod"
     TASKS["fake"] = "tests.experiments.fake_tasks:task"

@@ -15,6 +15,7 @@ from experiments.proving.canaries import Flock, canaries
 from experiments.proving.prove import judge, needed, raised_units, shared
 from experiments.proving.samples import write_samples
 from experiments.proving.trace import TRACER, Side, Trace, joined, keep, kept, read_trace, shares
+from hkd.methods import METHODS
 from hkd.models.cards.zoo import ZOO
 from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
 from hkd.units import units
@@ -259,7 +260,8 @@ def test_canaries_of_methods_that_the_old_side_has_not_are_left_out_with_those_t
     assert all(set(canary.weights.values()) <= set(without) for canary in without.values())
 
 
-def test_a_method_of_no_table_has_canaries_of_its_defaults_its_choices_and_other_values():
+def test_a_method_of_no_table_has_canaries_of_its_defaults_its_choices_and_other_values(monkeypatch):
+    monkeypatch.delitem(METHODS, "fake", raising=False)  # what tests of other files register
     flock = Flock("cpu")
     taught = TeacherSpec(model=ZOO["swin_t_mini"], weights=Weights(kind="random", id="7"))
     flock.add(
