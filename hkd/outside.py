@@ -16,6 +16,7 @@ import os
 import re
 import sys
 import traceback
+from functools import lru_cache
 from importlib import metadata
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -34,6 +35,11 @@ def outside(group: str) -> dict[str, str]:
     Args:
         group: "hkd.methods", "hkd.models" or "hkd.datasets".
     """
+    return dict(_registered(group, tuple(sys.path)))
+
+
+@lru_cache(maxsize=16)  # every name of every plan asks, and reading the metadata of all packages takes 20 ms
+def _registered(group: str, path: tuple[str, ...]) -> dict[str, str]:
     found = sorted(metadata.entry_points(group=group), key=lambda point: (point.name, point.value))
     return {point.name: "".join(point.value.split()) for point in found if DOTTED.fullmatch(point.value)}
 

@@ -330,7 +330,13 @@ def table_ids() -> list[str]:
 
 def names(folder: str) -> list[str]:
     """Stems of the YAML files in a folder of this package, sorted."""
-    return sorted(path.stem for path in (HERE / folder).glob("*.yaml"))
+    place = HERE / folder
+    return list(_stems(place, place.stat().st_mtime_ns) if place.is_dir() else ())
+
+
+@cache
+def _stems(place: Path, changed: int) -> tuple[str, ...]:
+    return tuple(sorted(path.stem for path in place.glob("*.yaml")))
 
 
 def load_table(name: str) -> Table:
