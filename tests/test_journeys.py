@@ -280,6 +280,7 @@ def test_experiments_show_the_numbers_of_both_revisions(clone):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_kill_9_in_mid_run_keeps_finished_runs_and_the_next_repro_does_the_rest_to_the_same_table(clone, tmp_path):
     other = Clone(tmp_path / "clone", origin=clone.folder)
     process = subprocess.Popen(

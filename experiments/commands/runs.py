@@ -156,7 +156,7 @@ def export_runs(
     Args:
         key: of the runs, or enough of their beginnings.
         tensorboard: folder for event files: `tensorboard --logdir FOLDER`.
-        mlflow: folder for a local store: `mlflow ui --backend-store-uri FOLDER`.
+        mlflow: folder for a local store: `mlflow ui --backend-store-uri sqlite:///FOLDER/mlflow.db`.
         wandb: folder for offline runs of Weights & Biases: `wandb sync FOLDER/wandb/offline-run-*`.
     """
     from experiments.records.committed import kept_curves

@@ -82,12 +82,16 @@ def to_tensorboard(record: Record, curves: Curves, folder: Path) -> Path:
 
 
 def to_mlflow(record: Record, curves: Curves, folder: Path) -> Path:
-    """A run of the experiment `hkd` in a local store: parameters, metrics by epoch, and the run's times and state."""
+    """A run of the experiment `hkd` in `folder/mlflow.db`: parameters, metrics by epoch, and the run's times and end."""
     entities, client = needed("mlflow.entities", "mlflow"), needed("mlflow.tracking", "mlflow").MlflowClient
     folder.mkdir(parents=True, exist_ok=True)
-    there = client(tracking_uri=folder.resolve().as_uri())
+    whole = folder.resolve()
+    there = client(tracking_uri=f"sqlite:///{whole / 'mlflow.db'}")  # plain files are what MLflow is leaving
     experiment = there.get_experiment_by_name(PROJECT)
-    number = there.create_experiment(PROJECT) if experiment is None else experiment.experiment_id
+    if experiment is None:
+        number = there.create_experiment(PROJECT, artifact_location=(whole / "artifacts").as_uri())
+    else:
+        number = experiment.experiment_id
     tags = {"mlflow.runName": record.label, "hkd.key": record.key}
     run = there.create_run(number, start_time=round(1e3 * record.started), tags=tags, run_name=record.label).info.run_id
     held = settings(record)
@@ -120,7 +124,7 @@ def to_wandb(record: Record, curves: Curves, folder: Path) -> Path:
         id=record.key,
         name=record.label,
         config=settings(record),
-        reinit=True,
+        reinit="finish_previous",
         settings=wandb.Settings(console="off", silent=True, x_disable_stats=True, x_disable_meta=True),
     )
     for epoch, _, values in points(record, curves):

@@ -270,7 +270,7 @@ def test_tensorboard_is_told_every_curve_by_epoch(leave, tmp_path, monkeypatch):
 def test_mlflow_is_told_settings_and_metrics(leave, tmp_path, monkeypatch):
     told = stand_in(monkeypatch, "mlflow.entities", "mlflow.tracking")
     exporters.to_mlflow(leave("aaaa", 88.0), [{"epoch": 1, "loss": 2.0}], tmp_path / "ml")
-    assert ("MlflowClient", (), {"tracking_uri": (tmp_path / "ml").as_uri()}) in told
+    assert ("MlflowClient", (), {"tracking_uri": f"sqlite:///{tmp_path / 'ml' / 'mlflow.db'}"}) in told
     assert ("Param", ("recipe.lr", "0.1"), {}) in told
     metrics = [args for name, args, _ in told if name == "Metric"]
     assert [(name, value, step) for name, value, _, step in metrics] == [("loss", 2.0, 1), ("top1", 88.0, 0)]
@@ -303,7 +303,7 @@ def test_tensorboards_event_file_holds_the_curves(leave, tmp_path):
 def test_mlflows_store_holds_the_run(leave, tmp_path):
     tracking = pytest.importorskip("mlflow.tracking")
     exporters.to_mlflow(leave("aaaa", 88.0), [{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.0}], tmp_path / "ml")
-    client = tracking.MlflowClient(tracking_uri=(tmp_path / "ml").as_uri())
+    client = tracking.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'ml' / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("hkd").experiment_id])
     assert run.data.metrics["top1"] == 88.0
     assert run.data.params["recipe.lr"] == "0.1"

@@ -68,6 +68,7 @@ def test_two_processes_give_the_gradients_of_one_at_the_same_global_batch(tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_resume_and_end_as_if_never_killed(tmp_path):
     spec = replace(SPEC, recipe=replace(ONE_UPDATE, epochs=6, lr=0.01, views=2))
     often = replace(TWO, checkpoint_every_s=0.0, report_every_s=0.0)
