@@ -82,7 +82,7 @@ def to_tensorboard(record: Record, curves: Curves, folder: Path) -> Path:
 
 
 def to_mlflow(record: Record, curves: Curves, folder: Path) -> Path:
-    """A run of the experiment `hkd` in `folder/mlflow.db`: parameters, metrics by epoch, and the run's times and end."""
+    """A run of the experiment `hkd` in `folder/mlflow.db`: parameters, metrics by epoch, and its times and end."""
     entities, client = needed("mlflow.entities", "mlflow"), needed("mlflow.tracking", "mlflow").MlflowClient
     folder.mkdir(parents=True, exist_ok=True)
     whole = folder.resolve()
