@@ -5,6 +5,7 @@ changed lines that no canary runs move no digit?) is answered without running an
 proof is the base of the next.
 """
 
+import ast
 import gzip
 import hashlib
 import json
@@ -17,9 +18,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
+import hkd
 from experiments import places
 from experiments.planning.code import Code
 from experiments.proving.canaries import Canary
@@ -44,6 +47,29 @@ class Side:
     def digest(self, unit: str) -> str | None:
         """The digest of a unit's code; None if this side has no such unit."""
         return self.code.digest([self.units[unit]]) if unit in self.units else None
+
+    def order(self, canary: Canary) -> dict[str, Any]:
+        """What its tracer is told of a canary: without fields of specs that have come since, where nobody set them."""
+        told = canary.order()
+        return told | {"spec": without_new(told["spec"], fields_of(self.root))}
+
+
+@cache
+def fields_of(root: Path) -> frozenset[str]:
+    """Names of all fields of a checkout's specs."""
+    tree = ast.parse((root / "hkd" / "spec.py").read_text())
+    found = (node.target for node in ast.walk(tree) if isinstance(node, ast.AnnAssign))
+    return frozenset(target.id for target in found if isinstance(target, ast.Name))
+
+
+def without_new(spec: Any, known: frozenset[str]) -> Any:
+    """A spec without fields that are None and that a side does not know; its options are nobody's fields."""
+    if isinstance(spec, list | tuple):
+        return [without_new(item, known) for item in spec]
+    if not isinstance(spec, dict):
+        return spec
+    since = fields_of(Path(hkd.__file__).parents[1]) - known
+    return {name: without_new(value, known) for name, value in spec.items() if value is not None or name not in since}
 
 
 @dataclass
@@ -110,7 +136,7 @@ def running(
         for side, part, folder in jobs:
             folder.mkdir()
             shutil.copytree(samples, folder / "data", copy_function=shutil.copy2)
-            runs = [canary.order() for canary in part.values()]
+            runs = [side.order(canary) for canary in part.values()]
             order = {"root": str(side.root), "data": str(folder / "data"), "runs": runs}
             (folder / "order.json").write_text(json.dumps(order))
             logs.append(open(folder / "log", "wb"))  # noqa: SIM115
@@ -175,7 +201,7 @@ def place_of(side: Side, flock: Mapping[str, Canary]) -> Path:
     sources = sorted((side.root / "hkd").rglob("*.py"))
     facts = {
         "code": {str(path.relative_to(side.root)): sha256(path) for path in sources},
-        "runs": [canary.order() for canary in flock.values()],
+        "runs": [side.order(canary) for canary in flock.values()],
         "tracer": sha256(TRACER),
         "versions": versions(),
         "machine": [cpu(), platform.platform()],

@@ -11,6 +11,7 @@ import pytest
 
 import hkd
 from experiments.planning.code import Code
+from experiments.proving import prove, trace
 from experiments.proving.canaries import Flock, canaries
 from experiments.proving.prove import judge, needed, raised_units, shared
 from experiments.proving.samples import write_samples
@@ -301,3 +302,21 @@ def test_a_kept_trace_is_what_was_traced(tmp_path):
     keep(joined(parts), tmp_path / "proofs" / "x.json.gz")
     whole = kept(tmp_path / "proofs" / "x.json.gz")
     assert whole == Trace({"a": {"status": "done"}, "b": {}}, {"hkd.x": {3: {"a", "b"}, 4: {""}}})
+
+
+def test_the_wording_of_a_refusal_is_no_number_and_that_of_a_crash_is_told():
+    def ended(status, reason):
+        return {"events": [], "status": status, "reason": reason, "facts": {}, "files": {}}
+
+    assert prove.first_difference(ended("Refused", "no tail: take a ViT"), ended("Refused", "no tail")) is None
+    assert prove.first_difference(ended("Refused", "no tail"), ended("done", None)).startswith("status")
+    assert prove.first_difference(ended("error", "a"), ended("error", "b")).startswith("reason")
+
+
+def test_fields_that_came_to_specs_since_are_not_told_to_a_side_that_lacks_them():
+    known = trace.fields_of(Path(hkd.__file__).parents[1]) - {"validate_every", "source"}
+    spec = {"recipe": {"epochs": 1, "validate_every": None}, "student": {"source": "timm", "kwargs": {"width": None}}}
+    assert trace.without_new(spec, known) == {
+        "recipe": {"epochs": 1},
+        "student": {"source": "timm", "kwargs": {"width": None}},  # what is set is told, and refused there
+    }
