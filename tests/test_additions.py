@@ -13,21 +13,12 @@ FILES = {
     "hkd/methods/dummy.py": '''
 """Supervised training by another name."""
 
-from dataclasses import dataclass
-
 from hkd.methods.base import Method, Needs
-from hkd.spec import FORBID
-
-
-@dataclass(frozen=True, kw_only=True)
-class DummyConfig:
-    """Nothing to set."""
-
-    __pydantic_config__ = FORBID
+from hkd.options import NoOptions
 
 
 class Dummy(Method):
-    Config = DummyConfig
+    Config = NoOptions
 
     @classmethod
     def needs(cls, config):

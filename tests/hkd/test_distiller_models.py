@@ -136,7 +136,7 @@ def test_models_of_the_installed_transformers_are_served():
     configs = (
         transformers.ViTConfig(image_size=32, patch_size=8, num_labels=CLASSES, **sizes),
         transformers.SwinConfig(
-            image_size=64, embed_dim=16, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4, num_labels=CLASSES
+            image_size=128, embed_dim=16, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4, num_labels=CLASSES
         ),
         transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1] * 4, num_labels=CLASSES),
     )
