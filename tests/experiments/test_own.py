@@ -68,6 +68,7 @@ def test_keys_depend_on_the_images_and_not_on_where_they_are_or_what_the_table_i
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_factorys_file_is_part_of_the_key(asked, tmp_path, monkeypatch):
     text = (
         "from torch import nn\n\n\ndef make(num_classes):\n    return nn.Sequential(nn.Conv2d(3, 4, 3), "

@@ -170,6 +170,7 @@ def test_a_plain_transformer_with_a_cascade_layer_decay_and_augmentation_trains(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_train_and_evaluate_every_image(tmp_path):
     outcome = detect(Job(SPEC, {}, tmp_path, replace(RUNTIME, devices=2), silent))
     assert outcome.cost["steps"] == 4

@@ -59,7 +59,7 @@ FAST = ("kd", "hcd", "ofa")
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in METHODS]
+    "name", [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow, pytest.mark.long]) for name in METHODS]
 )
 def test_every_method_compares_16_bit_features_in_single_precision(name):
     kind, config = load(METHODS[name]), subject_of(name).config
