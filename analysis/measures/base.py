@@ -6,6 +6,7 @@ Shapes: B images, C channels, H W grid.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
+from inspect import isabstract
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -18,7 +19,7 @@ from analysis.measures import MEASURES
 from hkd.registry import load, lookup
 
 Lines = tuple[list[str], list[list[str]]]  # headings of a table, and its lines
-SEEN = ("attention", "features", "final")  # what a measure can see, in the order in which results stand
+SEEN = ("attention", "features", "final")  # what a measure can see, in the order in which results stand; its methods
 
 
 class Result:
@@ -33,8 +34,9 @@ class Result:
 class Measure(ABC):
     """One measure of one model over any number of images. Its file in this folder holds all of it.
 
-    It defines the method that is named as what it sees (and `end`, with attention). Instances for the same model merge
-    and travel between processes.
+    It defines the method that is named as what it sees (with attention perhaps `end`), and `table` if it has a title;
+    a class that does not is refused where it is defined. Instances for the same model merge and travel between
+    processes.
 
     Attributes:
         sees: the attention of every layer, the features of every layer, or the last feature map alone.
@@ -46,6 +48,19 @@ class Measure(ABC):
     most: ClassVar[int | None] = None
     title: ClassVar[str] = ""
 
+    def __init_subclass__(cls) -> None:
+        """Raise TypeError for a measure that lacks what it must define; kinds of measures, still abstract, may."""
+        super().__init_subclass__()
+        if isabstract(cls):
+            return
+        sees = getattr(cls, "sees", None)
+        if sees not in SEEN:
+            raise TypeError(f"Measure {cls.__name__}: sees is {sees!r}; it must be one of {', '.join(SEEN)}.")
+        if getattr(cls, sees) is getattr(Measure, sees):
+            raise TypeError(f"Measure {cls.__name__} sees {sees} and has no method '{sees}' to see it with.")
+        if cls.title and cls.table.__func__ is Measure.table.__func__:  # type: ignore[attr-defined]
+            raise TypeError(f"Measure {cls.__name__} has a title and no class method 'table' that stands below it.")
+
     @classmethod
     def refusal(cls, net: Any, layers: Sequence[Layer]) -> str | None:
         """Why the measure does not apply to a model that has what it sees, as a sentence; None if it applies.
@@ -56,26 +71,24 @@ class Measure(ABC):
         """
         return None
 
-    def attention(self, seen: Seen, layers: Sequence[Layer]) -> None:
-        """See one layer's maps of some images of a batch, whose memory is used again."""
-        raise NotImplementedError
+    # Of the next four a measure defines those of what it sees, and is given nothing by the others.
 
-    def end(self, images: Float[Tensor, "B 3 Hi Wi"], size: tuple[int, int]) -> None:
+    def attention(self, seen: Seen, layers: Sequence[Layer]) -> None:  # noqa: B027
+        """See one layer's maps of some images of a batch, whose memory is used again."""
+
+    def end(self, images: Float[Tensor, "B 3 Hi Wi"], size: tuple[int, int]) -> None:  # noqa: B027
         """All attention of a batch was seen.
 
         Args:
             images: of the batch, as they were given: RGB in [0, 1].
             size: (height, width) of what the network saw, in px.
         """
-        raise NotImplementedError
 
-    def features(self, layer: int, name: str, map_: Float[Tensor, "B C H W"]) -> None:
+    def features(self, layer: int, name: str, map_: Float[Tensor, "B C H W"]) -> None:  # noqa: B027
         """See one layer's features of a batch, patches only."""
-        raise NotImplementedError
 
-    def final(self, map_: Float[Tensor, "B C H W"]) -> None:
+    def final(self, map_: Float[Tensor, "B C H W"]) -> None:  # noqa: B027
         """See the last feature map of a batch, patches only."""
-        raise NotImplementedError
 
     @abstractmethod
     def merge(self, other: Self) -> None:
@@ -92,8 +105,8 @@ class Measure(ABC):
 
     @classmethod
     def table(cls, results: Mapping[str, Any]) -> Lines:
-        """The table for reading of results by model; needed with a title."""
-        raise NotImplementedError
+        """The table for reading of results by model; empty, and not printed, without a title."""
+        return [], []
 
     @classmethod
     def figures(cls, results: Mapping[str, Any]) -> dict[str, Figure]:
