@@ -23,7 +23,7 @@ from experiments.planning.schema import Column, DataMapping, Profile, Row, Table
 from experiments.results.assay import ALONE, COPIES_OUTPUTS
 from hkd.data.own import OwnFolder, unreadable
 from hkd.errors import UserError
-from hkd.files import atomic_write
+from hkd.files import atomic_write, sha256
 from hkd.methods import METHODS
 from hkd.models.cards.named import card_of
 from hkd.registry import lookup, nearest
@@ -34,6 +34,8 @@ START = "start"  # the slug of the weights that a student starts from
 # Methods that train a classifier from labels and a teacher, cheap steps first: the teacher's logits alone, its pooled
 # feature, its maps, its maps at every stage with heads or attention.
 CHEAP_FIRST = ("kd", "dkd", "dist", "rkd", "cc", "crd", "fitnet", "hcd", "ofa", "scalekd")
+# Others that train a classifier, by name alone: `all` leaves them out.
+BY_NAME = ("fd", "rsd", "at", "sp", "pkt", "nst", "lskd", "vid", "reviewkd", "mlkd", "pat")
 RECIPES = schema.HERE / "recipes"
 SEEDS = 3
 STEPS = 8  # of an epoch at least, however few images there are
@@ -208,10 +210,10 @@ def methods_of(names: Sequence[str]) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*CHEAP_FIRST, *(name for name in names if name not in ("all", ALONE)))))
     for name in names:
         lookup("method", name, METHODS)
-        if name in METHODS and name not in (*CHEAP_FIRST, ALONE, "fd"):
+        if name in METHODS and name not in (*CHEAP_FIRST, *BY_NAME, ALONE):
             raise UserError(
-                f"Method '{name}' pre-trains without labels, and `hkd distill` compares methods that train a "
-                f"classifier: {', '.join(CHEAP_FIRST)}."
+                f"Method '{name}' pre-trains without labels or asks several teachers, and `hkd distill` compares methods "
+                f"that train a classifier with one: {', '.join((*CHEAP_FIRST, *BY_NAME))}."
             )
     return tuple(dict.fromkeys(name for name in names if name != ALONE))
 
@@ -390,7 +392,7 @@ def without_classifier(file: Path, card: ModelCard) -> Path:
     from hkd.models.convert.files import read_weights
     from hkd.models.weights import save_weights
 
-    path = places.runs() / ".weights" / f"{slug_of(card.name)}-features-{file.stat().st_size}.safetensors"
+    path = places.runs() / ".weights" / f"{slug_of(card.name)}-features-{sha256(file)[:16]}.safetensors"
     held = {name: tensor for name, tensor in read_weights(file).items() if name not in classifier(card)}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_weights(held, path)

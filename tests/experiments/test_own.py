@@ -149,6 +149,7 @@ def test_a_results_folder_that_cannot_be_written_is_one_sentence(asked, monkeypa
 
 def test_all_means_the_methods_that_train_a_classifier_cheap_ones_first():
     assert module.methods_of(("all",)) == module.CHEAP_FIRST
+    assert module.methods_of(("at", "mlkd")) == ("at", "mlkd")
     assert module.methods_of(("fitnet", "kd", "fitnet", "supervised")) == ("fitnet", "kd")
 
 
