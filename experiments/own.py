@@ -212,8 +212,8 @@ def methods_of(names: Sequence[str]) -> tuple[str, ...]:
         lookup("method", name, METHODS)
         if name in METHODS and name not in (*CHEAP_FIRST, *BY_NAME, ALONE):
             raise UserError(
-                f"Method '{name}' pre-trains without labels or asks several teachers, and `hkd distill` compares methods "
-                f"that train a classifier with one: {', '.join((*CHEAP_FIRST, *BY_NAME))}."
+                f"Method '{name}' pre-trains without labels or asks several teachers, and `hkd distill` compares "
+                f"methods that train a classifier with one: {', '.join((*CHEAP_FIRST, *BY_NAME))}."
             )
     return tuple(dict.fromkeys(name for name in names if name != ALONE))
 
