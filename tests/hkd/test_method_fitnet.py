@@ -13,30 +13,12 @@ from hkd.methods.fitnet import FitNet, FitNetConfig
 from hkd.methods.parts.feature_mimicking import to_grid
 from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel, Teacher
-from hkd.models.taps import TapInfo, Taps
-
-
-class Side(Teacher):
-    """What a method sees of a teacher: its shapes."""
-
-    def __init__(self, stages):
-        torch.nn.Module.__init__(self)
-        self.info = TapInfo(classes=2, pooled=4, final=(4, 1, 1), stages=stages)
+from tests.hkd.sides import method_of, run
 
 
 def build(shapes_s, shapes_t, **options) -> FitNet:
     torch.manual_seed(0)
-    return FitNet(FitNetConfig(**options), Side(shapes_s).info, {"teacher": Side(shapes_t)}, F.cross_entropy)
-
-
-def run(method, maps_s, maps_t):
-    count = len(next(iter(maps_s.values())))
-    taps_s, taps_t = (
-        Taps(logits=torch.zeros(count, 2), pooled=torch.zeros(count, 4), final=torch.zeros(count, 4, 1, 1), stages=maps)
-        for maps in (maps_s, maps_t)
-    )
-    batch = Batch(x=torch.zeros(count, 3, 8, 8), y=torch.full((count, 2), 0.5), index=torch.arange(count))
-    return method(batch, taps_s, {"teacher": taps_t})
+    return method_of(FitNet, FitNetConfig(**options), shapes_s, shapes_t)
 
 
 def test_the_mean_square_has_its_hand_value():

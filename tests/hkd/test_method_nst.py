@@ -7,35 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hkd.methods.nst as nst
-from hkd.data.batch import Batch
 from hkd.errors import Refused
 from hkd.methods.nst import NST, NSTConfig, by_channels, by_positions, nst_loss
-from hkd.models.tap_model import Teacher
-from hkd.models.taps import TapInfo, Taps
+from tests.hkd.sides import method_of, run
 
 EYE, OTHER = [[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]]
 
 
-class Side(Teacher):
-    """What a method sees of a teacher: its shapes."""
-
-    def __init__(self, stages):
-        torch.nn.Module.__init__(self)
-        self.info = TapInfo(classes=2, pooled=4, final=(4, 1, 1), stages=stages)
-
-
 def build(shapes_s, shapes_t, **options) -> NST:
-    return NST(NSTConfig(**options), Side(shapes_s).info, {"teacher": Side(shapes_t)}, F.cross_entropy)
-
-
-def run(method, maps_s, maps_t):
-    count = len(next(iter(maps_s.values())))
-    taps_s, taps_t = (
-        Taps(logits=torch.zeros(count, 2), pooled=torch.zeros(count, 4), final=torch.zeros(count, 4, 1, 1), stages=maps)
-        for maps in (maps_s, maps_t)
-    )
-    batch = Batch(x=torch.zeros(count, 3, 8, 8), y=torch.full((count, 2), 0.5), index=torch.arange(count))
-    return method(batch, taps_s, {"teacher": taps_t})
+    return method_of(NST, NSTConfig(**options), shapes_s, shapes_t)
 
 
 def map_of(*channels) -> torch.Tensor:
