@@ -34,8 +34,9 @@ START = "start"  # the slug of the weights that a student starts from
 # Methods that train a classifier from labels and a teacher, cheap steps first: the teacher's logits alone, its pooled
 # feature, its maps, its maps at every stage with heads or attention.
 CHEAP_FIRST = ("kd", "dkd", "dist", "rkd", "cc", "crd", "fitnet", "hcd", "ofa", "scalekd")
-# Others that train a classifier, by name alone: `all` leaves them out.
-BY_NAME = ("fd", "rsd", "at", "sp", "pkt", "nst", "lskd", "vid", "reviewkd", "mlkd", "pat")
+# What does not train a classifier with one teacher; any other method is taken by name, and `all` is the ones above.
+LABEL_FREE = frozenset({"beit", "hgkd", "hybrid", "mae", "masked_pixels", "moco", "simclr"})
+SEVERAL_TEACHERS = frozenset({"unic"})
 RECIPES = schema.HERE / "recipes"
 SEEDS = 3
 STEPS = 8  # of an epoch at least, however few images there are
@@ -210,10 +211,11 @@ def methods_of(names: Sequence[str]) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*CHEAP_FIRST, *(name for name in names if name not in ("all", ALONE)))))
     for name in names:
         lookup("method", name, METHODS)
-        if name in METHODS and name not in (*CHEAP_FIRST, *BY_NAME, ALONE):
+        if name in LABEL_FREE | SEVERAL_TEACHERS:
+            does = "pre-trains without labels" if name in LABEL_FREE else "asks several teachers"
             raise UserError(
-                f"Method '{name}' pre-trains without labels or asks several teachers, and `hkd distill` compares "
-                f"methods that train a classifier with one: {', '.join((*CHEAP_FIRST, *BY_NAME))}."
+                f"Method '{name}' {does}, and `hkd distill` compares methods that train a classifier with one teacher, "
+                f"such as {', '.join(CHEAP_FIRST)}."
             )
     return tuple(dict.fromkeys(name for name in names if name != ALONE))
 

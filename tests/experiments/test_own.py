@@ -15,6 +15,8 @@ from experiments.cli import main
 from experiments.own import Asked, own, read
 from experiments.planning.own import OWN
 from hkd.errors import UserError
+from hkd.methods import METHODS
+from hkd.methods.base import method_of
 
 SIDE = 32
 
@@ -197,3 +199,15 @@ def test_the_journey_from_images_to_the_best_method(asked, capsys, monkeypatch):
 def spaced(path: Path) -> str:
     """A record's method as JSON with spaces, however it was written."""
     return json.dumps(json.loads(path.read_text())["spec"]["method"]).replace('"name": ', '"method": ')
+
+
+def test_every_method_is_taken_by_name_but_those_that_train_otherwise():
+    refused = module.LABEL_FREE | module.SEVERAL_TEACHERS
+    for name in METHODS:
+        needs = method_of(name).needs(method_of(name).Config())
+        if name in refused:
+            with pytest.raises(UserError, match=f"Method '{name}' (pre-trains|asks)"):
+                module.methods_of((name,))
+        elif name != "supervised":
+            assert {*needs.teachers} == {"teacher"}
+            assert module.methods_of((name,)) == (name,)
