@@ -97,7 +97,7 @@ def test_an_entry_point_that_fails_is_named_in_a_line_and_stops_no_other():
         ("from hkd import Method\nclass X(Method): pass", "scratch_mod:X", "says nothing of its options"),
         (
             "from dataclasses import dataclass\nfrom hkd import Method\nclass X(Method):\n"
-            " @dataclass(frozen=True)\n class Config: pass",  # by no means ours only: any dataclass will do
+            " @dataclass(frozen=True)\n class Config: pass",  # of the standard library: that will do
             "scratch_mod:X",
             "lacks forward and needs",
         ),
