@@ -19,13 +19,8 @@ from hkd.outside import found_outside, imported
 from hkd.registry import nearest
 from hkd.spec import ModelCard
 
-ANY_SIZE = (
-    "convnext",
-    "mobilenet",
-    "mobilenet_v2",
-    "resnet",
-    "timm",
-)  # families of CNNs, which take images of any size
+# Families of CNNs, which take images of any size.
+ANY_SIZE = ("convnext", "mobilenet", "mobilenet_v2", "resnet", "timm")
 SIDE = 224  # px, of factories whose size nobody told
 CLASSES = 10  # that a model is built with to be looked at; its card is for any number of them
 
