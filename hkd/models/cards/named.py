@@ -94,8 +94,12 @@ def made_card(name: str, path: str, image_size: int | None, taps: tuple[Any, ...
     factory = imported(path)
     if not callable(factory):
         raise UserError(f"'{name}' is a {type(factory).__name__}: name a function or class that makes a model.")
-    file = inspect.getsourcefile(inspect.unwrap(factory))
-    assert file is not None, f"{path} has no source"
+    try:
+        file = inspect.getsourcefile(inspect.unwrap(factory))
+    except TypeError:  # what is built in, or an object that is called
+        file = None
+    if file is None:
+        raise UserError(f"'{name}' has no source file, by which it would be known again: name a function in a file.")
     taps = frozen(getattr(factory, "taps", None)) if taps is None else taps
     card = ModelCard(
         name=name,
