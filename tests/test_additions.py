@@ -13,12 +13,21 @@ FILES = {
     "hkd/methods/dummy.py": '''
 """Supervised training by another name."""
 
+from dataclasses import dataclass
+
 from hkd.methods.base import Method, Needs
-from hkd.options import NoOptions
+from hkd.spec import FORBID
+
+
+@dataclass(frozen=True, kw_only=True)
+class DummyConfig:
+    """Nothing to set."""
+
+    __pydantic_config__ = FORBID
 
 
 class Dummy(Method):
-    Config = NoOptions
+    Config = DummyConfig
 
     @classmethod
     def needs(cls, config):

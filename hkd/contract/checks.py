@@ -117,9 +117,8 @@ def subject_of(name: str) -> Subject:
 def fresh_student(family: str, classes: int = CLASSES) -> TapModel:
     torch.manual_seed(1)
     student = TapModel(card(family), classes)
-    with (
-        torch.no_grad()
-    ):  # timm starts some layers (a Mixer's head, a ResNet's last norms) at zero, which blocks gradients
+    # timm starts some layers (a Mixer's head, a ResNet's last norms) at zero, which blocks gradients.
+    with torch.no_grad():
         for parameter in student.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
     return student
@@ -267,10 +266,10 @@ def check_drawing(subject: Subject) -> None:
 
 def check_soft_targets(subject: Subject) -> None:
     """A method with labels takes soft targets, or says that it needs class labels."""
-    student, model, needs = copy.deepcopy(fresh_student("vit")), teacher("swin"), subject.needs
-    teachers = dict.fromkeys(needs.teachers, model)
+    needs = subject.needs
     if needs.hard_labels:
         return
+    student, teachers = copy.deepcopy(fresh_student("vit")), dict.fromkeys(needs.teachers, teacher("swin"))
     batch = Batch(x=images(), y=torch.full((4, CLASSES), 1 / CLASSES), index=torch.arange(4))
     losses = losses_of(build(subject.kind, subject.config, student, teachers), needs, student, batch)
     assert all(loss.isfinite() for loss in losses.values())

@@ -202,9 +202,7 @@ class OwnFolder(ClassFolder):
         self, labels: Int[np.ndarray, " N"], rows: Int[np.ndarray, " N"], split: SplitName, *, seed: int, select: bool
     ) -> Int[np.ndarray, " n"]:
         """As of all class folders; but where validation images are apart, all others of the part are taken."""
-        if "val" not in self.held:
-            return super().choose(labels, rows, split, seed=seed, select=select)
-        if split == "test":
+        if "val" not in self.held or split == "test":
             return super().choose(labels, rows, split, seed=seed, select=select)
         if split == "val" or self.options.n_train is None:
             return np.arange(len(labels))

@@ -97,7 +97,7 @@ class Distiller(nn.Module):
         kind = method_of(method)
         method = method if isinstance(method, str) else method.__qualname__
         side = image_size or own_size(student)
-        if "image_size" in getattr(kind.Config, "__dataclass_fields__", ()) and (seen := seen_size(student, side)):
+        if "image_size" in kind.Config.__dataclass_fields__ and (seen := seen_size(student, side)):
             options["image_size"] = seen  # not of the method alone: what it paints or names is what the student sees
         config: Any = configured(kind.Config, f"Method '{method}'", options)
         needs = kind.needs(config)

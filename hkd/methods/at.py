@@ -97,7 +97,7 @@ class AT(Method):
     def forward(self, batch: Batch, taps_s: Taps, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:
         """The task and one term per stage."""
         config = self.config
-        losses = {"task": config.w_task * self.criterion(taps_s.logits, batch.y)}
+        losses = {"task": config.w_task * self.task_loss(taps_s.logits, batch.y)}
         shares = []
         with torch.autocast(batch.x.device.type, enabled=False):
             for stage, grid in self.grids.items():

@@ -6,7 +6,7 @@ method (adapters) are optimised with the student and never exported. Queues and 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from inspect import isabstract
 from typing import Any, ClassVar
 
@@ -125,16 +125,16 @@ def method_of(name: str | type[Method]) -> type[Method]:
 
     Raises:
         UserError: there is none, it cannot be imported, or it is no method: not derived from `Method`, without options
-            of its own (`Config`, made by `@options`), or without `needs` or `forward`.
+            of its own (`Config`, a dataclass), or without `needs` or `forward`.
     """
     found = registry.load(registry.lookup("method", name, METHODS)) if isinstance(name, str) else name
     shown = name if isinstance(name, str) else getattr(name, "__qualname__", str(name))
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise UserError(f"'{shown}' is no method: give a class that is derived from hkd.Method.")
-    if not hasattr(getattr(found, "Config", None), "__pydantic_fields__"):
+    if not is_dataclass(getattr(found, "Config", None)):
         raise UserError(
             f"Method '{shown}' says nothing of its options: set Config = its class of options, made by "
-            "@hkd.options.options (hkd.options.NoOptions where there are none)."
+            "@hkd.options.options or a dataclass (hkd.options.NoOptions where there are none)."
         )
     if isabstract(found):
         raise UserError(f"Method '{shown}' lacks {' and '.join(sorted(found.__abstractmethods__))}; define these.")

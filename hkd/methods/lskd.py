@@ -90,7 +90,7 @@ class LSKD(Method):
             deviation = logits_s.detach().std(dim=1).mean().double()
             self.sums += torch.stack([self.sums.new_ones(()), deviation])
         z_s, z_t = (standardised(logits, std_floor=config.std_floor) for logits in (logits_s, logits_t))
-        losses = {"task": self.w_task * self.criterion(taps_s.logits, batch.y)}
+        losses = {"task": self.w_task * self.task_loss(taps_s.logits, batch.y)}
         if config.base == "kd":
             return losses | {"kd": config.weight * kd_loss(z_s, z_t, tau=config.tau)}
         tckd, nckd = dkd_losses(z_s, z_t, class_index(batch.y), tau=config.tau)

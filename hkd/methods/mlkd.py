@@ -143,7 +143,7 @@ class MLKD(Method):
         if taps_s.second is not None:
             strong_s = taps_s.second.logits
             strong_t = self.teachers["teacher"](batch.extra["strong"]).logits
-        task = self.criterion(weak_s, batch.y) + self.criterion(strong_s, batch.y)
+        task = self.task_loss(weak_s, batch.y) + self.task_loss(strong_s, batch.y)
         found = mlkd_losses(weak_s, weak_t, strong_s, strong_t, tau=config.tau, form=config.form)
         weights = {"kd": config.w_kd, "cls": config.w_cls, "bat": config.w_bat}
         return {"task": config.w_task * task, **{name: weights[name] * loss for name, loss in found.items()}}

@@ -127,7 +127,7 @@ class PAT(Method):
                 "Method 'pat' norms maps of one position over the batch, so every batch needs at least 2 images, got 1."
             )
         losses = {
-            "task": config.w_task * self.criterion(taps_s.logits, batch.y),
+            "task": config.w_task * self.task_loss(taps_s.logits, batch.y),
             "kd": config.w_kd * kd_loss(taps_s.logits, plain.logits, tau=1.0),
         }
         regions = self.attention({stage: taps_s.stages[stage] for stage in STAGES})
@@ -141,7 +141,7 @@ class PAT(Method):
                 mixed=config.token_order == "released",
             )
             targets = prompted.stages
-            losses["reg"] = config.w_reg * kd_loss(exact(prompted.logits), exact(plain.logits), tau=1.0)
+            losses["reg"] = config.w_reg * kd_loss(prompted.logits, plain.logits, tau=1.0)
             if self.training:
                 for stage, prompt in prompts.items():
                     prompt.remember(exact(aligned[int(stage)]) - exact(targets[int(stage)]))

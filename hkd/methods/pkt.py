@@ -78,5 +78,5 @@ class PKT(Method):
         several_samples("pkt", len(batch.y))
         with torch.autocast(batch.x.device.type, enabled=False):
             distance = pkt_loss(exact(taps_s.pooled), exact(taps_t["teacher"].pooled))
-        task = self.criterion(taps_s.logits, batch.y)
+        task = self.task_loss(taps_s.logits, batch.y)
         return {"task": config.w_task * task, "pkt": config.weight * distance}

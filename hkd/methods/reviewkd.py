@@ -187,7 +187,7 @@ class ReviewKD(Method):
                 "Method 'reviewkd' norms features of one position over the batch, so every batch needs at least 2 "
                 "images, got 1."
             )
-        losses = {"task": config.w_task * self.criterion(taps_s.logits, batch.y)}
+        losses = {"task": config.w_task * self.task_loss(taps_s.logits, batch.y)}
         weight, handed = config.weight * self.rise(), None
         maps_s, maps_t = ({**taps.stages, 5: taps.pooled[:, :, None, None]} for taps in (taps_s, teacher))
         for level, fusion in self.fusions.items():

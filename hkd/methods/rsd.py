@@ -126,7 +126,7 @@ class RSD(Method):
         with torch.autocast(f_s.device.type, enabled=False):
             distance = rsd_loss(exact(f_s), exact(f_t), kappa=config.kappa)
         losses = {
-            "task": config.w_task * self.criterion(taps_s.logits, batch.y),
+            "task": config.w_task * self.task_loss(taps_s.logits, batch.y),
             "rsd": config.weight * distance,
         }
         if config.w_kd:

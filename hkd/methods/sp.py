@@ -91,7 +91,7 @@ class SP(Method):
             compared = {f"sp_s{stage}": (taps_s.stages[stage], taught.stages[stage]) for stage in config.stages}
         else:
             compared = {"sp": (taps_s.pooled, taught.pooled)}
-        losses = {"task": config.w_task * self.criterion(taps_s.logits, batch.y)}
+        losses = {"task": config.w_task * self.task_loss(taps_s.logits, batch.y)}
         with torch.autocast(batch.x.device.type, enabled=False):
             for name, (features_s, features_t) in compared.items():
                 losses[name] = config.weight * sp_loss(exact(features_s), exact(features_t))

@@ -198,4 +198,4 @@ class UNIC(Method):
             self.passes += 1
             rest = torch.rand_like(losses) < config.drop
         loss = averaged(losses, kept(losses.detach(), rest), config.average)
-        return {"task": config.w_task * self.criterion(taps_s.logits, batch.y), "unic": config.weight * loss}
+        return {"task": config.w_task * self.task_loss(taps_s.logits, batch.y), "unic": config.weight * loss}

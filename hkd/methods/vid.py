@@ -132,7 +132,7 @@ class VID(Method):
     def forward(self, batch: Batch, taps_s: Taps, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:
         """The task and one term per stage."""
         config = self.config
-        losses = {"task": config.w_task * self.criterion(taps_s.logits, batch.y)}
+        losses = {"task": config.w_task * self.task_loss(taps_s.logits, batch.y)}
         for stage, grid in self.grids.items():
             gaussian: Any = self.gaussians[str(stage)]
             map_s, map_t = meet(taps_s.stages[stage], taps_t["teacher"].stages[stage], grid)

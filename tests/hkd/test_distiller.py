@@ -21,7 +21,6 @@ from hkd.methods.base import Method, Needs, Samples
 from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel, Teacher
 from hkd.models.taps import Want
-from hkd.options import NoOptions
 from hkd.training.step import TapStep
 
 CLASSES = 5
@@ -287,7 +286,8 @@ def test_each_model_sees_images_by_its_own_statistics():
 class Indexed(Method):
     """Two teachers, the index, and the labels of all samples."""
 
-    Config = NoOptions
+    class Config:
+        pass
 
     def prepare(self, samples):
         self.samples = samples
@@ -303,6 +303,9 @@ class Indexed(Method):
 
 @pytest.fixture
 def indexed(monkeypatch):
+    from dataclasses import dataclass
+
+    monkeypatch.setattr(Indexed, "Config", dataclass(frozen=True)(type("IndexedConfig", (), {})))
     monkeypatch.setitem(METHODS, "indexed", "hkd.methods.kd:KD")
     load = hkd.registry.load
     monkeypatch.setattr("hkd.registry.load", lambda path: Indexed if path == METHODS["indexed"] else load(path))

@@ -96,6 +96,12 @@ def test_an_entry_point_that_fails_is_named_in_a_line_and_stops_no_other():
         ("X = 1", "scratch_mod:X", "'scratch_mod:X' is no method: give a class that is derived from hkd.Method"),
         ("from hkd import Method\nclass X(Method): pass", "scratch_mod:X", "says nothing of its options"),
         (
+            "from dataclasses import dataclass\nfrom hkd import Method\nclass X(Method):\n"
+            " @dataclass(frozen=True)\n class Config: pass",  # of the standard library: that will do
+            "scratch_mod:X",
+            "lacks forward and needs",
+        ),
+        (
             "from hkd import Method\nfrom hkd.options import NoOptions\nclass X(Method):\n Config = NoOptions",
             "scratch_mod:X",
             "lacks forward and needs",

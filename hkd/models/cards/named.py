@@ -19,13 +19,8 @@ from hkd.outside import found_outside, imported
 from hkd.registry import nearest
 from hkd.spec import ModelCard
 
-ANY_SIZE = (
-    "convnext",
-    "mobilenet",
-    "mobilenet_v2",
-    "resnet",
-    "timm",
-)  # families of CNNs, which take images of any size
+# Families of CNNs, which take images of any size.
+ANY_SIZE = ("convnext", "mobilenet", "mobilenet_v2", "resnet", "timm")
 SIDE = 224  # px, of factories whose size nobody told
 CLASSES = 10  # that a model is built with to be looked at; its card is for any number of them
 
@@ -99,8 +94,12 @@ def made_card(name: str, path: str, image_size: int | None, taps: tuple[Any, ...
     factory = imported(path)
     if not callable(factory):
         raise UserError(f"'{name}' is a {type(factory).__name__}: name a function or class that makes a model.")
-    file = inspect.getsourcefile(inspect.unwrap(factory))
-    assert file is not None, f"{path} has no source"
+    try:
+        file = inspect.getsourcefile(inspect.unwrap(factory))
+    except TypeError:  # what is built in, or an object that is called
+        file = None
+    if file is None:
+        raise UserError(f"'{name}' has no source file, by which it would be known again: name a function in a file.")
     taps = frozen(getattr(factory, "taps", None)) if taps is None else taps
     card = ModelCard(
         name=name,
