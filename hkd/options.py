@@ -105,8 +105,7 @@ def options(cls: type[T]) -> type[T]:
         except ValidationError as error:
             loc, sentence = fault(error)
             if error.errors()[0]["type"] == "unexpected_keyword_argument":
-                known = list(made.__dataclass_fields__)
-                sentence = f" has no option '{loc[0]}'.{nearest(str(loc[0]), known)} Known: {', '.join(known)}."
+                sentence = no_such(str(loc[0]), made)
             else:
                 sentence = f": {' '.join(['.'.join(map(str, loc)), sentence]).strip()}"
             wrong = OptionError(made.__name__, sentence, loc)
@@ -135,6 +134,17 @@ def together(check: Callable[[Any], None]) -> Any:
     return model_validator(mode="after")(checked)
 
 
+def names_of(kind: Any) -> list[str]:
+    """The options of a class: one made by `@options`, or any dataclass."""
+    return list(kind.__dataclass_fields__)
+
+
+def no_such(name: str, kind: Any) -> str:
+    """What to say of an option that a class has not, to follow whose options they are."""
+    known = names_of(kind)
+    return f" has no option '{name}'.{nearest(name, known)} Known: {', '.join(known)}."
+
+
 def configured(kind: type[T], what: str, values: Mapping[str, Any]) -> T:
     """Options filled from a document; those that it does not name have their defaults.
 
@@ -146,6 +156,9 @@ def configured(kind: type[T], what: str, values: Mapping[str, Any]) -> T:
     Raises:
         OptionError: an unknown option (the nearest known one is named), or a value that cannot be.
     """
+    odd = next((name for name in values if name not in names_of(kind)), None)
+    if odd is not None:  # of a plain dataclass too, which would raise Python's own words
+        raise OptionError(what, no_such(str(odd), kind), (odd,))
     try:
         return kind(**values)
     except OptionError as error:

@@ -5,31 +5,29 @@ Shapes: N images of a split, S the side of an image in memory in px.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from os.path import isdir, isfile  # False also where the user may not look
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 
 from hkd.data.base import OnCorrupt, PathList, Split, SplitName, digest
+from hkd.data.decoded import Decoded, decode, remembered
 from hkd.data.folder import (
     CACHE,
     DECODING,
     ClassFolder,
     ClassFolderConfig,
     Entry,
-    arrays_of,
     content_digest,
     file_names,
     folder_names,
-    keep_arrays,
     read_bytes,
     source_of,
 )
-from hkd.data.images import Unreadable
 from hkd.errors import UserError
 from hkd.options import FolderName, Switch, options
 
@@ -178,26 +176,21 @@ class Cub200(ClassFolder):
         chosen = self.choose(labels, rows, split, seed=seed, select=select)
         return Split(images[chosen], None, labels[chosen], rows[chosen], corrupt=tuple(corrupt))
 
-    def decoded(
-        self, part: str, names: list[str]
-    ) -> tuple[UInt8[np.ndarray, "N 3 S S"], Int[np.ndarray, " N"], dict[str, str]]:
+    def decoded(self, part: str, names: list[str]) -> Decoded:
         """The readable images of a part, their places in `names`, and what could not be read: path -> reason.
 
         Remembered beside the data, for the content and the options that decide what is shown.
         """
         shown = {option: getattr(self.options, option) for option in ("image_size", "crop_pct", "boxes", "classes")}
         path = self.folder / CACHE / f"{part}-{DECODING}-{digest(self.content(), shown)[:32]}.npz"
-        kinds = {"images": np.uint8, "kept": np.int64, "corrupt": np.str_}
-        stored = arrays_of(path, kinds, {"kept": len(names)}, self.image_size)
-        if stored is not None:
-            return stored["images"], stored["kept"], dict(stored["corrupt"].tolist())
-        boxes = self.boxes()[self.rows(part)] if self.options.boxes else None
-        images, kept, corrupt = decode(
-            [self.folder / name for name in names], self.image_size, self.options.crop_pct, boxes
-        )
-        pairs = np.array(list(corrupt.items()), dtype=np.str_).reshape(-1, 2)
-        keep_arrays(path, {"images": images, "kept": kept, "corrupt": pairs})
-        return images, kept, corrupt
+        paths = [self.folder / name for name in names]
+
+        def read() -> Decoded:
+            if not self.options.boxes:
+                return decode(paths, self.image_size, self.options.crop_pct)
+            return decode(paths, self.image_size, 1.0, boxed(paths, self.boxes()[self.rows(part)]))
+
+        return remembered(path, len(names), self.image_size, read)
 
     def boxes(self) -> Float[np.ndarray, "N 4"]:
         """Left, top, width and height in px of the bird in each image, in the order of images.txt."""
@@ -267,39 +260,16 @@ def square(box: Sequence[float], height: int, width: int) -> tuple[int, int, int
     return top, left, tall, wide
 
 
-def decode(
-    paths: Sequence[Path], size: int, crop_pct: float, boxes: Float[np.ndarray, "N 4"] | None
-) -> tuple[UInt8[np.ndarray, "n 3 S S"], Int[np.ndarray, " n"], dict[str, str]]:
-    """Images in colour as evaluation shows them or cropped to their boxes, the places of the readable ones, the others.
-
-    Args:
-        paths: of the N images.
-        size: S.
-        crop_pct: share of the resized short side that the centre crop takes; 1.0 where there are boxes.
-        boxes: left, top, width, height in px; None shows whole images.
-    """
-    # Imported late, as planning asks for fingerprints and must not wait for torch.
+def boxed(paths: Sequence[Path], boxes: Float[np.ndarray, "N 4"]) -> Callable[[int, Any], Any]:
+    """(place, image [3, H, W]) -> its square around the box of that place: left, top, width, height in px."""
     from torchvision.transforms.v2.functional import crop
 
-    from hkd.data import sources
+    def view(place: int, image: Any) -> Any:
+        height, width = image.shape[1:]
+        left, top, wide, tall = boxes[place].tolist()
+        if left >= width or top >= height or left + wide <= 0 or top + tall <= 0:
+            what = f"{BOXES} has the box {left:g} {top:g} {wide:g} {tall:g} for {paths[place]}"
+            raise UserError(f"{what}, all of it outside its {width} x {height} px: unpack the archive again.")
+        return crop(image, *square(boxes[place].tolist(), height, width))
 
-    evaluation = sources.FileSource(paths, size, crop_pct if boxes is None else 1.0, None, fill=False)
-    images = np.empty((len(paths), 3, size, size), dtype=np.uint8)
-    kept: list[int] = []
-    corrupt: dict[str, str] = {}
-    for place, path in enumerate(paths):
-        try:
-            image = sources.decode(path)
-            if boxes is not None:
-                height, width = image.shape[1:]
-                left, top, wide, tall = boxes[place].tolist()
-                if left >= width or top >= height or left + wide <= 0 or top + tall <= 0:
-                    what = f"{BOXES} has the box {left:g} {top:g} {wide:g} {tall:g} for {path}"
-                    raise UserError(f"{what}, all of it outside its {width} x {height} px: unpack the archive again.")
-                image = crop(image, *square(boxes[place].tolist(), height, width))
-            images[len(kept)] = evaluation.fit(image, None).numpy()
-        except Unreadable as error:
-            corrupt[str(path)] = str(error)
-            continue
-        kept.append(place)
-    return images[: len(kept)], np.array(kept, dtype=np.int64), corrupt
+    return view

@@ -23,18 +23,16 @@ from jaxtyping import Int
 from pydantic import Field
 
 from hkd.data.base import OnCorrupt, PathList, Split, SplitName, balanced_subset, digest
-from hkd.data.cub200 import decode
+from hkd.data.decoded import Decoded, decode, remembered
 from hkd.data.folder import (
     CACHE,
     DECODING,
     ClassFolder,
     ClassFolderConfig,
     Entry,
-    arrays_of,
     content_digest,
     file_names,
     folder_names,
-    keep_arrays,
     listed,
     source_of,
     told,
@@ -216,7 +214,7 @@ class OwnFolder(ClassFolder):
         """Whether all images together are small enough to be decoded once."""
         return sum(map(len, self.held.values())) * 3 * self.image_size**2 <= IN_MEMORY
 
-    def decoded(self, part: str) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
+    def decoded(self, part: str) -> Decoded:
         """The readable images of a part [n, 3, S, S], their places in it, and the others: path -> reason.
 
         Remembered beside the data, for the content and for what decides how it is shown.
@@ -224,16 +222,10 @@ class OwnFolder(ClassFolder):
         names = [entry.name for entry in self.held[part]]
         shown = [self.image_size, self.options.crop_pct, names]
         path = self.folder / CACHE / f"{part}-{DECODING}-{digest(self.content(), shown)[:32]}.npz"
-        kinds = {"images": np.uint8, "kept": np.int64, "corrupt": np.str_}
-        stored = arrays_of(path, kinds, {"kept": len(names)}, self.image_size)
-        if stored is not None:
-            return stored["images"], stored["kept"], dict(stored["corrupt"].tolist())
-        images, kept, corrupt = decode(
-            [self.folder / name for name in names], self.image_size, self.options.crop_pct, None
+        paths = [self.folder / name for name in names]
+        return remembered(
+            path, len(names), self.image_size, lambda: decode(paths, self.image_size, self.options.crop_pct)
         )
-        pairs = np.array(list(corrupt.items()), dtype=np.str_).reshape(-1, 2)
-        keep_arrays(path, {"images": images, "kept": kept, "corrupt": pairs})
-        return images, kept, corrupt
 
     def content(self) -> str:
         return content_digest(self.folder, self.image_files())

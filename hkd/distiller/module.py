@@ -31,7 +31,7 @@ from hkd.models.families.base import BLOCK_TAPS
 from hkd.models.named_taps import TapNames
 from hkd.models.tap_model import Built, TapModel, Teacher
 from hkd.models.timm_models import own_size
-from hkd.options import configured
+from hkd.options import configured, names_of
 from hkd.spec import Recipe
 
 
@@ -97,7 +97,7 @@ class Distiller(nn.Module):
         kind = method_of(method)
         method = method if isinstance(method, str) else method.__qualname__
         side = image_size or own_size(student)
-        if "image_size" in kind.Config.__dataclass_fields__ and (seen := seen_size(student, side)):
+        if "image_size" in names_of(kind.Config) and (seen := seen_size(student, side)):
             options["image_size"] = seen  # not of the method alone: what it paints or names is what the student sees
         config: Any = configured(kind.Config, f"Method '{method}'", options)
         needs = kind.needs(config)

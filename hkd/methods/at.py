@@ -46,7 +46,11 @@ def attention(map_: Float[Tensor, "B D H W"], *, p: int) -> Float[Tensor, "B P"]
 
 
 def at_loss(
-    map_s: Float[Tensor, "B Ds H W"], map_t: Float[Tensor, "B Dt H W"], *, p: int = 2, reduce: str = "mean"
+    map_s: Float[Tensor, "B Ds H W"],
+    map_t: Float[Tensor, "B Dt H W"],
+    *,
+    p: int = 2,
+    reduce: Literal["mean", "sum"] = "mean",
 ) -> Float[Tensor, ""]:
     r"""Squared distance of the attention of two maps of one grid.
 

@@ -6,6 +6,7 @@ sees the logits as they are. Weights there: task .1 with KD, 1 with DKD.
 No neutral switch: plain KD in the same tables has the weight .9.
 Decided here: `std_floor`. Where a student's classifier starts at zero (timm's MLPs), its logits are constant and the
 source's form (a floor of 0) has gradients some 1e7 times the ordinary ones at the first step.
+Not here: the source's third base, MLKD.
 Shapes: B batch, C classes.
 """
 

@@ -97,7 +97,8 @@ def nearest(map_: Float[Tensor, "B D H W"], grid: tuple[int, int]) -> Float[Tens
 
 
 class ChannelNorm(nn.Module):
-    """A teacher's map by mean and deviation of each channel over the first `FROZEN` training batches, or those so far.
+    """A teacher's map by mean and deviation of each channel over the first `FROZEN` training batches, or those so far;
+    under several processes over this one's share of them.
 
     Args:
         width: D.
@@ -170,7 +171,10 @@ class ReviewKD(Method):
         self.epochs, self.steps = samples.epochs, samples.steps
 
     def rise(self) -> float:
-        """The share of the weight that this epoch has, in (0, 1]."""
+        """The share of the weight that this epoch has, in (0, 1].
+
+        Epochs are counted by forward passes, so that a step in parts (micro-batches) counts once per part.
+        """
         told = self.config.warmup
         warmup = math.ceil(self.epochs / TWELFTH) if told is None else told
         return min((int(self.passes) // self.steps + 1) / warmup, 1.0) if warmup else 1.0

@@ -5,7 +5,7 @@ arXiv:2507.21844, in the form of its repository (spacewanderx/RSD, e4c7b3d: dist
 pooled features of both, a projector on the student, channels standardised over the batch, weight .1, kappa .01, and no
 logit distillation. The classifier and the feature that it reads are untouched.
 Deviation in form, not in value: a constant channel, where a standard deviation has no gradient, gives a finite one.
-Decided here: `w_kd` adds KD at temperature 1.
+Decided here: `w_kd` adds KD at temperature 1; the correlation is that of one process's share of the batch.
 Shapes: B batch, D width.
 """
 

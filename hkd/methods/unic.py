@@ -74,7 +74,9 @@ def kept(losses: Float[Tensor, "T B"], rest: Bool[Tensor, "T B"]) -> Float[Tenso
     return (worst | ~rest).to(losses.dtype)
 
 
-def averaged(losses: Float[Tensor, "T B"], keep: Float[Tensor, "T B"], average: str) -> Float[Tensor, ""]:
+def averaged(
+    losses: Float[Tensor, "T B"], keep: Float[Tensor, "T B"], average: Literal["kept", "per_image"]
+) -> Float[Tensor, ""]:
     """The mean of kept losses, over all of them, or over images after each image's."""
     if average == "kept":
         return (keep * losses).sum() / keep.sum()
@@ -180,7 +182,7 @@ class UNIC(Method):
         return Needs(student=Want(stages=STAGES), teachers=dict.fromkeys(config.roles, Want()))
 
     def prepare(self, samples: Samples) -> None:
-        """How many steps the momentum has for its fall."""
+        """How many steps the momentum has for its fall; a step in parts (micro-batches) counts once per part."""
         self.length = samples.epochs * samples.steps
 
     def momentum(self) -> float:

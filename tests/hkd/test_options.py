@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import types
-from dataclasses import MISSING, FrozenInstanceError, fields, replace
+from dataclasses import MISSING, FrozenInstanceError, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -268,3 +268,15 @@ def test_values_that_do_not_go_together_are_refused(unit, values, sentence):
         configured(CLASSES[unit], "It", {**REQUIRED.get(unit, {}), **values})
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_an_unknown_option_of_a_plain_dataclass_is_the_same_sentence():
+    @dataclass(frozen=True, kw_only=True)
+    class Plain:
+        weight: float = 1.0
+
+    assert configured(Plain, "Method 'mine'", {"weight": 2.0}).weight == 2.0
+    with pytest.raises(OptionError) as caught:
+        configured(Plain, "Method 'mine'", {"wieght": 2.0})
+    assert str(caught.value) == "Method 'mine' has no option 'wieght'. Did you mean 'weight'? Known: weight."
+    assert caught.value.loc == ("wieght",)

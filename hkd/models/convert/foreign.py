@@ -15,6 +15,15 @@ from torch import Tensor
 
 Rule = tuple[str, str]  # a pattern that a whole name matches, and what takes its place
 
+
+def two_layers(old: str, new: str, leaf: int) -> tuple[Rule, Rule]:
+    """Rules of a perceptron's two layers; its tensors are group `leaf` of the pattern."""
+    return (
+        (rf"backbone\.{old}\.layers\.0\.0\.(\w+)", rf"{new}.fc1.\{leaf}"),
+        (rf"backbone\.{old}\.layers\.1\.(\w+)", rf"{new}.fc2.\{leaf}"),
+    )
+
+
 DROPPED = ("data_preprocessor.",)
 HEAD: tuple[Rule, ...] = ((r"head\.(?:layers\.head|fc)\.(\w+)", r"@head.\1"),)  # timm's name of it is the model's
 VIT: tuple[Rule, ...] = (
@@ -22,25 +31,21 @@ VIT: tuple[Rule, ...] = (
     (r"backbone\.patch_embed\.projection\.(\w+)", r"patch_embed.proj.\1"),
     (r"backbone\.layers\.(\d+)\.ln([12])\.(\w+)", r"blocks.\1.norm\2.\3"),
     (r"backbone\.layers\.(\d+)\.attn\.(.+)", r"blocks.\1.attn.\2"),
-    (r"backbone\.layers\.(\d+)\.ffn\.layers\.0\.0\.(\w+)", r"blocks.\1.mlp.fc1.\2"),
-    (r"backbone\.layers\.(\d+)\.ffn\.layers\.1\.(\w+)", r"blocks.\1.mlp.fc2.\2"),
+    *two_layers(r"layers\.(\d+)\.ffn", r"blocks.\1.mlp", 2),
     (r"backbone\.(?:ln1|norm1?)\.(\w+)", r"norm.\1"),
 )
 MIXER: tuple[Rule, ...] = (
     (r"backbone\.patch_embed\.projection\.(\w+)", r"stem.proj.\1"),
     (r"backbone\.layers\.(\d+)\.ln([12])\.(\w+)", r"blocks.\1.norm\2.\3"),
-    (r"backbone\.layers\.(\d+)\.token_mix\.layers\.0\.0\.(\w+)", r"blocks.\1.mlp_tokens.fc1.\2"),
-    (r"backbone\.layers\.(\d+)\.token_mix\.layers\.1\.(\w+)", r"blocks.\1.mlp_tokens.fc2.\2"),
-    (r"backbone\.layers\.(\d+)\.channel_mix\.layers\.0\.0\.(\w+)", r"blocks.\1.mlp_channels.fc1.\2"),
-    (r"backbone\.layers\.(\d+)\.channel_mix\.layers\.1\.(\w+)", r"blocks.\1.mlp_channels.fc2.\2"),
+    *two_layers(r"layers\.(\d+)\.token_mix", r"blocks.\1.mlp_tokens", 2),
+    *two_layers(r"layers\.(\d+)\.channel_mix", r"blocks.\1.mlp_channels", 2),
     (r"backbone\.ln1\.(\w+)", r"norm.\1"),
 )
 SWIN: tuple[Rule, ...] = (
     (r"backbone\.patch_embed\.projection\.(\w+)", r"patch_embed.proj.\1"),
     (r"backbone\.patch_embed\.norm\.(\w+)", r"patch_embed.norm.\1"),
     (r"backbone\.stages\.(\d+)\.blocks\.(\d+)\.attn\.w_msa\.(.+)", r"layers.\1.blocks.\2.attn.\3"),
-    (r"backbone\.stages\.(\d+)\.blocks\.(\d+)\.ffn\.layers\.0\.0\.(\w+)", r"layers.\1.blocks.\2.mlp.fc1.\3"),
-    (r"backbone\.stages\.(\d+)\.blocks\.(\d+)\.ffn\.layers\.1\.(\w+)", r"layers.\1.blocks.\2.mlp.fc2.\3"),
+    *two_layers(r"stages\.(\d+)\.blocks\.(\d+)\.ffn", r"layers.\1.blocks.\2.mlp", 3),
     (r"backbone\.stages\.(\d+)\.blocks\.(\d+)\.(norm[12]\..+)", r"layers.\1.blocks.\2.\3"),
     (r"backbone\.stages\.(\d+)\.downsample\.(.+)", r"@layers.\1.downsample.\2"),  # of the next stage in timm
     (r"backbone\.norm3\.(\w+)", r"norm.\1"),
