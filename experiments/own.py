@@ -326,7 +326,9 @@ def teacher_mapping(asked: Asked, card: ModelCard, classes: int, methods: Sequen
         return TeacherMapping(file=str(file)), f"Teacher: {file} as it is; its accuracy on the test images is measured."
     if asked.tune is False:
         if copying := [method for method in methods if method in COPIES_OUTPUTS]:
-            others = ", ".join(method for method in CHEAP_FIRST if method not in COPIES_OUTPUTS)
+            others = ", ".join(
+                method for method in METHODS if method not in COPIES_OUTPUTS | LABEL_FREE | SEVERAL_TEACHERS | {ALONE}
+            )
             raise UserError(
                 f"Method '{copying[0]}' compares scores of classes, and the teacher has {known} classes where the data "
                 f"has {classes}: leave out --no-tune, so that it is tuned to them first, or take methods that read "

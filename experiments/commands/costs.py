@@ -10,8 +10,9 @@ from rich.prompt import Confirm
 from rich.table import Table
 from rich.text import Text
 
-from experiments.commands.printed import is_wide, new_table
+from experiments.commands.printed import is_wide
 from experiments.execution.progress import clock
+from experiments.grids import new_table
 from experiments.planning.estimate import Cost, Durations, cost, total
 from experiments.planning.plan import Plan, PlannedRun
 from experiments.records.committed import Records

@@ -17,10 +17,11 @@ from experiments import places
 from experiments.commands.app import app
 from experiments.commands.costs import confirm
 from experiments.commands.given import Whole
-from experiments.commands.printed import new_table, out
+from experiments.commands.printed import out
 from experiments.commands.tables import complain
 from experiments.execution.events import Event
 from experiments.execution.progress import Progress, clock
+from experiments.grids import new_table
 from experiments.planning.plan import Plan
 from experiments.records.committed import Records
 from experiments.records.store import Store

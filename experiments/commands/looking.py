@@ -12,7 +12,8 @@ from rich.text import Text
 from experiments import places
 from experiments.commands.app import app
 from experiments.commands.given import Whole
-from experiments.commands.printed import is_wide, new_table, out, print_markdown
+from experiments.commands.printed import is_wide, out, print_markdown
+from experiments.grids import new_table
 from hkd.errors import UserError
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from rich.table import Table
 from rich.text import Text
 
+from experiments.grids import new_table
 from experiments.reproduce import Reproduction
 from experiments.results.caption import heading, metric_name
 from experiments.results.compare import CellResult
@@ -34,8 +35,8 @@ def block(results: list[CellResult], metric: str) -> Table:
     """One method on all rows: published gain, gain with its interval and verdict; of a baseline the values."""
     has_gain = any(result.cell.baseline for result in results)
     cell = results[0].cell
-    table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left", title_style="bold")
-    table.title = f"{heading(cell)}, {metric_name(metric)}" + (": points over its baseline" if has_gain else "")
+    over = ": points over its baseline" if has_gain else ""
+    table = new_table(title=f"{heading(cell)}, {metric_name(metric)}{over}")
     table.add_column("pair", max_width=NAME, overflow="fold")
     names = ("published", "gain", "95 %", "verdict") if has_gain else ("published", "measured", "95 %", "")
     for name in names:

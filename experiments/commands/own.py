@@ -7,7 +7,8 @@ from typing import Literal
 from rich.text import Text
 
 from experiments.commands.app import app
-from experiments.commands.printed import new_table, out
+from experiments.commands.printed import out
+from experiments.grids import new_table
 from experiments.planning import schema
 from experiments.planning.own import NAME
 from hkd.errors import UserError

@@ -4,7 +4,6 @@ import sys
 
 from rich.console import Console
 from rich.markdown import Markdown
-from rich.table import Table
 from rich.text import Text
 
 from experiments.reproduce import Reproduction
@@ -26,14 +25,6 @@ def tell_stand_ins(sentence: str) -> None:
     """Say what stood in for the papers' data and models, where something did."""
     if sentence:
         out().print(Text(sentence))
-
-
-def new_table(*columns: str) -> Table:
-    """A plain table."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column)
-    return table
 
 
 def show_table(done: Reproduction, console: Console) -> None:

@@ -15,8 +15,9 @@ from rich.text import Text
 from experiments import places
 from experiments.commands.app import runs_app
 from experiments.commands.given import Whole
-from experiments.commands.printed import is_wide, new_table, out
+from experiments.commands.printed import is_wide, out
 from experiments.execution.progress import clock
+from experiments.grids import new_table
 from experiments.records.store import Record, Store
 from hkd.errors import UserError
 
@@ -96,7 +97,7 @@ def compare_runs(first: str, second: str, *, to: Path | None = None) -> int:
         first, second: keys, or enough of their beginnings.
         to: PNG to which the curves are drawn (an SVG is written beside it).
     """
-    from experiments.tracking.comparing import compare, draw
+    from experiments.tracking.comparing import compare, curve_pairs, draw
     from experiments.tracking.facts import record_called
     from experiments.tracking.printing import pair_lines
 
@@ -106,6 +107,8 @@ def compare_runs(first: str, second: str, *, to: Path | None = None) -> int:
     pair = compare(store, record_called(store, first), record_called(store, second))
     for part in pair_lines(pair, console):
         console.print(part)
+    if to is not None and not curve_pairs(pair):
+        raise UserError("Neither run has kept curves, so there is nothing to draw: leave out --to.")
     if to is not None:
         draw(pair, to)
         console.print(Text(f"The curves are in {to}"))

@@ -12,7 +12,8 @@ from rich.text import Text
 from experiments import places
 from experiments.commands.app import app
 from experiments.commands.given import Whole
-from experiments.commands.printed import new_table, out
+from experiments.commands.printed import out
+from experiments.grids import new_table
 from experiments.records.store import Store
 from hkd.errors import UserError
 from hkd.files import atomic_write

@@ -16,10 +16,11 @@ from experiments import places
 from experiments.commands.app import app, reference_app
 from experiments.commands.costs import confirm, print_costs
 from experiments.commands.given import Whole
-from experiments.commands.printed import is_wide, new_table, out, print_markdown, show_table, tell_stand_ins
+from experiments.commands.printed import is_wide, out, print_markdown, show_table, tell_stand_ins
 from experiments.commands.several import of_each
 from experiments.execution.pools import serve
 from experiments.execution.progress import Progress, clock
+from experiments.grids import new_table
 from experiments.planning import overrides, schema, standins
 from experiments.planning.asked import planned
 from experiments.planning.estimate import ASSUMPTIONS

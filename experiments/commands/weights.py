@@ -8,7 +8,8 @@ from rich.text import Text
 from experiments import places
 from experiments.commands.app import app, weights_app
 from experiments.commands.given import Whole
-from experiments.commands.printed import new_table, out, tell_stand_ins
+from experiments.commands.printed import out, tell_stand_ins
+from experiments.grids import new_table
 from experiments.planning import schema, standins
 from experiments.records.store import Store
 from hkd.errors import UserError

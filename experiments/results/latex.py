@@ -135,13 +135,26 @@ def checklist(plan: Plan, records: Mapping[str, Record]) -> list[tuple[str, str]
     used = [record for key in plan.runs if (record := records.get(key)) is not None and record.status == "done"]
     data = dict.fromkeys((spec.data.name, spec.data.fingerprint or "not known") for spec in specs)
     recipes = [spec.recipe for spec in specs if spec.recipe]
+    wanted = dict.fromkeys(key for cell in plan.cells for key in cell.runs)
+    missing = sum(1 for key in wanted if (record := records.get(key)) is None or record.status != "done")
+    several = len(plan.seeds) > 1
     facts = [
         (
             "Seeds",
             f"{len(plan.seeds)} per cell ({spans(plan.seeds)}); a seed draws the student's initialisation, the "
-            "labelled subset and the data order; all runs are reported, none was selected.",
+            "labelled subset and the data order; "
+            + (
+                f"{missing} of {len(wanted)} runs are not reported: the table says which and why."
+                if missing
+                else "all runs are reported, none was selected."
+            ),
         ),
-        ("Error bars", "95 % intervals over seeds; gains are paired by seed; methods are in the notes of the table."),
+        (
+            "Error bars",
+            "95 % intervals over seeds; gains are paired by seed; methods are in the notes of the table."
+            if several
+            else "None: there is one seed per cell.",
+        ),
         ("Data", "; ".join(f"{name}, content fingerprint {mark[:16]}" for name, mark in data) + "."),
     ]
     if recipes:

@@ -11,6 +11,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from experiments.grids import new_table
 from experiments.tracking.comparing import flat
 from experiments.tracking.facts import inner
 from hkd.errors import UserError
@@ -79,8 +80,7 @@ def tables(experiments: Sequence[Experiment], wanted: Sequence[str] = ()) -> Ite
             continue
         rows = [(each, each.metrics.get((profile, table), {})) for each in experiments]
         methods = dict.fromkeys(name for _, held in rows for name in inner(held, "pooled_gain"))
-        shown = Table(box=None, pad_edge=False, header_style="bold", title_justify="left", title_style="bold")
-        shown.title = f"{table} ({profile})"
+        shown = new_table(title=f"{table} ({profile})")
         shown.add_column("experiment", no_wrap=True)
         for name in methods:
             shown.add_column(name, justify="right", overflow="fold")

@@ -7,6 +7,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from experiments.grids import new_table
 from experiments.results.caption import metric_name
 from experiments.results.stats import Estimate
 from experiments.tracking.comparing import Metric, Pair, curve_pairs
@@ -48,7 +49,7 @@ def pair_lines(pair: Pair, console: Console) -> Iterator[RenderableType]:
 
 def metrics_table(metrics: list[Metric]) -> Table:
     """A line for each metric."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = new_table()
     for column in ("metric", "A", "B", "B - A"):
         table.add_column(column, justify="left" if column == "metric" else "right")
     for each in metrics:
@@ -76,9 +77,7 @@ def seeds_line(each: Metric, pair: Pair) -> str:
 
 def differences_table(title: str, lines: list[tuple[str, str, str]]) -> Table:
     """Names with both values."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in (title, "A", "B"):
-        table.add_column(column, overflow="fold")
+    table = new_table(title, "A", "B", fold=True)
     for line in lines:
         table.add_row(*map(Text, line))
     return table

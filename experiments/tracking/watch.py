@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.execution.progress import clock, time_words
+from experiments.grids import new_table
 from experiments.records.live import LivePlan, LiveRun, Sight, number, series
 from experiments.records.store import Record, Store
 from experiments.tracking.sparkline import sparkline
@@ -35,9 +36,7 @@ def frame(sight: Sight, store: Store, console: Console, most: int) -> Renderable
         parts += [Text("\nStopped before their end (their process is gone; the same `hkd run` continues them):")]
         parts += [Text(f"  {run.label}: {position(run)}, {clock(run.quiet)} ago") for run in sight.stopped[:most]]
     if ended := list(latest(sight, store)):
-        table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
-        for column in ("ended last", "status", "metrics"):
-            table.add_column(column, overflow="fold")
+        table = new_table("ended last", "status", "metrics", fold=True)
         for record in ended:
             table.add_row(Text(record.label), record.status, Text(outcome(record)))
         parts += [Text(), table]

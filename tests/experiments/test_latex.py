@@ -5,7 +5,7 @@ import re
 import pytest
 
 from experiments.results.compare import compare
-from experiments.results.latex import escaped, latex, letters, signed
+from experiments.results.latex import checklist, escaped, latex, letters, signed
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,19 @@ def test_the_checklist_tells_seeds_data_settings_and_compute(text):
     facts = text.split(r"\paragraph{Reproducibility}")[1]
     for fact in (r"\textbf{Seeds.} 5 per cell (0--4)", "content fingerprint feed", "epochs 40", "CPU min", "adamw"):
         assert fact in facts
+
+
+def test_the_checklist_says_what_is_missing_and_that_one_seed_has_no_bars(synthetic):
+    plan = synthetic.plan(pairs=2)
+    records = synthetic.records(plan)
+    lost = next(key for cell in plan.cells for key in cell.runs)
+    facts = dict(checklist(plan, {key: record for key, record in records.items() if key != lost}))
+    runs = {key for cell in plan.cells for key in cell.runs}
+    assert f"1 of {len(runs)} runs are not reported" in facts["Seeds"]
+    assert "all runs" not in facts["Seeds"]
+    assert "95 %" in facts["Error bars"]
+    single = synthetic.plan(pairs=2, seeds=1)
+    assert dict(checklist(single, synthetic.records(single)))["Error bars"] == "None: there is one seed per cell."
 
 
 def test_environments_are_closed(text):
