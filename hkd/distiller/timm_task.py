@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from timm.models import model_parameters
 from timm.task import TrainingTask
 from timm.utils.model import unwrap_model
 from torch import Tensor, nn
@@ -72,8 +73,8 @@ class TimmTask(TrainingTask):
 
     def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
         """Parameters of the student, without those of its classifier if asked, and of the adapters."""
-        student = list(self.distiller.student.parameters())
-        return [*(student[:-2] if exclude_head else student), *self.distiller.step.method.parameters()]
+        student = model_parameters(self.distiller.student, exclude_head=exclude_head)
+        return [*student, *self.distiller.step.method.parameters()]
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
         """Adapters and memories of the method."""

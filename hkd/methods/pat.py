@@ -21,11 +21,11 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from hkd.data.batch import Batch
-from hkd.errors import Refused, UserError
 from hkd.methods.base import Criterion, Method, Needs
 from hkd.methods.kd import kd_loss
 from hkd.methods.parts.hierarchical_context import hierarchical_context_loss
 from hkd.methods.parts.logits import exact, same_classes
+from hkd.methods.parts.pairs import several_images, with_positions
 from hkd.methods.parts.prompts import Prompt
 from hkd.methods.parts.region_attention import MapAligner, RegionAttention, TokenAligner
 from hkd.models.tap_model import Teacher
@@ -87,12 +87,7 @@ class PAT(Method):
         super().__init__(config, student, teachers, criterion)
         teacher = teachers["teacher"]
         same_classes("pat", student, teacher.info)
-        for side, info in (("student", student), ("teacher", teacher.info)):
-            if empty := [stage for stage in STAGES if 0 in info.stages[stage]]:
-                raise Refused(
-                    f"Method 'pat' reads all stages, and the {side}'s map of stage {empty[0]} has no positions: take "
-                    f"larger images."
-                )
+        with_positions("pat", STAGES, student=student, teacher=teacher.info)
         shapes = {stage: student.stages[stage] for stage in STAGES}
         self.attention = RegionAttention(shapes, config.width, config.heads, config.positions)
         aligner = MapAligner if teacher.family.block_layout == "NCHW" else TokenAligner
@@ -122,10 +117,8 @@ class PAT(Method):
             UserError: training on one image where a map has one position, over which no batch norm has a variance.
         """
         config, plain = self.config, taps_t["teacher"]
-        if self.single and self.training and len(batch) == 1:
-            raise UserError(
-                "Method 'pat' norms maps of one position over the batch, so every batch needs at least 2 images, got 1."
-            )
+        if self.single and self.training:
+            several_images("pat", len(batch))
         losses = {
             "task": config.w_task * self.task_loss(taps_s.logits, batch.y),
             "kd": config.w_kd * kd_loss(taps_s.logits, plain.logits, tau=1.0),

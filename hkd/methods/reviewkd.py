@@ -22,10 +22,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hkd.data.batch import Batch
-from hkd.errors import Refused, UserError
 from hkd.methods.base import Criterion, Method, Needs, Samples
 from hkd.methods.parts.hierarchical_context import hierarchical_context_loss
 from hkd.methods.parts.logits import exact
+from hkd.methods.parts.pairs import several_images, with_positions
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
 from hkd.options import NotNegative, Whole, options
@@ -139,14 +139,9 @@ class ReviewKD(Method):
     ) -> None:
         """Raises Refused for a stage whose map has no positions."""
         super().__init__(config, student, teachers, criterion)
-        sides = {"student": student, "teacher": teachers["teacher"].info}
-        for side, info in sides.items():
-            if empty := [stage for stage in STAGES if 0 in info.stages[stage]]:
-                raise Refused(
-                    f"Method 'reviewkd' reads all stages, and the {side}'s map of stage {empty[0]} has no positions: "
-                    f"take larger images."
-                )
-        shapes_s, shapes_t = ({**info.stages, 5: (info.pooled, 1, 1)} for info in sides.values())
+        sides = student, teachers["teacher"].info
+        with_positions("reviewkd", STAGES, student=sides[0], teacher=sides[1])
+        shapes_s, shapes_t = ({**info.stages, 5: (info.pooled, 1, 1)} for info in sides)
         inner = min(WIDEST, student.pooled)
         self.fusions = nn.ModuleDict(
             {
@@ -186,11 +181,8 @@ class ReviewKD(Method):
             UserError: training on one image, whose level of one position no batch norm can norm.
         """
         config, teacher = self.config, taps_t["teacher"]
-        if self.training and len(batch) == 1:
-            raise UserError(
-                "Method 'reviewkd' norms features of one position over the batch, so every batch needs at least 2 "
-                "images, got 1."
-            )
+        if self.training:
+            several_images("reviewkd", len(batch))
         losses = {"task": config.w_task * self.task_loss(taps_s.logits, batch.y)}
         weight, handed = config.weight * self.rise(), None
         maps_s, maps_t = ({**taps.stages, 5: taps.pooled[:, :, None, None]} for taps in (taps_s, teacher))

@@ -4,13 +4,13 @@ Tokens are maps here as everywhere (prefix tokens apart, row by row), so that ev
 Shapes: B batch, D width, H W grid.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from hkd.errors import Refused
+from hkd.errors import Refused, UserError
 from hkd.methods.parts.feature_mimicking import to_grid
 from hkd.models.taps import TapInfo
 
@@ -52,6 +52,25 @@ def stage_grids(
                 f"of {height}x{width}: leave that stage out of its option stages, or use larger images."
             )
     return grids
+
+
+def with_positions(method: str, stages: Sequence[int], **sides: TapInfo) -> None:
+    """Raises Refused for a map of these stages without positions, of a side named by its keyword."""
+    for side, info in sides.items():
+        if empty := [stage for stage in stages if 0 in info.stages[stage]]:
+            raise Refused(
+                f"Method '{method}' reads all stages, and the {side}'s map of stage {empty[0]} has no positions: take "
+                "larger images."
+            )
+
+
+def several_images(method: str, count: int) -> None:
+    """Raises UserError for a training batch of one image, where a map of one position has no variance to norm by."""
+    if count == 1:
+        raise UserError(
+            f"Method '{method}' norms maps of one position over the batch, so every batch needs at least 2 images, "
+            "got 1."
+        )
 
 
 def meet(

@@ -58,7 +58,10 @@ class LastStep(nn.Module):
 
 
 class Prompt(nn.Module):
-    """x + beta p(x), with beta 0 at the start; see the page's source for the layers of p.
+    """x + beta p(x), or with feedback f x + beta p(q([x, r(f)])); beta is 0 at the start.
+
+    p is a 1x1, a depthwise 5x5 and a 1x1 convolution, the gate, and a 1x1 one, the outer two in groups; q the same
+    without groups; r brings the teacher's width to that of x, after a batch norm.
 
     Args:
         shape: (C, H, W) of x, the map in which the stage begins.
