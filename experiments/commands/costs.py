@@ -1,7 +1,7 @@
 """What runs cost, as `hkd plan` prints it and `hkd run` asks about."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -11,8 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.commands.printed import is_wide
+from experiments.execution.makespan import simulate
 from experiments.execution.progress import clock
 from experiments.grids import new_table
+from experiments.planning import schema
 from experiments.planning.estimate import Cost, Durations, cost, total
 from experiments.planning.plan import Plan, PlannedRun
 from experiments.records.committed import Records
@@ -97,6 +99,60 @@ def print_costs(plans: Sequence[tuple[Plan, Records]], console: Console) -> None
         console.print(tables)
 
 
+def print_clusters(plans: Sequence[tuple[Plan, Records]], sizes: Sequence[int], console: Console) -> None:
+    """How long what is left of plans would take on clusters of these sizes, and which tables would be done when.
+
+    Tables that cost least go first, each after what it shares with those before it; GPUs that they leave idle take runs
+    of the next ones.
+    """
+    left: dict[str, dict[str, PlannedRun]] = {}
+    for plan, records in plans:
+        done = {key for key, record in records.own.items() if record.status in FINAL}
+        left[plan.table] = {key: run for key, run in plan.runs.items() if key not in done}
+    runs = {key: run for todo in left.values() for key, run in todo.items()}
+    if not runs:
+        console.print(Text("Nothing is left to run."))
+        return
+    machine = schema.load_profile(plans[0][0].profile).machine
+    each = machine.devices * machine.num_nodes
+    length = {key: cost(run).gpu_hours / each for key, run in runs.items()}
+    order = cheapest_first({table: list(todo) for table, todo in left.items()}, length)
+    keys = list(dict.fromkeys(key for table in order for key in left[table]))
+    found = {size: simulate(runs, length, gpus=size, each=each, order=keys) for size in sizes}
+    whole = new_table()
+    for name in ("GPUs", "hours", "idle", "longest chain, hours"):
+        whole.add_column(name, justify="right")
+    for size, made in found.items():
+        chain = sum(length[key] for key in made.path)
+        whole.add_row(f"{size:,}", shown_hours(made.total), f"{100 * made.idle:.0f} %", shown_hours(chain))
+    console.print(Text(f"{len(runs):,} runs on {each} GPU{'s' if each > 1 else ''} each, simulated:"))
+    console.print(whole)
+    made = found[sizes[0]]
+    names = " → ".join(runs[key].label.partition(" seed ")[0] for key in made.path)
+    console.print(Text(f"The longest chain, which no number of GPUs makes shorter: {names}."))
+    ended = new_table("table, in the order of what is cheapest")
+    ended.add_column("GPU-hours it adds", justify="right")
+    for size in sizes:
+        ended.add_column(f"done after, {size:,} GPUs", justify="right")
+    seen = set[str]()
+    for table in order:
+        added = sum(length[key] * each for key in left[table] if key not in seen)
+        seen |= left[table].keys()
+        ends = [max((made.ends[key] for key in left[table]), default=0.0) for made in found.values()]
+        ended.add_row(Text(table), shown_hours(added), *(f"{shown_hours(end)} h" for end in ends))
+    console.print(ended)
+
+
+def cheapest_first(tables: Mapping[str, Sequence[str]], length: Mapping[str, float]) -> list[str]:
+    """Tables by what each adds to those before it, the least first."""
+    order, seen, rest = list[str](), set[str](), dict(tables)
+    while rest:
+        table = min(rest, key=lambda name: sum(length[key] for key in rest[name] if key not in seen))
+        order.append(table)
+        seen |= {*rest.pop(table)}
+    return order
+
+
 def by_kind(plan: Plan, done: set[str], durations: Durations, *, wide: bool) -> Table:
     """The runs of one plan, those that differ by seed alone on one line."""
     kinds: dict[str, list[PlannedRun]] = {}
@@ -124,10 +180,15 @@ def headline(name: str, costs: Costs, wall: float | None, by: str = "") -> str:
 
 
 def hours(cost: Cost) -> str:
-    """GPU-hours with three digits that matter, never as a power of ten."""
-    if cost.gpu_hours >= 100:
-        return f"{cost.gpu_hours:,.0f}"
-    return f"{cost.gpu_hours:.3g}" if cost.gpu_hours >= 0.001 else "<0.001"
+    """GPU-hours of a cost."""
+    return shown_hours(cost.gpu_hours)
+
+
+def shown_hours(value: float) -> str:
+    """Hours with three digits that matter, never as a power of ten."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if value >= 0.001 or value == 0 else "<0.001"
 
 
 def confirm(plan: Plan, records: dict[str, Record], yes: bool) -> None:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from experiments import places
 from experiments.commands.app import app, reference_app
-from experiments.commands.costs import confirm, print_costs
+from experiments.commands.costs import confirm, print_clusters, print_costs
 from experiments.commands.given import Whole
 from experiments.commands.printed import is_wide, out, print_markdown, show_table, tell_stand_ins
 from experiments.commands.several import of_each
@@ -77,6 +77,7 @@ def plan(
     until: Until | None = None,
     max_seeds: Whole | None = None,
     margin: float | None = None,
+    cluster: Annotated[tuple[Whole, ...], Parameter(consume_multiple=True)] = (),
 ) -> int:
     """Say what tables would cost and how much of it is done, without running anything.
 
@@ -89,6 +90,7 @@ def plan(
         until: forecast what seeds and minutes it takes to decide the named tables.
         max_seeds: with --until: the most seeds that any row may take.
         margin: with --until: points inside which an effect is none that matters; the default is the profile's.
+        cluster: GPUs of a cluster, or of several: simulate what is left on each, and say which tables are done when.
     """
     store, console = Store(places.runs()), out()
     if until or max_seeds is not None or margin is not None:
@@ -101,7 +103,10 @@ def plan(
             tell_forecast(name, *asked(name, profile, margin, max_seeds), store)
         return 0
     plans, code = of_each(table or schema.table_ids(), lambda name: planned(name, profile, seeds))
-    print_costs([(each, Records(each, store, places.references())) for each in plans], console)
+    costed = [(each, Records(each, store, places.references())) for each in plans]
+    print_costs(costed, console)
+    if cluster:
+        print_clusters(costed, cluster, console)
     if len(plans) > 1:
         for sentence in dict.fromkeys(standins.in_short(schema.load_profile(each.profile)) for each in plans):
             tell_stand_ins(sentence)
