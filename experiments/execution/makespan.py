@@ -59,7 +59,7 @@ def simulate(
         graph.done(key)
         free += 1
     busy = sum(length[key] for key in runs) * each
-    return Makespan(now, 1 - busy / (now * gpus) if now else 0.0, longest(graph, way), ends)
+    return Makespan(now, max(0.0, 1 - busy / (now * gpus)) if now else 0.0, longest(graph, way), ends)
 
 
 def longest(graph: Graph, way: Mapping[str, float]) -> tuple[str, ...]:
