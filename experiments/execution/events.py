@@ -11,12 +11,13 @@ from experiments.records.store import Record
 class Event:
     """Something that happened while a plan is executed.
 
-    scheduled: facts todo (keys), reused (count). workers: facts count. The others are about one run: started (twice
-    if its worker died), progress (epoch, epochs, loss, perhaps top1), finished (status, reason, seconds, root: not
-    merely given up because of another run, lost: how many are given up because of this one).
+    scheduled: facts todo (keys), reused (count). workers: facts count. lost: the scheduler went away, another one is
+    waited for, and what was under way is started again. The others are about one run: started (twice if its worker
+    died), progress (epoch, epochs, loss, perhaps top1), finished (status, reason, seconds, root: not merely given up
+    because of another run, lost: how many are given up because of this one).
     """
 
-    kind: Literal["scheduled", "workers", "started", "progress", "finished"]
+    kind: Literal["scheduled", "workers", "lost", "started", "progress", "finished"]
     key: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
 

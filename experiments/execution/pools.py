@@ -31,10 +31,16 @@ from hkd.training.job import Runtime
 
 TOPIC = "hkd-progress"
 ANSWER_S = 10.0  # within which a scheduler answers
+BACK_S = 300.0  # that a scheduler which went away is waited for
+WENT_AWAY = "The dask scheduler went away; finished runs are kept: run the command again."
 WRITTEN_S = 2.0  # within which it writes its file
 # Large pages for torch's buffers, also in the worker's thread: small pages made steps up to twice as slow in a virtual
 # machine (benchmarks/test_page_speed.py). Other C libraries than glibc ignore it.
 LARGE_PAGES = "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1"
+
+
+class SchedulerLost(UserError):
+    """The dask scheduler went away, or nobody answers at its address."""
 
 
 class Pool(ABC):
@@ -93,11 +99,22 @@ class Workers(Pool):
 
     def slots(self) -> int:
         if time.monotonic() - self.asked > 2:
-            self.asked, workers = time.monotonic(), self.client.scheduler_info(n_workers=-1)["workers"]
+            self.asked, workers = time.monotonic(), self.joined()
             refuse_threads(workers)
             self.count = sum(self.capacity(worker) for worker in workers.values())
             self.declared = any("GPU" in worker.get("resources", {}) for worker in workers.values())
         return self.count
+
+    def joined(self) -> dict[str, Any]:
+        """The workers that the scheduler has, by address.
+
+        Raises:
+            SchedulerLost: it is gone.
+        """
+        if self.client.status in ("closing", "closed"):  # dask gave up to reach it
+            raise SchedulerLost(WENT_AWAY)
+        workers: dict[str, Any] = self.client.scheduler_info(n_workers=-1)["workers"]
+        return workers
 
     def capacity(self, worker: Mapping[str, Any]) -> int:
         """Runs a worker takes at once: one, or none where it declares fewer GPUs than a run needs."""
@@ -140,7 +157,7 @@ class Workers(Pool):
             else:
                 self.happened.put(Finished(key=key, reason=f"{type(error).__name__}: {error}"))
         else:
-            self.happened.put(UserError("The dask scheduler went away; finished runs are kept: run the command again."))
+            self.happened.put(SchedulerLost(WENT_AWAY))
 
     def wait(self) -> list[Event | Finished]:
         try:
@@ -266,9 +283,25 @@ def reach(address: str, scheduler_file: Path) -> None:
             raise silent(address, scheduler_file) from None
 
 
-def silent(address: str, scheduler_file: Path) -> UserError:
+def await_scheduler(scheduler_file: Path) -> None:
+    """Wait until somebody is at the address in a scheduler's file, which one that is started again writes anew.
+
+    Raises:
+        UserError: nobody within `BACK_S`.
+    """
+    until = time.monotonic() + BACK_S
+    while True:
+        try:
+            return reach(scheduler_address(scheduler_file), scheduler_file)
+        except UserError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(1)
+
+
+def silent(address: str, scheduler_file: Path) -> SchedulerLost:
     """That nobody answers there."""
-    return UserError(f"The dask scheduler of {scheduler_file} does not answer at {address}; start it again.")
+    return SchedulerLost(f"The dask scheduler of {scheduler_file} does not answer at {address}; start it again.")
 
 
 def scheduler_address(scheduler_file: Path) -> str:

@@ -98,6 +98,10 @@ class Progress:
             self.workers = event.facts["count"]
             if self.console.is_terminal and not self.live.is_started:
                 self.live.start()
+        elif event.kind == "lost":
+            self.under_way.clear()
+            said = "The dask scheduler went away; finished runs are kept, and another one is waited for."
+            self.console.print(Text(said, style="yellow"), soft_wrap=True)
         elif event.kind == "started":
             self.under_way[event.key] = UnderWay(since=now)
         elif event.kind == "progress" and event.key in self.under_way:

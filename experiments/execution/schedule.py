@@ -6,7 +6,7 @@ runs it needs are done and a worker is free, the one with the longest way to the
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from filelock import Timeout
 
 from experiments.execution.events import Event, Finished
 from experiments.execution.graph import Graph
-from experiments.execution.pools import Pool, pool_for
+from experiments.execution.pools import Pool, SchedulerLost, await_scheduler, pool_for
 from experiments.execution.run import sources
 from experiments.execution.storage import check_writable, not_written
 from experiments.planning.estimate import Durations
@@ -89,11 +89,8 @@ def run_plan(
         execution.refuse()
     if execution.graph.ready:
         count = min(default_workers(runtime) if workers is None else workers, len(todo))
-        with (
-            announced(store, plan.table, plan.profile, len(plan.runs), execution.lengths),
-            pool_for(store, runtime, count, scheduler_file, on_event) as pool,
-        ):
-            execution.drive(pool)
+        with announced(store, plan.table, plan.profile, len(plan.runs), execution.lengths):
+            execution.carry_out(lambda: pool_for(store, runtime, count, scheduler_file, on_event), scheduler_file)
         if runtime.cache_dir is not None:
             bound(runtime.cache_dir, CACHE_LIMIT)
     return ExecutionReport(
@@ -190,6 +187,27 @@ class _Execution:
                 self.give_up([key, *self.graph.unreachable(key)], without[0])
             elif reason:
                 self.settle(run, "refused", reason)
+
+    def carry_out(self, pool: Callable[[], AbstractContextManager[Pool]], scheduler_file: Path | None) -> None:
+        """Try every run that can be done; where the scheduler of the file goes away, go on with the next one there.
+
+        Args:
+            pool: opens one.
+            scheduler_file: None where the workers are this command's own.
+        """
+        met = False
+        while True:
+            try:
+                with pool() as open_pool:
+                    met = True
+                    return self.drive(open_pool)
+            except SchedulerLost:
+                if scheduler_file is None or not met:
+                    raise
+            self.graph.ready += self.under_way  # from their checkpoints
+            self.under_way.clear()
+            self.on_event(Event(kind="lost"))
+            await_scheduler(scheduler_file)
 
     def drive(self, pool: Pool) -> None:
         """Keep the pool busy until every run that can be done was tried."""

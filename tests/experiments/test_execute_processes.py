@@ -88,6 +88,16 @@ def begun(store, key):
     return len(path.read_text().split()) if path.exists() else 0
 
 
+def cluster(scheduler_file):
+    """Commands of a scheduler and of a worker that knows the fake tasks, and how to start them quietly."""
+    options = ["--scheduler-file", str(scheduler_file), "--no-dashboard"]
+    dask = [sys.executable, "-m", "distributed.cli.dask_scheduler", *options, "--port", "0"]
+    worker = [sys.executable, "-m", "distributed.cli.dask_worker", *options, "--nthreads", "1", "--no-nanny"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    quiet = {"cwd": ROOT, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return dask, [*worker, "--preload", "tests.experiments.fake_tasks"], quiet
+
+
 def descendants(process):
     return psutil.Process(process.pid).children(recursive=True)
 
@@ -149,16 +159,12 @@ def test_two_drivers_of_the_same_runs_do_each_run_once(driver, tmp_path):
 
 def test_a_running_scheduler_is_joined_and_its_workers_do_the_runs(driver, tmp_path):
     scheduler_file = tmp_path / "scheduler.json"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    options = ["--scheduler-file", str(scheduler_file), "--preload", "tests.experiments.fake_tasks"]
-    dask = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--scheduler-file", str(scheduler_file)]
-    worker = [sys.executable, "-m", "distributed.cli.dask_worker", *options, "--nthreads", "1", "--no-nanny"]
-    quiet = {"cwd": ROOT, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    started = [subprocess.Popen([*dask, "--port", "0", "--no-dashboard"], **quiet)]
+    dask, worker, quiet = cluster(scheduler_file)
+    started = [subprocess.Popen(dask, **quiet)]
     try:
         wait_for(scheduler_file.is_file)
         process = driver(0, scheduler_file)  # before any worker has joined
-        started.append(subprocess.Popen([*worker, "--no-dashboard"], **quiet))
+        started.append(subprocess.Popen(worker, **quiet))
         output, _ = process.communicate(timeout=90)
         assert process.returncode == 0, output
         assert "executed ['long0', 'long1', 'short']" in output
@@ -168,6 +174,32 @@ def test_a_running_scheduler_is_joined_and_its_workers_do_the_runs(driver, tmp_p
     finally:
         for each in reversed(started):
             each.terminate()
+            each.wait(timeout=20)
+
+
+@pytest.mark.long
+def test_a_scheduler_that_is_started_again_is_gone_on_with(driver, tmp_path):
+    store, scheduler_file = Store(tmp_path / "runs"), tmp_path / "scheduler.json"
+    dask, worker, quiet = cluster(scheduler_file)
+    started = [subprocess.Popen(dask, **quiet)]
+    try:
+        wait_for(scheduler_file.is_file)
+        process = driver(3, scheduler_file)
+        started.append(subprocess.Popen(worker, **quiet))
+        wait_for(lambda: begun(store, "long0") or begun(store, "long1"))
+        for each in started:
+            each.kill()
+            each.wait()
+        scheduler_file.unlink()
+        started += [subprocess.Popen(dask, **quiet), subprocess.Popen(worker, **quiet)]
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+        assert "\nlost " in output
+        assert "executed ['long0', 'long1', 'short']" in output
+        assert {store.load(key).status for key in ("short", "long0", "long1")} == {"done"}
+    finally:
+        for each in reversed(started):
+            each.kill()
             each.wait(timeout=20)
 
 

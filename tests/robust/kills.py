@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,21 @@ def renaming() -> list[str]:
         return []
 
 
+def start(command: Sequence[str], sources: Path, place: Path, mark: str, log: Path) -> subprocess.Popen[bytes]:
+    """Start a command of a checkout on the store of a place, in a session of its own; its output goes to the log."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HKD_", "DVC_"))}
+    environment |= {
+        "HKD_RUNS": str(place / "runs"),
+        "HKD_RESULTS": str(place / "results"),
+        "TMPDIR": str(place / "tmp"),
+        "PYTHONPATH": str(sources),
+        "OMP_NUM_THREADS": "1",
+        MARK: mark,
+    }
+    with open(log, "ab") as file:
+        return subprocess.Popen(command, cwd=sources, env=environment, stdout=file, stderr=file, start_new_session=True)
+
+
 class Client:
     """One `hkd run` of a table, started again whenever it was killed.
 
@@ -158,10 +173,13 @@ class Client:
         place: of the store, the results and the temporary files.
         table: which to make.
         prefix: words before the command.
+        options: behind it.
     """
 
-    def __init__(self, sources: Path, place: Path, table: str, prefix: list[str]):
-        self.sources, self.place, self.table, self.prefix = sources, place, table, prefix
+    def __init__(
+        self, sources: Path, place: Path, table: str, prefix: list[str], options: Sequence[str] = ("--workers", "2")
+    ):
+        self.sources, self.place, self.table, self.prefix, self.options = sources, place, table, prefix, options
         self.mark = f"{place}:{table}"
         self.codes: list[int] = []
         self.log = place / f"{table}.log"
@@ -169,21 +187,8 @@ class Client:
 
     def start(self) -> None:
         """Start the command in a session of its own."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("HKD_", "DVC_"))}
-        environment |= {
-            "HKD_RUNS": str(self.place / "runs"),
-            "HKD_RESULTS": str(self.place / "results"),
-            "TMPDIR": str(self.place / "tmp"),
-            "PYTHONPATH": str(self.sources),
-            "OMP_NUM_THREADS": "1",
-            MARK: self.mark,
-        }
-        command = [sys.executable, "-m", "experiments.cli", "run", self.table, "--profile", "kills", "--workers", "2"]
-        with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(
-                [*self.prefix, *command], cwd=self.sources, env=environment, stdout=log, stderr=log,
-                start_new_session=True,
-            )  # fmt: skip
+        command = [sys.executable, "-m", "experiments.cli", "run", self.table, "--profile", "kills", *self.options]
+        self.process = start([*self.prefix, *command], self.sources, self.place, self.mark, self.log)
 
     def ended(self) -> bool:
         """Whether the command was through by itself, all runs having results; one that ended otherwise is started."""
@@ -426,7 +431,8 @@ def left(place: Path, until: float) -> list[str]:
     told += [
         f"{path.relative_to(place)} is left"
         for path in (place / "tmp").rglob("*")
-        if path.is_file() and (path.parent.name, path.suffix) != ("dask-scratch-space", ".lock")  # two empty files
+        if path.is_file()
+        and not (path.parent.name == "dask-scratch-space" and path.suffix in (".lock", ".dirlock"))  # empty ones
     ]
     return told
 
