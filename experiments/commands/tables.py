@@ -264,14 +264,27 @@ def looks(*, max_seeds: Whole | None = None) -> int:
 def worker(
     *options: Annotated[str, Parameter(allow_leading_hyphen=True)],
     scheduler_file: Annotated[Path, Parameter(env_var="HKD_SCHEDULER_FILE")],
+    slurm: Whole | None = None,
+    slurm_set: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
 ) -> int:
     """Start a worker of a running dask scheduler: a `dask worker` of one thread that runs can load data in.
 
     Args:
         options: more options of `dask worker`, such as `--name` or `--interface`.
         scheduler_file: that `dask scheduler` wrote, on a file system that both see.
+        slurm: queue so many workers as one job array of Slurm instead of being one; they are queued again when they
+            are preempted or run out of time.
+        slurm_set: NAME=VALUE of the jobs as `sbatch` has them: partition=gpu time=1440 gpus_per_node=1.
     """
-    serve(scheduler_file, options)
+    if slurm is None:
+        if slurm_set:
+            raise UserError("--slurm-set is for workers that Slurm starts: say --slurm N too.")
+        serve(scheduler_file, options)
+        return 0
+    from experiments.execution.slurm import parameters, submit
+
+    job = submit(slurm, scheduler_file, parameters(slurm_set), options, places.runs() / ".slurm")
+    out().print(Text(f"{slurm} workers are queued as Slurm's job {job}; `scancel {job}` ends them."))
     return 0
 
 
