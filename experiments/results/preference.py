@@ -28,7 +28,15 @@ from experiments.results.stats import LEVEL, Estimate, holm
 from hkd.errors import UserError
 
 KINDS = {  # of models, by family
-    "cnn": ("resnet", "mobilenet", "mobilenet_v2", "convnext", "sparse_resnet", "sparse_mobilenet_v2", "sparse_convnext"),
+    "cnn": (
+        "resnet",
+        "mobilenet",
+        "mobilenet_v2",
+        "convnext",
+        "sparse_resnet",
+        "sparse_mobilenet_v2",
+        "sparse_convnext",
+    ),
     "transformer": ("vit", "swin", "beit", "eva", "mim_vit", "hybrid_vit", "hybrid_beit", "view_vit"),
     "mlp": ("mixer", "resmlp"),
 }
