@@ -14,7 +14,20 @@ from typing import Any
 from cyclopts import CycloptsError
 
 from experiments import places
-from experiments.commands import distill, experiments, looking, numerics, own, runs, sharing, tables, watch, weights
+from experiments.commands import (
+    distill,
+    experiments,
+    looking,
+    numerics,
+    own,
+    rank,
+    runs,
+    sharing,
+    tables,
+    tune,
+    watch,
+    weights,
+)
 from experiments.commands.app import app
 from experiments.execution.storage import STORAGE_ERRORS
 from hkd.errors import UserError
@@ -30,6 +43,8 @@ COMMANDS = (
     numerics,
     weights,
     looking,
+    tune,
+    rank,
 )  # importing them adds them to the app
 
 

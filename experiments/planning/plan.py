@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments import places
-from experiments.planning import schema, standins
+from experiments.planning import schema, standins, tuning
 from experiments.planning.declared import settled
 from experiments.planning.keys import device_kind, run_key
 from experiments.planning.replications import Replicated, replicated
@@ -190,6 +190,7 @@ class _Planner:
         self.overrides = {key: value for key, value in recipe.items() if value is not None}
         self.runs: dict[str, PlannedRun] = {}
         self.teachers: dict[str, str] = {}  # as Plan.teachers
+        self.tuning = None if select else tuning.load(table.id)  # trials of settings see none that were chosen
         machine = profile.machine
         self.kind = kind or device_kind(device(machine.accelerator), machine.devices * machine.num_nodes)
 
@@ -220,7 +221,7 @@ class _Planner:
             runs=self.runs,
             here=self.here(cells),
             marks=standins.model_marks(self.profile, self.models()),
-            captions=self.table.captions + self.profile.captions + self.data_notes(),
+            captions=self.table.captions + self.tuned() + self.profile.captions + self.data_notes(),
             teachers=dict(sorted(self.teachers.items())),
             kind=self.kind,
             overridden=overridden,
@@ -253,6 +254,12 @@ class _Planner:
     def models(self) -> list[str]:
         """Students and teachers of the rows, by slug."""
         return list(dict.fromkeys(slug for row in self.table.rows for slug in (row.student, *row.teachers.values())))
+
+    def tuned(self) -> tuple[str, ...]:
+        """How loss weights were tuned, where the table has such a file."""
+        taught = {tuning.name_of(column): column.label for column in self.table.columns if column.teacher}
+        said = tuning.sentence(self.tuning, self.profile.name, taught)
+        return () if said is None else (said,)
 
     def data_notes(self) -> tuple[str, ...]:
         """What stands for each of the paper's data sets, as sentences."""
@@ -368,7 +375,9 @@ class _Planner:
             task=stage.task,
             data=self.data(data, facts, teacher=False),
             student=self.model(row.student),
-            method=MethodSpec(name=stage.method, options=settled("method", stage.method, self.options(row, stage))),
+            method=MethodSpec(
+                name=stage.method, options=settled("method", stage.method, self.options(row, stage, variant))
+            ),
             recipe=self.student_recipe(row.student, stage.strategy or self.table.strategy) if stage.trains else None,
             teachers=teachers,
             init=init,
@@ -500,11 +509,13 @@ class _Planner:
         what = f"Recipe '{name}' of profile '{self.profile.name}'" + (f" with {dict(overrides)}" if overrides else "")
         return configured(Recipe, what, {**asdict(self.profile.recipes[name]), **overrides})
 
-    def options(self, row: Row, stage: Stage) -> dict[str, Any]:
-        """Settings of the pair, then of the profile, then of the variant: the later one wins."""
+    def options(self, row: Row, stage: Stage, variant: str) -> dict[str, Any]:
+        """Settings of the pair, then of the profile, then as tuned, then of the variant: the later one wins."""
+        column = f"{stage.method}/{variant}".rstrip("/")
         return {
             **row.settings.get(stage.method, {}),
             **self.profile.methods.get(stage.method, {}),
+            **tuning.options(self.tuning, self.profile.name, column),
             **stage.options,
         }
 

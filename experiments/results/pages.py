@@ -16,8 +16,20 @@ from experiments.results.verdicts import DECIDED, VERDICTS
 from hkd.errors import UserError
 from hkd.files import atomic_write
 
-PAPERS = {"scalekd": "ScaleKD", "hcd": "HCD", "hgkd": "H-GKD", "hybrid": "Hybrid Distill"}
-HEADLINE = {"scalekd": "scalekd_table3", "hcd": "hcd_schedule", "hgkd": "hgkd_resnet50", "hybrid": "hybrid_table3"}
+PAPERS = {
+    "scalekd": "ScaleKD",
+    "hcd": "HCD",
+    "hgkd": "H-GKD",
+    "hybrid": "Hybrid Distill",
+    "ofakd": "OFA-KD's pairs, one protocol",
+}
+HEADLINE = {
+    "scalekd": "scalekd_table3",
+    "hcd": "hcd_schedule",
+    "hgkd": "hgkd_resnet50",
+    "hybrid": "hybrid_table3",
+    "ofakd": "ofa_cifar100_controlled",
+}
 REPEATED = ("hcd_cifar100_core", "hybrid_ablations")  # whose cells stand in other tables too: not counted twice
 PROFILES = ("laptop", "cifar_subset", "cub_subset")  # in this order; the first is the README's
 REAL = "real photographs, miniature models"
