@@ -20,7 +20,9 @@ from experiments.planning.declared import WORDS, options_of
 from experiments.planning.own import OWN, Own, know, known_name
 from hkd.errors import UserError
 from hkd.options import (
+    Count,
     Few,
+    NotNegative,
     Number,
     OptionError,
     Positive,
@@ -164,12 +166,17 @@ class TeacherMapping(Document):
 
 
 class Machine(Document):
-    """How one run uses machines; never part of a run's identity."""
+    """How one run uses machines; never part of a run's identity. The fields of `hkd.training.job.Runtime`."""
 
     accelerator: Accelerator = "auto"
     devices: Few = 1
     num_nodes: Few = 1
     loader_workers: Workers = 0
+    micro_batch: Count | None = None
+    checkpoint_every_s: NotNegative = 5.0
+    tf32: Switch = False
+    cudnn_benchmark: Switch = False
+    channels_last: Switch = False
 
 
 Points = Annotated[float, Strict(), Field(gt=0, le=100)]  # of a metric in percent
