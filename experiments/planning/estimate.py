@@ -84,9 +84,7 @@ def cost(run: PlannedRun) -> Cost:
         epochs=epochs,
         flops=flops,
         gpu_hours=flops / GPU_FLOPS[recipe.precision if recipe else "32-true"] / 3600,
-        disk=4e6 * kept
-        + BYTES_PER_TEST_IMAGE * test_images
-        + BYTES_PER_EPOCH * epochs,
+        disk=4e6 * kept + BYTES_PER_TEST_IMAGE * test_images + BYTES_PER_EPOCH * epochs,
     )
 
 

@@ -60,7 +60,7 @@ def make_fabric(runtime: Runtime, precision: str) -> Fabric:
     if precision in PRECISIONS:
         plugins.append(PRECISIONS[precision](accelerator))
     if accelerator == "cuda":
-        # Set whatever they are, as this process may have carried out another run. Convolutions use TF32 by torch's default.
+        # Set whatever they are, as this process may have carried out another run. Convolutions have TF32 anyway.
         torch.set_float32_matmul_precision("high" if runtime.tf32 else "highest")
         torch.backends.cudnn.benchmark = runtime.cudnn_benchmark
     fabric = Fabric(
@@ -68,8 +68,8 @@ def make_fabric(runtime: Runtime, precision: str) -> Fabric:
         devices=runtime.devices if several else 1,
         num_nodes=runtime.num_nodes if several else 1,
         # Buffers are not sent around before every step: those that a loss reads (queues, banks, codebooks, statistics
-        # of targets) are equal in all processes by construction, and batch norms read theirs in evaluation alone, before
-        # which `give_buffers` makes them those of rank 0.
+        # of targets) are equal in all processes by construction, and batch norms read theirs in evaluation alone,
+        # before which `give_buffers` makes them those of rank 0.
         strategy=DDPStrategy(broadcast_buffers=False) if several else "auto",
         plugins=plugins,
     )

@@ -52,9 +52,9 @@ def counted(student, teacher, **options):
 
 
 PAIRS = [
-    ("resnet50", "swin_l", {}),
-    ("mixer_s16", "swin_l", {"s4_tap": "raw"}),
     ("swin_t_mini", "swin_l_mini", {}),
+    pytest.param("resnet50", "swin_l", {}, marks=pytest.mark.slow),
+    pytest.param("mixer_s16", "swin_l", {"s4_tap": "raw"}, marks=[pytest.mark.slow, pytest.mark.long]),
     ("vit_b14_mini", "eva_l14_mini", {"vit_tail": 1, "s4_tail": 1}),
     ("resnet50_mini", "swin_s_mini", {"tpp": "off", "stages": ["s4"], "dfm": "off", "norm": "layer"}),
     ("resnet50_mini", "swin_s_mini", {"projector": "conv3x3_bn_relu", "tpp": "mimic_only", "dfm": "two_orig"}),
@@ -85,6 +85,7 @@ def test_other_methods_and_foreign_models_add_nothing():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_maps_of_the_cards_are_those_of_their_models():
     for name, (stage3, final) in MAPS.items():
         with torch.device("meta"):
