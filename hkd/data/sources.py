@@ -15,7 +15,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from hkd.data import images
-from hkd.data.loading.augment import Augment, Draws, Patch, paste, to_float
+from hkd.data.loading.augment import Augment, Draws, Patches, paste, to_float
 
 VIEW_BYTES = 2**29  # memory for precomputed views; beyond it a view is computed again when its epoch comes
 
@@ -29,7 +29,7 @@ class Shown:
     x: Float[Tensor, "b 3 S S"] | UInt8[Tensor, "b 3 S S"]
     index: Int[Tensor, " b"]
     corrupt: dict[str, str] = field(default_factory=dict)
-    patches: list[Patch] = field(default_factory=list)
+    patches: Patches = field(default_factory=list)
 
     @property
     def images(self) -> Float[Tensor, "b 3 S S"]:

@@ -70,7 +70,7 @@ def make_fabric(runtime: Runtime, precision: str) -> Fabric:
         # Buffers are not sent around before every step: those that a loss reads (queues, banks, codebooks, statistics
         # of targets) are equal in all processes by construction, and batch norms read theirs in evaluation alone,
         # before which `give_buffers` makes them those of rank 0.
-        strategy=DDPStrategy(broadcast_buffers=False) if several else "auto",
+        strategy=DDPStrategy(forward_sync_buffers=False) if several else "auto",
         plugins=plugins,
     )
     fabric.launch()

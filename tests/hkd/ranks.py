@@ -20,7 +20,7 @@ from hkd.training.job import Job, Runtime
 CASES = {
     "crd": ("train", "digits", "resnet18_mini", "swin_s_mini", {"negatives": 4}, ("bank_s", "bank_t", "log_z")),
     "unic": ("train", "digits", "resnet18_mini", "swin_s_mini", {"hidden": 8}, ("sources",)),
-    "reviewkd": ("train", "digits", "resnet18_mini", "swin_s_mini", {}, ("norms",)),
+    "reviewkd": ("train", "digits", "resnet18_mini", "swin_s_mini", {"teacher_norm": "channel"}, ("norms",)),
     "hgkd": (
         "pretrain",
         "digits_unlabelled",

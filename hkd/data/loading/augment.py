@@ -9,9 +9,8 @@ Shapes: B images, H and W their sides, S the side of the result in px.
 import hashlib
 import math
 import random
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -113,7 +112,7 @@ class Augment:
             images = self.rand_augment(images, draws.ops)
         return images
 
-    def patches(self, draws: Draws) -> list["Patch"]:
+    def patches(self, draws: Draws) -> "Patches":
         """What is erased of these images."""
         return [] if self.erasing is None else drawn_patches(self.erasing, self.size, draws.erase)
 
@@ -212,6 +211,9 @@ class Patch(NamedTuple):
     values: Float[Tensor, "3 h w"]
 
 
+Patches = list[Any]  # of `Patch`: were it said, a type checker would draw one to look at from Python's generator
+
+
 class _Canvas:
     """What timm's eraser takes for one image: keeps where it wrote, and what. size: [3, S, S]."""
 
@@ -228,7 +230,7 @@ class _Canvas:
         self.written.append((place[1].start, place[2].start, noise))
 
 
-def drawn_patches(erasing: RandomErasing, side: int, seeds: Int[Tensor, " B"]) -> list[Patch]:
+def drawn_patches(erasing: RandomErasing, side: int, seeds: Int[Tensor, " B"]) -> Patches:
     """timm's random erasing of B images, seeded per image.
 
     timm erases normalised images and fills with standard normal noise; here the noise is brought to ImageNet's mean
@@ -253,7 +255,7 @@ def drawn_patches(erasing: RandomErasing, side: int, seeds: Int[Tensor, " B"]) -
     return found
 
 
-def paste(x: Float[Tensor, "B 3 S S"], patches: Iterable[Patch]) -> Float[Tensor, "B 3 S S"]:
+def paste(x: Float[Tensor, "B 3 S S"], patches: Patches) -> Float[Tensor, "B 3 S S"]:
     """The images with patches in them, changed in place."""
     for image, top, left, values in patches:
         height, width = values.shape[1:]

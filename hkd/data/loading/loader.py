@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hkd.data.base import OnCorrupt, Split
 from hkd.data.batch import Batch
-from hkd.data.loading.augment import Augment, Draws, Patch, generator, paste, to_float
+from hkd.data.loading.augment import Augment, Draws, Patches, generator, paste, to_float
 from hkd.data.sources import FileSource, MemorySource
 from hkd.errors import UserError
 from hkd.spec import Recipe
@@ -49,7 +49,7 @@ class Loaded(Generic[B]):
 
     batch: B | None
     corrupt: dict[str, str]
-    patches: list[Patch] = field(default_factory=list)
+    patches: Patches = field(default_factory=list)
 
     def pin_memory(self) -> "Loaded[B]":
         """As `Batch.pin_memory`."""
@@ -136,7 +136,7 @@ class BatchLoader(ABC, Generic[B]):
             if loaded.batch is not None:
                 yield self.finished(loaded.batch, loaded.patches)
 
-    def finished(self, batch: B, patches: list[Patch]) -> B:
+    def finished(self, batch: B, patches: Patches) -> B:
         """A batch as it is used: numbers where it is bytes, on the device, with the patches of random erasing."""
         if self.device is not None and not self.in_memory:
             batch = batch.to(self.device)
