@@ -86,6 +86,7 @@ def test_the_first_file_is_trusted_aloud_and_another_one_is_refused_from_then_on
     weights.fetch("swin_s")
     assert "trusted on first use" in " ".join(capsys.readouterr().out.split())
     path = folder / "swin_s.safetensors"
+    forget()
     assert teachers.stated_sha256("swin_s") == weights_sha256(path)
     path.unlink()
     forget()
