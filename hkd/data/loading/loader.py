@@ -44,11 +44,13 @@ class Loaded(Generic[B]):
     """A batch as it leaves a worker (None: no image of it is left), the files that could not be read, and what is to be
     pasted into its images.
 
-    Images of files are bytes here, a quarter of what numbers would take of the memory that processes share.
+    Images of files are bytes here, a quarter of what numbers would take of the memory that processes share. mix: which
+    item the batch is, if mixup is still to come.
     """
 
     batch: B | None
     corrupt: dict[str, str]
+    mix: Item | None = None
     patches: Patches = field(default_factory=list)
 
     def pin_memory(self) -> "Loaded[B]":
@@ -134,14 +136,14 @@ class BatchLoader(ABC, Generic[B]):
                 raise UserError(f"Cannot read image {name} ({reason}): replace it, or ask to skip corrupt images.")
             self.corrupt.update(loaded.corrupt)
             if loaded.batch is not None:
-                yield self.finished(loaded.batch, loaded.patches)
+                yield self.finished(loaded.batch, loaded)
 
-    def finished(self, batch: B, patches: Patches) -> B:
+    def finished(self, batch: B, loaded: Loaded[B]) -> B:
         """A batch as it is used: numbers where it is bytes, on the device, with the patches of random erasing."""
         if self.device is not None and not self.in_memory:
             batch = batch.to(self.device)
         if batch.x.dtype == torch.uint8:
-            batch = replace(batch, x=paste(to_float(batch.x), patches))
+            batch = replace(batch, x=paste(to_float(batch.x), loaded.patches))
         return batch
 
     def positions(self, item: Item) -> Int[Tensor, " b"]:
@@ -256,10 +258,27 @@ class Loader(BatchLoader[Batch]):
         if not len(shown.index):
             return Loaded(None, shown.corrupt)
         x, y, patches = shown.x, self.labels[shown.index], shown.patches
-        if self.mixup:  # of numbers, and so they are what leaves a worker
+        if self.mixup and not self.mixes_late:
             (x, y), patches = self._mix(self.mixup, shown.images, y, item), []
         views = None if view is None else torch.full((len(x),), view)
-        return Loaded(Batch(x, y, shown.index, views), shown.corrupt, patches)
+        return Loaded(
+            Batch(x, y, shown.index, views), shown.corrupt, item if self.mixup and self.mixes_late else None, patches
+        )
+
+    @property
+    def mixes_late(self) -> bool:
+        """Whether images of files are mixed on the device: mixed ones are numbers, four times as large.
+        On a CPU the workers have the time for it.
+        """
+        return not self.in_memory and self.device is not None and self.device.type == "cuda"
+
+    def finished(self, batch: Batch, loaded: Loaded[Batch]) -> Batch:
+        """As every loader's, and mixed where that was left for here."""
+        batch = super().finished(batch, loaded)
+        if loaded.mix is None or self.mixup is None:
+            return batch
+        x, y = self._mix(self.mixup, batch.x, batch.y, loaded.mix)
+        return replace(batch, x=x, y=y)
 
     def _draws(self, item: Item) -> Draws | None:
         """The draws of this process's images, out of those of the global batch."""
