@@ -49,7 +49,7 @@ class Reproduction:
 
 def runtime_for(profile: str) -> Runtime:
     """How runs of a profile use this machine."""
-    machine = schema.load_profile(profile).machine.model_dump()
+    machine = schema.load_profile(profile).machine.model_dump(exclude_unset=True)
     return Runtime(**machine, data_root=places.data(), cache_dir=places.runs() / ".cache")
 
 
