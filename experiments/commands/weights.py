@@ -1,12 +1,10 @@
 """`hkd weights` and `hkd teachers`: published weights."""
 
-import socket
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from rich.text import Text
 
@@ -137,22 +135,24 @@ def measured_text(measured: tuple[str, float] | None, committed: str | None) -> 
 def reachable(card: "ModelCard") -> None:
     """Raise UserError within `PATIENCE_S` where the host of a model's published weights cannot be reached.
 
-    Libraries try again for minutes. Nothing is asked where the file is here already, or behind a proxy.
+    Libraries try again for minutes. Asked once, by the hub's own client: with its proxies and certificates. Nothing is
+    asked where the file is here already.
     """
     import timm
     from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
 
     from experiments.weights import on_this_machine
 
     cfg: Any = timm.get_pretrained_cfg(card.pretrained)
-    if on_this_machine(card)[0] is not None or getproxies():
+    if on_this_machine(card)[0] is not None:
         return
-    parts = urlsplit(constants.ENDPOINT if cfg.hf_hub_id else cfg.url)
-    port = parts.port or (80 if parts.scheme == "http" else 443)
+    place = constants.ENDPOINT if cfg.hf_hub_id else cfg.url
     answered: list[bool] = []
 
     def ask() -> None:
-        with suppress(OSError), socket.create_connection((parts.hostname, port), timeout=PATIENCE_S):
+        with suppress(Exception):  # of whichever library is the hub's client: no answer is no answer
+            get_session().head(place, timeout=PATIENCE_S)
             answered.append(True)
 
     if not constants.HF_HUB_OFFLINE:
@@ -160,7 +160,7 @@ def reachable(card: "ModelCard") -> None:
         asking.start()
         asking.join(PATIENCE_S)
     if not answered:
-        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{parts.hostname} does not answer"
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{urlsplit(place).hostname} does not answer"
         raise UserError(f"The weights '{card.pretrained}' cannot be downloaded: {why}. {ELSEWHERE}")
 
 
@@ -187,6 +187,7 @@ def fetch_weights(pretrained: str, path: Path, options: dict[str, Any]) -> str:
     except (OSError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(
-            f"The weights '{pretrained}' could not be put at {path}: {type(error).__name__}: {first}. {ELSEWHERE}"
+            f"The weights '{pretrained}' could not be put at {path}: {type(error).__name__}: "
+            f"{first.rstrip('.')}. {ELSEWHERE}"
         ) from error
     return weights_sha256(path)
