@@ -49,15 +49,8 @@ class Reproduction:
 
 def runtime_for(profile: str) -> Runtime:
     """How runs of a profile use this machine."""
-    machine = schema.load_profile(profile).machine
-    return Runtime(
-        accelerator=machine.accelerator,
-        devices=machine.devices,
-        num_nodes=machine.num_nodes,
-        loader_workers=machine.loader_workers,
-        data_root=places.data(),
-        cache_dir=places.runs() / ".cache",
-    )
+    machine = schema.load_profile(profile).machine.model_dump(exclude_unset=True)
+    return Runtime(**machine, data_root=places.data(), cache_dir=places.runs() / ".cache")
 
 
 def reproduce(

@@ -102,6 +102,13 @@ def run_records(profile: str, store: Store) -> dict[str, Record]:
     return found
 
 
+def stated_sha256(model: str) -> str | None:
+    """What the manifest says is the name of a model's published weights; None where it does not know."""
+    pretrained = ZOO[model].pretrained if model in ZOO else None
+    entries = schema.load_manifest().teachers.values()
+    return next((entry.sha256 for entry in entries if pretrained and entry.weights == pretrained), None)
+
+
 def record_sha256(model: str, digest: str) -> bool:
     """Write the SHA-256 of fetched weights into the manifest, if it names these and has none yet.
 

@@ -1,6 +1,7 @@
 """Files: written atomically (a reader sees the old content or the new one, never a part), named by their content."""
 
 import hashlib
+import json
 import os
 import re
 import socket
@@ -9,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 HOST = re.sub(r"[^A-Za-z0-9]", "-", socket.gethostname())[:40]
+MOST_HEADER = 100_000_000  # bytes, of a safetensors file: what its own library reads
+METADATA = "__metadata__"
 TEMPORARY = re.compile(r"\..+\.(?P<host>[A-Za-z0-9-]+)\.(?P<process>[0-9]{1,9})\.tmp")
 
 
@@ -77,4 +80,28 @@ def is_running(process: int) -> bool:
 def sha256(path: Path) -> str:
     """SHA-256 of a file's content, as 64 hexadecimal digits."""
     with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_sha256(path: Path) -> str:
+    """What names weights: SHA-256 of a .safetensors file as it would be without metadata, of another file as it is.
+
+    So the same tensors have one name, whether a file says where they come from (`hkd weights convert`) or not (`hkd
+    weights fetch`). What is no safetensors file has the name of its bytes; reading it will say what is wrong.
+    """
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if path.suffix == ".safetensors" and length <= MOST_HEADER:
+            try:
+                header = json.loads(file.read(length))
+            except (ValueError, RecursionError):
+                header = None
+            if isinstance(header, dict) and header.pop(METADATA, None) is not None:
+                text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
+                text += b" " * (-len(text) % 8)
+                found = hashlib.sha256(len(text).to_bytes(8, "little") + text)
+                while part := file.read(2**20):
+                    found.update(part)
+                return found.hexdigest()
+        file.seek(0)
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,10 @@
 """`hkd weights` and `hkd teachers`: published weights."""
 
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from rich.text import Text
 
@@ -15,6 +18,16 @@ from experiments.records.store import Store
 from hkd.errors import UserError
 from hkd.registry import lookup
 
+if TYPE_CHECKING:
+    from hkd.spec import ModelCard
+
+MANIFEST = "experiments/manifests/teachers.yaml"
+PATIENCE_S = 8.0  # to wait for a host
+ELSEWHERE = (
+    "Set HF_ENDPOINT to a mirror that answers, or HF_HOME to a folder of downloads that has them, or bring the file "
+    "from another machine and make it ours with `hkd weights convert`."
+)
+
 
 @weights_app.command
 def fetch(name: str) -> int:
@@ -23,7 +36,7 @@ def fetch(name: str) -> int:
     Args:
         name: of a model in hkd/models/cards/zoo.py, such as swin_s, or of timm, such as resnet18.a1_in1k.
     """
-    from experiments.teachers import record_sha256
+    from experiments.teachers import record_sha256, stated_sha256
     from hkd.models.cards.named import card_of
     from hkd.models.cards.zoo import ZOO
 
@@ -36,9 +49,21 @@ def fetch(name: str) -> int:
         raise UserError(f"{path} is there already; delete it to get it again.")
     # Teachers of Hybrid Distill are encoders at the card's own size: without CLIP's projection, positions resampled.
     options = {**card.kwargs, "num_classes": 0} if card.family == "view_vit" else {}
+    stated = stated_sha256(name)
+    reachable(card)
     digest = fetch_weights(card.pretrained, path, options)
-    known = "as in" if name in ZOO and record_sha256(name, digest) else "not in"
-    out().print(Text(f"{card.pretrained} -> {path}\nSHA-256 {digest}, {known} experiments/manifests/teachers.yaml"))
+    if stated not in (None, digest):
+        path.unlink()
+        raise UserError(
+            f"What arrived for {card.pretrained} has SHA-256 {digest}, and {MANIFEST} says {stated}: it was deleted. "
+            "Get it from another place, or correct the manifest if you know that the weights were published anew."
+        )
+    kept = stated is not None or (name in ZOO and record_sha256(name, digest))
+    if stated is not None:
+        said = f"as in {MANIFEST}"
+    else:
+        said = "which nobody had stated: trusted on first use" + (f", kept in {MANIFEST}" if kept else "")
+    out().print(Text(f"{card.pretrained} -> {path}\nSHA-256 {digest}, {said}"))
     return 0
 
 
@@ -108,6 +133,38 @@ def measured_text(measured: tuple[str, float] | None, committed: str | None) -> 
     return f"{value:.2f}" + (f" ({', '.join(notes)})" if notes else "")
 
 
+def reachable(card: "ModelCard") -> None:
+    """Raise UserError within `PATIENCE_S` where the host of a model's published weights cannot be reached.
+
+    Libraries try again for minutes. Asked once, by the hub's own client: with its proxies and certificates. Nothing is
+    asked where the file is here already.
+    """
+    import timm
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    from experiments.weights import on_this_machine
+
+    cfg: Any = timm.get_pretrained_cfg(card.pretrained)
+    if on_this_machine(card)[0] is not None:
+        return
+    place = constants.ENDPOINT if cfg.hf_hub_id else cfg.url
+    answered: list[bool] = []
+
+    def ask() -> None:
+        with suppress(Exception):  # of whichever library is the hub's client: no answer is no answer
+            get_session().head(place, timeout=PATIENCE_S)
+            answered.append(True)
+
+    if not constants.HF_HUB_OFFLINE:
+        asking = Thread(target=ask, daemon=True)  # looking up a name takes as long as it likes
+        asking.start()
+        asking.join(PATIENCE_S)
+    if not answered:
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{urlsplit(place).hostname} does not answer"
+        raise UserError(f"The weights '{card.pretrained}' cannot be downloaded: {why}. {ELSEWHERE}")
+
+
 def fetch_weights(pretrained: str, path: Path, options: dict[str, Any]) -> str:
     """Download timm's `name.tag` to a file and return its SHA-256.
 
@@ -121,7 +178,7 @@ def fetch_weights(pretrained: str, path: Path, options: dict[str, Any]) -> str:
     """
     import timm
 
-    from hkd.files import sha256
+    from hkd.files import weights_sha256
     from hkd.models.weights import save_weights
 
     try:
@@ -131,6 +188,7 @@ def fetch_weights(pretrained: str, path: Path, options: dict[str, Any]) -> str:
     except (OSError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(
-            f"The weights '{pretrained}' could not be put at {path}: {type(error).__name__}: {first}"
+            f"The weights '{pretrained}' could not be put at {path}: {type(error).__name__}: "
+            f"{first.rstrip('.')}. {ELSEWHERE}"
         ) from error
-    return sha256(path)
+    return weights_sha256(path)

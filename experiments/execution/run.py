@@ -117,7 +117,7 @@ def carry_out(
         key=run.key,
         label=run.label,
         spec=asdict(run.spec),
-        environment=environment(runtime.accelerator),
+        environment=environment(runtime.accelerator, runtime.settings),
         started=started,
         finished=started + time.monotonic() - began,  # a clock that is set in between moves no duration
         **facts,

@@ -4,7 +4,8 @@ Assumptions, printed by `hkd plan`:
 
 - training costs three forward passes per image (one forward, two backward), measuring accuracy one;
 - a teacher costs one forward pass per image, once per fixed view where its outputs are cached;
-- adapters, gradients through a teacher, augmentation and loading are not counted;
+- ScaleKD's projectors and its way through the teacher's last stage are counted (experiments/planning/adapters.py),
+  other adapters and gradients through a teacher, augmentation and loading are not;
 - FLOPs are two per multiply-accumulate; a GPU sustains `GPU_FLOPS` per second (an A100-class device).
 """
 
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 
+from experiments.planning.adapters import Adapters, adapters
 from experiments.planning.plan import PlannedRun
 from experiments.records.store import Record
 from hkd.data import DATASETS
@@ -26,15 +28,15 @@ BYTES_PER_TEST_IMAGE = 24  # row, label and prediction in predictions.npz
 BYTES_PER_EPOCH = 1024  # curves, twice (curves.jsonl and DVCLive), and the log
 DENSE = ("detect", "segment")  # tasks that see images at the size of their data
 PACE_RUNS = 8  # finished last, by which the pace of now is told
-CHECKPOINT_COPIES = 4  # weights, two moments and EMA while a run is under way
 
 ASSUMPTIONS = (
-    "Training is counted as 3 forward passes per image, a teacher as 1 (once per image where its outputs are cached); "
-    "adapters, gradients through teachers, heads of detection and segmentation, and data loading are not counted.",
+    "Training is counted as 3 forward passes per image, a teacher as 1 (once per image where its outputs are cached), "
+    "ScaleKD's projectors and its way through the teacher as they are; adapters of other methods, heads of detection "
+    "and segmentation, and data loading are not counted.",
     f"GPU-hours: one A100-class GPU sustaining {GPU_FLOPS['bf16-mixed'] / 1e12:.0f} TFLOP/s in 16 bit, "
     f"{GPU_FLOPS['32-true'] / 1e12:.0f} in 32 bit.",
-    "Disk: final weights (adapters counted as one more student), predictions and curves of every run; "
-    "a run under way holds up to 4 copies of its student more.",
+    "Disk: final weights (adapters, but for ScaleKD's, counted as one more student), predictions and curves of every "
+    "run; a run under way holds up to 4 copies of its weights more.",
 )
 
 
@@ -57,10 +59,11 @@ def cost(run: PlannedRun) -> Cost:
 
     With S and T the GMACs of student and teachers (of a dense task: S times the area of its images over that of the
     card's, each as the square of the short side; heads are not counted), E epochs of n images, V teacher passes (E, or
-    the number of fixed views), m test images, P million parameters:
+    the number of fixed views), m test images, P million parameters, and A GMACs and Q million numbers of ScaleKD's
+    adapters (of other methods with teachers A = 0 and Q = P):
 
-    flops = 2e9 * (3 * S * E * n + T * V * n + S * m); gpu_hours = flops / GPU_FLOPS[precision] / 3600;
-    disk = 4e6 * P * (2 with teachers, else 1; 0 for an evaluation) + 24 * m + 1024 * E.
+    flops = 2e9 * ((3 * S + A) * E * n + T * V * n + S * m); gpu_hours = flops / GPU_FLOPS[precision] / 3600;
+    disk = 4e6 * (P + Q; 0 for an evaluation) + 24 * m + 1024 * E.
     """
     spec = run.spec
     recipe = spec.recipe if spec.task != "evaluate" else None
@@ -71,16 +74,17 @@ def cost(run: PlannedRun) -> Cost:
         forward *= (dataset(spec.data).image_size / spec.student.image_size) ** 2
     taught = sum(teacher.model.gmacs or 0.0 for teacher in spec.teachers.values())
     passes = recipe.views if recipe and recipe.views else epochs
-    flops = 2e9 * (3 * forward * epochs * images + taught * passes * images + forward * test_images)
-    copies = (2 if spec.teachers else 1) if recipe else 0
+    added = adapters(spec) if recipe else Adapters()
+    step = 3 * forward + added.macs / 1e3
+    flops = 2e9 * (step * epochs * images + taught * passes * images + forward * test_images)
+    student = spec.student.params_m or 0.0
+    kept = student + (added.params_m or (student if spec.teachers else 0.0)) if recipe else 0.0
     return Cost(
         runs=1,
         epochs=epochs,
         flops=flops,
         gpu_hours=flops / GPU_FLOPS[recipe.precision if recipe else "32-true"] / 3600,
-        disk=4e6 * (spec.student.params_m or 0.0) * copies
-        + BYTES_PER_TEST_IMAGE * test_images
-        + BYTES_PER_EPOCH * epochs,
+        disk=4e6 * kept + BYTES_PER_TEST_IMAGE * test_images + BYTES_PER_EPOCH * epochs,
     )
 
 

@@ -16,8 +16,9 @@ from experiments.planning.schema import Assay, Column, Profile, Row, Stage, Tabl
 from experiments.records import committed
 from experiments.records.environment import device
 from hkd.data import DATASETS
+from hkd.data.kept import keep_also_in
 from hkd.errors import UserError
-from hkd.files import sha256
+from hkd.files import weights_sha256
 from hkd.models.cards.named import card_of
 from hkd.options import OptionError, configured
 from hkd.registry import load, lookup
@@ -199,6 +200,12 @@ class _Planner:
         """The table's committed records: they know data and weights that are not on this machine."""
         path = committed.path_of(places.references(), self.profile.name, self.table.id)
         return committed.read(path) if path.is_file() else None
+
+    @cached_property
+    def stated(self) -> dict[str | None, str]:
+        """Names (SHA-256) of published weights, by what timm or their authors call them."""
+        entries = schema.load_manifest().teachers.values()
+        return {entry.weights: entry.sha256 for entry in entries if entry.weights and entry.sha256}
 
     def plan(self) -> Plan:
         cells = tuple(
@@ -454,6 +461,13 @@ class _Planner:
             name = known.get(committed.weights_name(path), f"{committed.UNKNOWN}{path.name}")
         weights = Weights(kind="file", id=name)
         facts.files.append((weights.id, str(path)))
+        stated = self.stated.get(card.pretrained) if path == places.weights() / f"{card.name}.safetensors" else None
+        if stated is not None and path.is_file() and name != stated:
+            facts.missing = (
+                f"teacher '{slug}' needs the weights {card.pretrained}, and {path} is another file than "
+                f"experiments/manifests/teachers.yaml states (SHA-256 {name[:12]}, not {stated[:12]}); delete it and "
+                f"run: {how_to_get(card, path)}."
+            )
         if not path.is_file():
             facts.missing = f"teacher '{slug}' needs {path}, which is not there; to get it: {how_to_get(card, path)}."
         return weights
@@ -539,6 +553,7 @@ def roles_of(teacher: bool | str | dict[str, str]) -> dict[str, str]:
 @cache
 def data_facts(name: str, options: str, root: Path) -> tuple[str | None, str | None]:
     """(content fingerprint, None), or (None, what is missing) of a data set on this machine; options as JSON."""
+    keep_also_in(places.runs() / ".cache")  # where the runs look, too
     data = load(lookup("data set", name, DATASETS))(json.loads(options), root)
     missing = data.missing()
     return (None, missing) if missing else (data.fingerprint(), None)
@@ -550,4 +565,4 @@ def num_classes(name: str, options: str, root: Path) -> int:
     return load(lookup("data set", name, DATASETS))(json.loads(options), root).num_classes
 
 
-cached_sha256 = cache(sha256)
+cached_sha256 = cache(weights_sha256)

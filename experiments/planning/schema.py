@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
@@ -16,11 +17,14 @@ from ruamel.yaml.reader import ReaderError
 from experiments import places
 from experiments.documents import Document, content
 from experiments.drawings import DRAWINGS
+from experiments.planning import quick
 from experiments.planning.declared import WORDS, options_of
 from experiments.planning.own import OWN, Own, know, known_name
 from hkd.errors import UserError
 from hkd.options import (
+    Count,
     Few,
+    NotNegative,
     Number,
     OptionError,
     Positive,
@@ -164,12 +168,17 @@ class TeacherMapping(Document):
 
 
 class Machine(Document):
-    """How one run uses machines; never part of a run's identity."""
+    """How one run uses machines; never part of a run's identity. The fields of `hkd.training.job.Runtime`."""
 
     accelerator: Accelerator = "auto"
     devices: Few = 1
     num_nodes: Few = 1
     loader_workers: Workers = 0
+    micro_batch: Count | None = None
+    checkpoint_every_s: NotNegative = 5.0
+    tf32: Switch = False
+    cudnn_benchmark: Switch = False
+    channels_last: Switch = False
 
 
 Points = Annotated[float, Strict(), Field(gt=0, le=100)]  # of a metric in percent
@@ -688,6 +697,12 @@ def validated(model: type[T], content: Any, refused: Callable[[Loc, str], UserEr
 
 def contents(folder: str, name: str) -> Any:
     """The YAML document as ordinary dicts, lists and scalars."""
+    if (folder, name) not in OWN:
+        with suppress(OSError, ValueError, UserError, quick.Doubtful):  # whatever is wrong, `document` says where
+            text = content(HERE / folder / f"{name}.yaml", MOST_TEXT).decode("utf-8-sig")
+            held = quick.read(text)
+            check_content(held, name)
+            return plain(held)
     return plain(document(folder, name))
 
 

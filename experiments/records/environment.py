@@ -6,6 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,11 +19,12 @@ from experiments import places
 PACKAGES = ("torch", "torchvision", "timm", "lightning-fabric", "numpy", "scikit-learn", "scipy", "safetensors")
 
 
-def environment(accelerator: str = "auto") -> dict[str, Any]:
+def environment(accelerator: str = "auto", settings: Sequence[str] = ()) -> dict[str, Any]:
     """Facts for a record, JSON-able and cheap (each is looked up once per process).
 
     Args:
         accelerator: what the run asked for: auto, cpu or cuda.
+        settings: of the machine that were on (`Runtime.settings`); without any, there is no such entry.
     """
     return {
         "versions": versions(),
@@ -33,6 +35,7 @@ def environment(accelerator: str = "auto") -> dict[str, Any]:
         "threads": threads(),
         "device": device(accelerator),
         "gpu": list(gpus()),
+        **({"settings": list(settings)} if settings else {}),
         **commit(),
     }
 

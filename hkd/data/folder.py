@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Int
 from pydantic import Field, Strict
 
+from hkd.data import kept
 from hkd.data.base import DataSet, OnCorrupt, PathList, Split, SplitName, balanced_subset, digest
 from hkd.data.images import MOST_BYTES, is_image_name
 from hkd.errors import UserError
@@ -367,18 +368,19 @@ def listing_digest(folder: Path, parts: Iterable[Path]) -> str:
 
 
 def remembered(folder: Path, state: str, compute: Any) -> str:
-    """`compute()`, kept in the cache folder under the state it was computed for; not kept where that is read-only."""
-    path = folder / CACHE / "content.json"
-    known = kept_content(path, state)
-    if known is not None:
-        return known
+    """`compute()`, kept under the state it was computed for: in the cache folder, or where that is read-only in the
+    folder that `hkd.data.kept` was told.
+    """
+    paths = [folder / CACHE / "content.json"]
+    if (also := kept.folder()) is not None:
+        paths.append(also / f"content-{digest(str(folder.resolve()))[:16]}.json")
+    for path in paths:
+        if (known := kept_content(path, state)) is not None:
+            return known
     content = compute()
-    keep(
-        path,
-        lambda temporary: temporary.write_text(
-            json.dumps({"state": state, "content": content, "check": digest(state, content)})
-        ),
-    )
+    document = json.dumps({"state": state, "content": content, "check": digest(state, content)})
+    if (path := next((path for path in paths if writable(path.parent)), None)) is not None:
+        keep(path, lambda temporary: temporary.write_text(document))
     return content
 
 

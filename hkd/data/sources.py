@@ -15,18 +15,26 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from hkd.data import images
-from hkd.data.loading.augment import Augment, Draws, to_float
+from hkd.data.loading.augment import Augment, Draws, Patches, paste, to_float
 
 VIEW_BYTES = 2**29  # memory for precomputed views; beyond it a view is computed again when its epoch comes
 
 
 @dataclass
 class Shown:
-    """Images in [0, 1], their positions in the split, and the files that could not be read (name -> reason)."""
+    """Images in [0, 1] or as bytes, their positions in the split, the files that could not be read (name -> reason),
+    and what is to be pasted into images that are bytes once they are numbers.
+    """
 
-    x: Float[Tensor, "b 3 S S"]
+    x: Float[Tensor, "b 3 S S"] | UInt8[Tensor, "b 3 S S"]
     index: Int[Tensor, " b"]
     corrupt: dict[str, str] = field(default_factory=dict)
+    patches: Patches = field(default_factory=list)
+
+    @property
+    def images(self) -> Float[Tensor, "b 3 S S"]:
+        """The images in [0, 1]."""
+        return paste(to_float(self.x), self.patches) if self.x.dtype == torch.uint8 else self.x
 
 
 class MemorySource:
@@ -63,7 +71,7 @@ class MemorySource:
 
 
 class FileSource:
-    """Image files, decoded in colour, cropped at full size, and augmented.
+    """Image files, decoded in colour, cropped at full size, and augmented; shown as bytes.
 
     Args:
         paths: of the N images.
@@ -87,15 +95,15 @@ class FileSource:
         found, corrupt = self.read(index, draws)
         shown = [place for place in range(len(index)) if place in found]
         if not shown:
-            return Shown(torch.empty(0, 3, self.size, self.size), index[:0], corrupt)
+            return Shown(torch.empty(0, 3, self.size, self.size, dtype=torch.uint8), index[:0], corrupt)
         if self.fill:  # the next readable one, cyclically, stands in
             shown = [next((p for p in shown if p >= place), shown[0]) for place in range(len(index))]
         batch = torch.stack([found[place] for place in shown])
+        positions = index[torch.tensor(shown)]
         if self.augment is None or draws is None:
-            x = to_float(batch)
-        else:
-            x = self.augment(batch, draws, cropped=self.augment.recipe.crop == "resized")
-        return Shown(x, index[torch.tensor(shown)], corrupt)
+            return Shown(batch, positions, corrupt)
+        x = self.augment.as_bytes(batch, draws, cropped=self.augment.recipe.crop == "resized")
+        return Shown(x, positions, corrupt, self.augment.patches(draws))
 
     def read(self, index: Int[Tensor, " b"], draws: Draws | None) -> tuple[dict[int, Tensor], dict[str, str]]:
         """Decoded and cropped images by their place in the batch, and what could not be read."""

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from hkd.data.batch import Batch
 from hkd.methods.base import Criterion, Method, Needs, Samples
+from hkd.methods.parts.gathering import gathered
 from hkd.methods.parts.hierarchical_context import hierarchical_context_loss
 from hkd.methods.parts.logits import exact
 from hkd.methods.parts.pairs import several_images, with_positions
@@ -98,7 +99,7 @@ def nearest(map_: Float[Tensor, "B D H W"], grid: tuple[int, int]) -> Float[Tens
 
 class ChannelNorm(nn.Module):
     """A teacher's map by mean and deviation of each channel over the first `FROZEN` training batches, or those so far;
-    under several processes over this one's share of them.
+    under several processes over all their shares, so that the statistics are the same in each.
 
     Args:
         width: D.
@@ -116,7 +117,8 @@ class ChannelNorm(nn.Module):
         """The normed map; as it is before the first batch of training."""
         if self.training and int(self.count) < FROZEN:
             wide = map_.detach().double()
-            self.sums += torch.stack([wide.mean(dim=(0, 2, 3)), wide.square().mean(dim=(0, 2, 3))])
+            moments = torch.stack([wide.mean(dim=(0, 2, 3)), wide.square().mean(dim=(0, 2, 3))])
+            self.sums += gathered(moments[None]).mean(dim=0)
             self.count += 1
         if not int(self.count):
             return map_

@@ -12,7 +12,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from hkd.errors import UserError
-from hkd.files import atomic_write, sha256
+from hkd.files import atomic_write, weights_sha256
 from hkd.models.convert.files import check_size, fitted, not_finite, other_kind, read_weights
 
 log = logging.getLogger(__name__)
@@ -30,16 +30,16 @@ def load_weights(net: nn.Module, path: Path, expected_sha256: str | None = None)
     Args:
         net: the model, changed in place only if everything fits.
         path: .safetensors, or .pt/.pth holding tensors by name, possibly under "model" or "state_dict".
-        expected_sha256: refuse a file with another hash.
+        expected_sha256: refuse a file of another name (`hkd.files.weights_sha256`).
 
     Returns:
-        The file's SHA-256.
+        The file's name.
 
     Raises:
         UserError: the file is missing, truncated, of another kind, hash or architecture, or holds pickled code.
     """
     check_size(path)
-    found = sha256(path)
+    found = weights_sha256(path)
     if expected_sha256 is not None and found != expected_sha256.lower():
         raise UserError(f"{path} has SHA-256 {found}, but {expected_sha256} was asked for; get that file again.")
     state = _adapted(net, read_weights(path))

@@ -81,6 +81,7 @@ def evaluation_loader(split: Split, job: Job, data: DataSet, fabric: Fabric) -> 
         train=False,
         workers=job.runtime.loader_workers,
         on_corrupt=job.runtime.on_corrupt,
+        device=fabric.device,
     )
 
 

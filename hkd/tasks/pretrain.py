@@ -68,6 +68,7 @@ def heldout(run: Training, job: Job, data: DataSet, fingerprint: str) -> dict[st
         train=False,
         workers=runtime.loader_workers,
         on_corrupt=runtime.on_corrupt,
+        device=fabric.device,
         batch_size=run.recipe.batch_size,
     )
     teachers = make_teachers(

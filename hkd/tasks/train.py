@@ -79,6 +79,7 @@ def build(
         world=fabric.world_size,
         workers=runtime.loader_workers,
         on_corrupt=runtime.on_corrupt,
+        device=fabric.device,
     )
     seed_all(spec.seed, "init")
     student = TapModel(spec.student, data.num_classes, recipe.drop_path)

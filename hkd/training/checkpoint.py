@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = "hkd-checkpoint 2 sha256:"  # 1 had no digest
 HEAD = len(FORMAT) + 65  # bytes of the first line
+SHARE = 0.02  # of the wall time that writing may take
 
 
 def spec_digest(spec: RunSpec) -> str:
@@ -58,20 +59,30 @@ class Checkpoints:
     Args:
         path: the file; one at a time is kept.
         spec: the run it belongs to.
-        every_s: seconds between checkpoints; 0 is after every reading of the losses.
+        every_s: least seconds between checkpoints; 0 is after every reading of the losses, whatever that costs.
         meter: of the run's cost.
     """
 
     def __init__(self, path: Path, spec: RunSpec, every_s: float, meter: Meter):
         self.path, self.spec, self.every_s, self.meter = path, spec, every_s, meter
-        self.saved = time.perf_counter()
+        self.saved, self.took = time.perf_counter(), 0.0
+
+    @property
+    def interval(self) -> float:
+        """Seconds from the end of one to the next: `every_s`, or as many as make the last one `SHARE` of the time."""
+        return max(self.every_s, self.took / SHARE) if self.every_s else 0.0
 
     def due(self, fabric: Fabric) -> bool:
-        """Whether it is time for the next checkpoint: the same in every process, although their clocks differ."""
-        return agree(fabric, time.perf_counter() - self.saved >= self.every_s)[0]
+        """Whether it is time for the next checkpoint: rank 0, which writes it, says so in every process."""
+        return agree(fabric, fabric.is_global_zero and time.perf_counter() - self.saved >= self.interval)[0]
 
     def save(self, run: Training, journal: Journal) -> None:
-        """Write the state of the run, atomically; in every process, because each has random generators."""
+        """Write the state of the run, atomically; in every process, because each has random generators.
+
+        The training waits: a copy for a thread to write would need the memory of all states once more, and writing is
+        `SHARE` of the time at most.
+        """
+        begun = time.perf_counter()
         states = [rng_state()]
         if run.fabric.world_size > 1:
             states = [{} for _ in range(run.fabric.world_size)]
@@ -93,6 +104,7 @@ class Checkpoints:
                 file.seek(0)
                 file.write(head(found))
         self.saved = time.perf_counter()
+        self.took = self.saved - begun
 
     def restore(self, run: Training, journal: Journal) -> bool:
         """Put the run where its checkpoint left it. Returns whether there was one.

@@ -8,7 +8,8 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision, Precision
 from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
-from torch import Tensor
+from lightning_fabric.strategies import DDPStrategy
+from torch import Tensor, nn
 
 from hkd.errors import UserError
 from hkd.training.job import Runtime
@@ -58,11 +59,18 @@ def make_fabric(runtime: Runtime, precision: str) -> Fabric:
     plugins: list[Any] = [TorchElasticEnvironment() if several else LightningEnvironment()]
     if precision in PRECISIONS:
         plugins.append(PRECISIONS[precision](accelerator))
+    if accelerator == "cuda":
+        # Set whatever they are, as this process may have carried out another run. Convolutions have TF32 anyway.
+        torch.set_float32_matmul_precision("high" if runtime.tf32 else "highest")
+        torch.backends.cudnn.benchmark = runtime.cudnn_benchmark
     fabric = Fabric(
         accelerator=accelerator,
         devices=runtime.devices if several else 1,
         num_nodes=runtime.num_nodes if several else 1,
-        strategy="ddp" if several else "auto",
+        # Buffers are not sent around before every step: those that a loss reads (queues, banks, codebooks, statistics
+        # of targets) are equal in all processes by construction, and batch norms read theirs in evaluation alone,
+        # before which `give_buffers` makes them those of rank 0.
+        strategy=DDPStrategy(forward_sync_buffers=False) if several else "auto",
         plugins=plugins,
     )
     fabric.launch()
@@ -72,6 +80,15 @@ def make_fabric(runtime: Runtime, precision: str) -> Fabric:
 def under_torchrun() -> bool:
     """Whether this process is a rank that torchrun started."""
     return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+@torch.no_grad()
+def give_buffers(fabric: Fabric, module: nn.Module) -> None:
+    """Make a module's statistics (its buffers of real numbers) those of rank 0, in every process."""
+    if fabric.world_size > 1:
+        for buffer in module.buffers():
+            if buffer.is_floating_point():
+                torch.distributed.broadcast(buffer, src=0)
 
 
 def agree(fabric: Fabric, *flags: bool) -> tuple[bool, ...]:

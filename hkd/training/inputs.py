@@ -6,6 +6,7 @@ from pathlib import Path
 from hkd import registry
 from hkd.data import DATASETS
 from hkd.data.base import DataSet, Split
+from hkd.data.kept import keep_also_in
 from hkd.errors import UserError
 from hkd.models.tap_model import TapModel
 from hkd.models.weights import load_weights
@@ -20,6 +21,7 @@ def open_data(spec: DataSpec, runtime: Runtime) -> tuple[DataSet, str]:
     Raises:
         UserError: unknown, missing, or not what it was when the run was planned.
     """
+    keep_also_in(runtime.cache_dir)
     data: DataSet = registry.load(registry.lookup("data set", spec.name, DATASETS))(spec.options, runtime.data_root)
     if sentence := data.missing():
         raise UserError(sentence)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hkd.errors import UserError
-from hkd.options import Count, Few, NotNegative, Workers, options
+from hkd.options import Count, Few, NotNegative, Switch, Workers, options
 from hkd.spec import Recipe, RunSpec
 
 Report = Callable[[dict[str, Any]], None]
@@ -20,8 +20,9 @@ Accelerator = Literal["auto", "cpu", "cuda"]
 class Runtime:
     """The machine's side of a run.
 
-    Results are equal to the bit for equal `devices`, `num_nodes`, `micro_batch` and accelerator; everything else
-    changes no digit.
+    Results are equal to the bit for equal `devices`, `num_nodes`, `micro_batch`, `tf32`, `cudnn_benchmark`,
+    `channels_last` and accelerator; everything else changes no digit. bf16 is no setting of the machine: it is a
+    recipe's `precision`, and so part of a run's key.
     """
 
     accelerator: Accelerator = "auto"
@@ -30,12 +31,21 @@ class Runtime:
     data_root: Path = Path("data")  # folder that holds all data sets
     cache_dir: Path | None = None  # where small teacher outputs are kept for other runs; None: in memory only
     loader_workers: Workers = 0  # processes that decode images; 0: in this one
+    # Least seconds between checkpoints; more where writing one would take over 2 % of the time. 0: as often as can be.
     checkpoint_every_s: NotNegative = 5.0
     report_every_s: NotNegative = 0.25
     on_corrupt: Literal["stop", "skip"] = "stop"  # an image that cannot be read
     # Largest batch of one forward pass; the rest of a device's share is accumulated. Bounds memory. Batch norm and
     # losses between samples then see the micro-batch, as they see a device's share when there are several devices.
     micro_batch: Count | None = None
+    tf32: Switch = False  # GPU: matrix products of float32 numbers with 10 bits of each (convolutions always have it)
+    cudnn_benchmark: Switch = False  # GPU: convolutions by the algorithm that was fastest when tried
+    channels_last: Switch = False  # student and teachers in this memory format, whatever their cards say
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """The switches that are on and may move digits by rounding: part of a record's environment."""
+        return tuple(name for name in ("tf32", "cudnn_benchmark", "channels_last") if getattr(self, name))
 
     @property
     def processes(self) -> int:

@@ -25,7 +25,7 @@ from hkd.models.weights import save_weights
 from hkd.training.cache import Teachers
 from hkd.training.checkpoint import Checkpoints, Unfit
 from hkd.training.cost import Meter, memory_told, millions
-from hkd.training.distributed import make_fabric
+from hkd.training.distributed import give_buffers, make_fabric
 from hkd.training.job import Job, Outcome
 from hkd.training.journal import Journal
 from hkd.training.loop import fit
@@ -87,6 +87,7 @@ def train_run(job: Job, build: Callable[[Job, Fabric], Built]) -> Outcome:
         keep(run, folder)
         run.step.eval()
         with torch.no_grad():
+            give_buffers(fabric, run.step)
             metrics = built.measure(run)
         fabric.barrier()
     if fabric.is_global_zero:
@@ -129,6 +130,7 @@ def validated(run: Training, built: Built) -> dict[str, float]:
         averaged.load_state_dict(run.ema.module.state_dict())
     try:
         with torch.no_grad(), evaluation_mode(run.step):
+            give_buffers(run.fabric, run.step)
             return built.validate(run)
     finally:
         set_rng_state(random)
@@ -139,6 +141,9 @@ def validated(run: Training, built: Built) -> dict[str, float]:
 def begun(job: Job, fabric: Fabric, build: Callable[[Job, Fabric], Built]) -> tuple[Built, Training, Journal]:
     """What a task builds, ready to be trained, at its beginning."""
     built = build(job, fabric)
+    if job.runtime.channels_last:
+        for module in (built.step, *getattr(built.step.method, "teachers", {}).values()):
+            module.to(memory_format=torch.channels_last)
     if job.recipe.validate_every and built.validate is None:
         raise Refused(f"The task '{job.spec.task}' has no accuracy to read between epochs: leave validate_every out.")
     run = assembled(job, fabric, built)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hkd.data import DATASETS, folder
+from hkd.data import DATASETS, folder, kept
 from hkd.data.folder import CACHE, ClassFolder
 from hkd.data.imagenet1k import ImageNet1k
 from hkd.data.loading.loader import Loader
@@ -319,3 +319,22 @@ def test_a_flipped_bit_in_a_remembered_digest_moves_no_fingerprint(tree):
         json.dumps(known | {"content": known["content"][:-1] + ("1" if known["content"][-1] == "0" else "0")})
     )
     assert data.fingerprint() == found
+
+
+def test_a_read_only_folder_is_fingerprinted_once_where_a_second_place_is_known(tmp_path, monkeypatch):
+    write_tree(tmp_path / "data/folder", {"a": 2, "b": 2})
+    read, store = [], tmp_path / "store"
+    monkeypatch.setattr(folder, "sha256", lambda path: read.append(path) or "0" * 64)
+    monkeypatch.setattr(folder, "writable", lambda path: path == store)
+    store.mkdir()
+    kept.keep_also_in(store)
+    try:
+        first = ClassFolder({}, tmp_path / "data").fingerprint()
+        assert ClassFolder({}, tmp_path / "data").fingerprint() == first
+        assert len(read) == 10
+        assert [path.name.partition("-")[0] for path in store.iterdir()] == ["content"]
+        os.utime(tmp_path / "data/folder/train/a/a_0.JPEG", ns=(1, 1))
+        ClassFolder({}, tmp_path / "data").fingerprint()
+        assert len(read) == 20
+    finally:
+        kept.keep_also_in(None)

@@ -1,6 +1,7 @@
 """Several processes: the same gradients as one at the same global batch, and failures that arrive where they belong."""
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -91,6 +92,15 @@ def test_a_divergence_in_two_processes_is_one_divergence_here(tmp_path):
     with pytest.raises(Diverged) as caught:
         train(Job(replace(SPEC, recipe=wild), {}, tmp_path, TWO, silent))
     assert set(caught.value.terms) == {"task", "kd"}
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_what_losses_read_of_earlier_batches_is_equal_in_all_processes_without_being_sent_around(tmp_path):
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    ended = subprocess.run([*run, "-m", "tests.hkd.ranks", str(tmp_path)], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert all(f"'{method}': " in ended.stdout for method in ("crd", "unic", "reviewkd", "hgkd"))
 
 
 # --- the way to the workers and back, without workers

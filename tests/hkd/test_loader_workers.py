@@ -195,3 +195,24 @@ def test_a_training_with_loader_workers_ends_with_the_digits_of_one_without(root
     assert all(torch.equal(alone[name], helped[name]) for name in alone)
     assert done[0].metrics == done[2].metrics
     assert [line["loss"] for line in done[0].curves] == [line["loss"] for line in done[2].curves]
+
+
+def test_images_mixed_on_the_device_are_those_that_a_worker_mixes(root, monkeypatch):
+    early, late = (loader(ClassFolder(BIRDS, root), recipe(**CHANGED, **MIXED)) for _ in range(2))
+    monkeypatch.setattr(type(late), "mixes_late", property(lambda self: self is late))
+    first, second = next(early.epoch(0)), next(late.epoch(0))
+    assert late.load(Item(0, 0)).batch.x.dtype == torch.uint8
+    assert torch.equal(first.x, second.x)
+    assert torch.equal(first.y, second.y)
+
+
+def test_what_leaves_a_worker_are_bytes_and_what_arrives_are_numbers(root):
+    shown = loader(ClassFolder(BIRDS, root), recipe(**CHANGED))
+    sent = shown.load(Item(0, 0))
+    assert sent.batch.x.dtype == torch.uint8
+    arrived = next(shown.epoch(0))
+    assert arrived.x.dtype == torch.float32
+    untouched = torch.ones_like(arrived.x, dtype=torch.bool)
+    for image, top, left, values in sent.patches:
+        untouched[image, :, top : top + values.shape[1], left : left + values.shape[2]] = False
+    assert torch.equal(arrived.x[untouched], (sent.batch.x / 255)[untouched])

@@ -507,7 +507,7 @@ def test_running_out_of_memory_is_one_sentence(tmp_path, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(Supervised, "forward", forward)
-    with pytest.raises(UserError, match="Out of memory with 4 images per forward pass; set the runtime's micro_batch"):
+    with pytest.raises(UserError, match="Out of memory with 4 images per forward pass; set micro_batch "):
         train(Job(run_spec(), {}, tmp_path, replace(RUNTIME, micro_batch=4), silent))
 
 
@@ -675,3 +675,22 @@ def test_a_gpu_trains_and_resumes(tmp_path, precision, method):
 @pytest.mark.parametrize(("device", "processes", "expected"), [("cuda", 4, 40.0), ("cuda", 1, 10.0), ("cpu", 4, 0.0)])
 def test_gpu_seconds_count_every_process(device, processes, expected):
     assert gpu_seconds(10.0, torch.device(device), processes) == expected
+
+
+def test_a_checkpoint_that_takes_long_is_written_less_often(tmp_path, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(checkpoint_module.time, "perf_counter", lambda: now)
+    kept = Checkpoints(tmp_path / "c.pt", run_spec(), 5.0, Meter())
+    fabric = make_fabric(RUNTIME, "32-true")
+    now = 5.0
+    assert kept.due(fabric)
+    kept.took = 2.0  # 2 % of 100 s
+    now = 99.0
+    assert not kept.due(fabric)
+    now = 100.0
+    assert kept.due(fabric)
+    kept.took = 0.01  # cheap: the interval that was asked for
+    assert kept.interval == 5.0
+    often = Checkpoints(tmp_path / "c.pt", run_spec(), 0.0, Meter())
+    often.took = 100.0  # 0 is always
+    assert often.due(fabric)

@@ -7,7 +7,7 @@ without having loaded the steps before, and any number of processes sees the sam
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hkd.data.base import OnCorrupt, Split
 from hkd.data.batch import Batch
-from hkd.data.loading.augment import Augment, Draws, generator
+from hkd.data.loading.augment import Augment, Draws, Patches, generator, paste, to_float
 from hkd.data.sources import FileSource, MemorySource
 from hkd.errors import UserError
 from hkd.spec import Recipe
@@ -41,10 +41,21 @@ B = TypeVar("B", bound=Batch)
 
 @dataclass
 class Loaded(Generic[B]):
-    """A batch as it leaves a worker (None: no image of it is left), and the files that could not be read."""
+    """A batch as it leaves a worker (None: no image of it is left), the files that could not be read, and what is to be
+    pasted into its images.
+
+    Images of files are bytes here, a quarter of what numbers would take of the memory that processes share. mix: which
+    item the batch is, if mixup is still to come.
+    """
 
     batch: B | None
     corrupt: dict[str, str]
+    mix: Item | None = None
+    patches: Patches = field(default_factory=list)
+
+    def pin_memory(self) -> "Loaded[B]":
+        """As `Batch.pin_memory`."""
+        return replace(self, batch=None if self.batch is None else self.batch.pin_memory())
 
 
 class BatchLoader(ABC, Generic[B]):
@@ -62,6 +73,7 @@ class BatchLoader(ABC, Generic[B]):
         workers: processes that load batches ahead; 0 loads in this one.
         on_corrupt: "stop" raises UserError naming the file; "skip" counts it in `corrupt` and shows the next readable
             image of the batch in its place (training) or leaves it out (evaluation).
+        device: where batches are wanted: those from workers go there while they are bytes. None: they stay on the CPU.
 
     Raises:
         UserError: no images, a batch larger than the data, or not divisible by the processes.
@@ -80,7 +92,9 @@ class BatchLoader(ABC, Generic[B]):
         train: bool = True,
         workers: int = 0,
         on_corrupt: OnCorrupt = "stop",
+        device: torch.device | None = None,
     ):
+        self.device = device
         self.count, self.batch_size, self.seed, self.train = count, batch_size, seed, train
         self.rank, self.world, self.workers, self.on_corrupt = rank, world, workers, on_corrupt
         self.corrupt: dict[str, str] = {}
@@ -122,7 +136,15 @@ class BatchLoader(ABC, Generic[B]):
                 raise UserError(f"Cannot read image {name} ({reason}): replace it, or ask to skip corrupt images.")
             self.corrupt.update(loaded.corrupt)
             if loaded.batch is not None:
-                yield loaded.batch
+                yield self.finished(loaded.batch, loaded)
+
+    def finished(self, batch: B, loaded: Loaded[B]) -> B:
+        """A batch as it is used: numbers where it is bytes, on the device, with the patches of random erasing."""
+        if self.device is not None and not self.in_memory:
+            batch = batch.to(self.device)
+        if batch.x.dtype == torch.uint8:
+            batch = replace(batch, x=paste(to_float(batch.x), loaded.patches))
+        return batch
 
     def positions(self, item: Item) -> Int[Tensor, " b"]:
         """Positions in the split of this process's images."""
@@ -153,6 +175,7 @@ class BatchLoader(ABC, Generic[B]):
                 num_workers=self.workers,
                 collate_fn=_same,
                 persistent_workers=self.workers > 0,
+                pin_memory=self.workers > 0 and self.device is not None and self.device.type == "cuda",
                 generator=torch.Generator(),  # or every epoch would draw from the global one
             )
         self._sampler.items = items
@@ -234,11 +257,28 @@ class Loader(BatchLoader[Batch]):
         shown = self.source(index, self._draws(item) if view is None else None, view)
         if not len(shown.index):
             return Loaded(None, shown.corrupt)
-        x, y = shown.x, self.labels[shown.index]
-        if self.mixup:
-            x, y = self._mix(self.mixup, x, y, item)
+        x, y, patches = shown.x, self.labels[shown.index], shown.patches
+        if self.mixup and not self.mixes_late:
+            (x, y), patches = self._mix(self.mixup, shown.images, y, item), []
         views = None if view is None else torch.full((len(x),), view)
-        return Loaded(Batch(x, y, shown.index, views), shown.corrupt)
+        return Loaded(
+            Batch(x, y, shown.index, views), shown.corrupt, item if self.mixup and self.mixes_late else None, patches
+        )
+
+    @property
+    def mixes_late(self) -> bool:
+        """Whether images of files are mixed on the device: mixed ones are numbers, four times as large.
+        On a CPU the workers have the time for it.
+        """
+        return not self.in_memory and self.device is not None and self.device.type == "cuda"
+
+    def finished(self, batch: Batch, loaded: Loaded[Batch]) -> Batch:
+        """As every loader's, and mixed where that was left for here."""
+        batch = super().finished(batch, loaded)
+        if loaded.mix is None or self.mixup is None:
+            return batch
+        x, y = self._mix(self.mixup, batch.x, batch.y, loaded.mix)
+        return replace(batch, x=x, y=y)
 
     def _draws(self, item: Item) -> Draws | None:
         """The draws of this process's images, out of those of the global batch."""

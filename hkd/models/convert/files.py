@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from hkd.errors import UserError
-from hkd.files import atomic_write, sha256
+from hkd.files import atomic_write, weights_sha256
 from hkd.models.convert.storages import claimed
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".pth.tar")  # the last is what timm's training script writes
@@ -203,7 +203,7 @@ def write_converted(state: Mapping[str, Tensor], source_sha256: str, target: Pat
         target: its folder is made.
 
     Returns:
-        SHA-256 of the target.
+        Name of the target (`hkd.files.weights_sha256`).
 
     Raises:
         UserError: it cannot be written.
@@ -217,4 +217,4 @@ def write_converted(state: Mapping[str, Tensor], source_sha256: str, target: Pat
             temporary.write_bytes(content)
     except OSError as error:
         raise UserError(f"{target} could not be written: {error.strerror}.") from error
-    return sha256(target)
+    return weights_sha256(target)

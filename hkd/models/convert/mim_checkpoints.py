@@ -25,7 +25,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from hkd.errors import UserError
-from hkd.files import sha256
+from hkd.files import weights_sha256
 from hkd.models.convert.files import DERIVED, bare, check_size, check_target, read_weights, write_converted
 from hkd.models.convert.legacy import modernise
 from hkd.models.tap_model import TapModel
@@ -139,16 +139,16 @@ def load_encoder(net: nn.Module, path: Path, expected: Encoder, expected_sha256:
         net: the model, changed in place only if everything fits.
         path: .safetensors, or .pt/.pth holding tensors by name, possibly under "model"; code in it is never run.
         expected: whose checkpoint it should be.
-        expected_sha256: refuse a file with another hash.
+        expected_sha256: refuse a file of another name (`hkd.files.weights_sha256`).
 
     Returns:
-        The file's SHA-256.
+        The file's name.
 
     Raises:
         UserError: the file is missing, damaged, of another hash, of somebody else, or does not fit.
     """
     check_size(path)
-    found = sha256(path)
+    found = weights_sha256(path)
     if expected_sha256 is not None and found != expected_sha256.lower():
         raise UserError(f"{path} has SHA-256 {found}, but {expected_sha256} was asked for; get that file again.")
     state = read_weights(path)

@@ -94,7 +94,7 @@ def nothing_starts(folder: Path, environment: dict[str, str]) -> Any:
     kept = {name: str(folder / name.lower()) for name in PLACES[:4]}
     with contextlib.ExitStack() as stack:
         stack.enter_context(patch.dict(os.environ, kept | environment))
-        for of, name in ((tables, "reproduce"), (tables, "serve"), (weights, "fetch_weights")):
+        for of, name in ((tables, "reproduce"), (tables, "serve"), (weights, "reachable"), (weights, "fetch_weights")):
             stack.enter_context(patch.object(of, name, stop))
         for name in SLOW:
             stack.enter_context(patch(name, stop))
