@@ -10,8 +10,9 @@ from rich.text import Text
 
 from experiments import places
 from experiments.commands.app import app
-from experiments.commands.printed import is_wide, new_table, out
+from experiments.commands.printed import is_wide, out
 from experiments.execution.progress import clock
+from experiments.grids import new_table
 from hkd.errors import UserError
 from hkd.registry import lookup
 from hkd.units import KINDS as UNITS

@@ -10,8 +10,9 @@ from experiments import places
 from experiments.commands.app import app
 from experiments.commands.costs import confirm
 from experiments.commands.given import Whole
-from experiments.commands.printed import new_table, out
+from experiments.commands.printed import out
 from experiments.execution.progress import Progress
+from experiments.grids import new_table
 from experiments.planning import schema, tuning
 from experiments.records.store import Store
 

@@ -145,6 +145,7 @@ def reachable(card: "ModelCard") -> None:
 
     from experiments.weights import on_this_machine
 
+    assert card.pretrained is not None
     cfg: Any = timm.get_pretrained_cfg(card.pretrained)
     if on_this_machine(card)[0] is not None:
         return

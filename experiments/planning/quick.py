@@ -15,7 +15,7 @@ class Doubtful(Exception):
 
 def read(text: str) -> Any:
     """What a document holds. Raises Doubtful where it is no YAML, has a key twice, or there is no libyaml."""
-    import yaml  # type: ignore[import-untyped]  # late: few commands plan
+    import yaml  # late: few commands plan
 
     try:
         return yaml.load(text, loader())  # a SafeLoader
@@ -26,7 +26,7 @@ def read(text: str) -> Any:
 @cache
 def loader() -> Any:
     """A safe loader of libyaml with the scalars of YAML 1.2 (`1e-3` is a number, `on` a text)."""
-    import yaml  # type: ignore[import-untyped]  # late: few commands plan
+    import yaml  # late: few commands plan
 
     if not hasattr(yaml, "CSafeLoader"):
         raise Doubtful

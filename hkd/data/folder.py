@@ -379,8 +379,8 @@ def remembered(folder: Path, state: str, compute: Any) -> str:
             return known
     content = compute()
     document = json.dumps({"state": state, "content": content, "check": digest(state, content)})
-    if (path := next((path for path in paths if writable(path.parent)), None)) is not None:
-        keep(path, lambda temporary: temporary.write_text(document))
+    if (place := next((path for path in paths if writable(path.parent)), None)) is not None:
+        keep(place, lambda temporary: temporary.write_text(document))
     return content
 
 
