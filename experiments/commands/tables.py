@@ -37,13 +37,19 @@ Until = Literal["decided"]
 
 
 @app.command
-def tables(*table: str, profile: str | None = None) -> int:
+def tables(*table: str, profile: str | None = None, published: bool = False) -> int:
     """List the tables and figures that can be reproduced, with what they say as far as they were measured.
 
     Args:
         table: only these, by name or as files of your own; all of the suite when none is given.
         profile: scale, for which titles say what stands in; the default is in params.yaml.
+        published: list instead what is held of each paper's own numbers, and what was looked for in vain.
     """
+    if published:
+        if table or profile is not None:
+            raise UserError("--published lists all papers, at no scale: give it alone.")
+        tell_held()
+        return 0
     from experiments.planning.schema import load_params
     from experiments.results.overview import lines
 
@@ -447,6 +453,24 @@ def docs() -> int:
     changed = write()
     out().print(Text("\n".join(map(str, changed)) if changed else "All pages are as they should be."))
     return 0
+
+
+def tell_held() -> None:
+    """Print what is held of each paper's own numbers."""
+    from experiments.results import held
+
+    console, states = out(), Counter[str]()
+    for paper in held.papers():
+        shown_tables = new_table("published table", "state", "values", "doubted", "what")
+        for each in held.held(paper):
+            states[each.state] += 1
+            numbers = [str(number) if each.values else "" for number in (each.values, each.doubted)]
+            shown_tables.add_row(each.table, each.state, *numbers, Text(each.what))
+        console.print(Text(f"{paper}: {held.title(paper)}", style="bold"))
+        console.print(shown_tables)
+        console.print()
+    counts = ", ".join(f"{states[state]} {state}" for state in (held.WHOLE, held.PART, held.REPLICATED, held.VAIN))
+    console.print(Text(f"{states.total()} tables and groups: {counts}. Sources: experiments/published/PAPER.yaml."))
 
 
 def at_profile(table: str, chosen: schema.Profile, given: bool) -> tuple[schema.Table, schema.Profile]:
