@@ -94,8 +94,8 @@ def page() -> str:
         "# ScaleKD: our recipes beside the released ones",
         "",
         "Tables 10 and 11 of the paper are its settings; their cells are in no source that was found. What it released",
-        "are configuration files, read into `experiments/published/scalekd.yaml`; ours are of the `paper` profile. The last",
-        "column says where they differ; where it is empty they are the same. RandAugment's magnitudes are compared as",
+        "are configuration files, read into `experiments/published/scalekd.yaml`; ours are of the `paper` profile. The",
+        "last column says where they differ; where it is empty they are the same. RandAugment's magnitudes are compared as",
         "shares: the released code counts to 8, 10 or 15, timm to 10. `hkd docs` writes this page.",
     ]
     for name, ours in NAMES.items():
