@@ -459,18 +459,19 @@ def tell_held() -> None:
     """Print what is held of each paper's own numbers."""
     from experiments.results import held
 
-    console, states = out(), Counter[str]()
-    for paper in held.papers():
+    console, papers = out(), {paper: held.held(paper) for paper in held.papers()}
+    states = Counter(each.state for found in papers.values() for each in found)
+    counts = ", ".join(f"{states[state]} {state}" for state in (held.WHOLE, held.PART, held.REPLICATED, held.VAIN))
+    console.print(Text(f"Of {states.total()} tables and groups of values: {counts}. Sources: experiments/published/."))
+    console.print(Text("Doubted are values whose source is of medium or low confidence."))
+    for paper, found in papers.items():
         shown_tables = new_table("published table", "state", "values", "doubted", "what")
-        for each in held.held(paper):
-            states[each.state] += 1
+        for each in found:
             numbers = [str(number) if each.values else "" for number in (each.values, each.doubted)]
             shown_tables.add_row(each.table, each.state, *numbers, Text(each.what))
+        console.print()
         console.print(Text(f"{paper}: {held.title(paper)}", style="bold"))
         console.print(shown_tables)
-        console.print()
-    counts = ", ".join(f"{states[state]} {state}" for state in (held.WHOLE, held.PART, held.REPLICATED, held.VAIN))
-    console.print(Text(f"{states.total()} tables and groups: {counts}. Sources: experiments/published/PAPER.yaml."))
 
 
 def at_profile(table: str, chosen: schema.Profile, given: bool) -> tuple[schema.Table, schema.Profile]:

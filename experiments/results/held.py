@@ -12,7 +12,7 @@ WHOLE, PART, REPLICATED, VAIN = "complete", "in part", "replicated", "not found"
 class Held:
     """A table of a paper.
 
-    state: `complete`; `in part`; `replicated`, which are third parties' values; or `not found`, looked for in vain.
+    state: `complete`; `in part`; `replicated`, by third parties; or `not found`, looked for in vain.
     values: numbers that are held. doubted: how many of them have a source of medium or low confidence.
     what: its title, or what is known of it.
     """
@@ -30,22 +30,19 @@ def papers() -> list[str]:
 
 
 def held(paper: str) -> list[Held]:
-    """What is held of a paper: its tables, then third parties' values, then what was not found."""
+    """What is held of a paper: its tables, then what others give of its protocol, then what was not found."""
     published = schema.load_published(paper)
-    found = [
-        Held(
-            table.id,
-            WHOLE if table.complete else PART,
-            sum(count(row.values) for row in table.rows),
-            sum(count(row.values) for row in table.rows if row.confidence != schema.CONFIDENCE[0]),
-            table.title,
-        )
-        for table in published.tables
-    ]
+    tables = [(table.id, WHOLE if table.complete else PART, table.title, table.rows) for table in published.tables]
     for group in getattr(replications.load(), f"{paper}_tables", ()):
-        numbers = sum(count(row.values) for row in group.rows)
-        doubted = sum(count(row.values) for row in group.rows if row.confidence != schema.CONFIDENCE[0])
-        found.append(Held(group.id, REPLICATED, numbers, doubted, (group.model_extra or {})["title"]))
+        facts = group.model_extra or {}
+        tried = any("replicated" in row.values or row.pairs for row in group.rows)
+        tables.append(
+            (group.id, REPLICATED if tried else WHOLE if facts["complete"] else PART, facts["title"], group.rows)
+        )
+    found = []
+    for name, state, what, rows in tables:
+        doubted = (row for row in rows if row.confidence != schema.CONFIDENCE[0])
+        found.append(Held(name, state, sum(map(count, rows)), sum(map(count, doubted)), what))
     return found + [Held(str(each["id"]), VAIN, 0, 0, each["what"]) for each in published.missing_tables]
 
 
@@ -55,6 +52,6 @@ def title(paper: str) -> str:
     return f"{facts['title']} ({facts['venue']} {facts['year']})" if "venue" in facts else str(facts["title"])
 
 
-def count(values: dict[str, float | None]) -> int:
-    """Numbers among values."""
-    return sum(value is not None for value in values.values())
+def count(row: Any) -> int:
+    """Numbers that a row has."""
+    return sum(value is not None for value in row.values.values())

@@ -95,8 +95,8 @@ def page() -> str:
         "",
         "Tables 10 and 11 of the paper are its settings; their cells are in no source that was found. What it released",
         "are configuration files, read into `experiments/published/scalekd.yaml`; ours are of the `paper` profile. The",
-        "last column says where they differ; where it is empty they are the same. RandAugment's magnitudes are compared as",
-        "shares: the released code counts to 8, 10 or 15, timm to 10. `hkd docs` writes this page.",
+        "last column says where they differ; where it is empty they are the same. RandAugment's magnitudes are",
+        "compared as shares: the released code counts to 8, 10 or 15, timm to 10. `hkd docs` writes this page.",
     ]
     for name, ours in NAMES.items():
         lines += ["", *section(released[name], {key: recipes[key] for key in ours}, ours)]
