@@ -37,7 +37,7 @@ from hkd.training.step import Training
 Cell = tuple[str, str, str]  # row, method, variant
 ROUNDS = 12  # after one that is not counted
 STEPS = 4  # of each run in a round
-TIME, MEMORY = "time of a step, × supervised", "memory, × supervised"
+TIME, MEMORY = "step time, × supervised", "memory, × supervised"
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ def finished(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_parts_cost_memory_and_a_step_of_all_of_them_time(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(scalekd_cost, "ROUNDS", 3)
     monkeypatch.setattr(scalekd_cost, "STEPS", 1)
@@ -67,6 +68,7 @@ def test_parts_cost_memory_and_a_step_of_all_of_them_time(finished, tmp_path, mo
         assert [line["step"] for line in csv.DictReader(file)] == ["cap, Swin-S", "all, Swin-S"]
 
 
+@pytest.mark.slow
 def test_a_run_beside_itself_takes_equal_memory(finished, tmp_path):
     run = finished.cells[ROW, "scalekd", "all"][0]
     make = scalekd_cost.maker(finished, run, tmp_path)
