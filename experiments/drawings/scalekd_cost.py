@@ -8,6 +8,7 @@ takes two steps, all included (student, teacher, adapters, optimiser).
 
 import gc
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -174,6 +175,7 @@ def seconds(steps: Steps) -> float:
 def peak(make: Callable[[], Steps]) -> float:
     """Bytes that tensors hold at most while a run is built and takes two steps."""
     gc.collect()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler prints when it starts and stops otherwise
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated()
