@@ -38,13 +38,19 @@ Until = Literal["decided"]
 
 
 @app.command
-def tables(*table: str, profile: str | None = None) -> int:
+def tables(*table: str, profile: str | None = None, published: bool = False) -> int:
     """List the tables and figures that can be reproduced, with what they say as far as they were measured.
 
     Args:
         table: only these, by name or as files of your own; all of the suite when none is given.
         profile: scale, for which titles say what stands in; the default is in params.yaml.
+        published: list instead what is held of each paper's own numbers, and what was looked for in vain.
     """
+    if published:
+        if table or profile is not None:
+            raise UserError("--published lists all papers, at no scale: give it alone.")
+        tell_held()
+        return 0
     from experiments.planning.schema import load_params
     from experiments.results.overview import lines
 
@@ -466,6 +472,25 @@ def docs() -> int:
     changed = write()
     out().print(Text("\n".join(map(str, changed)) if changed else "All pages are as they should be."))
     return 0
+
+
+def tell_held() -> None:
+    """Print what is held of each paper's own numbers."""
+    from experiments.results import held
+
+    console, papers = out(), {paper: held.held(paper) for paper in held.papers()}
+    states = Counter(each.state for found in papers.values() for each in found)
+    counts = ", ".join(f"{states[state]} {state}" for state in (held.WHOLE, held.PART, held.REPLICATED, held.VAIN))
+    console.print(Text(f"Of {states.total()} tables and groups of values: {counts}. Sources: experiments/published/."))
+    console.print(Text("Doubted are values whose source is of medium or low confidence."))
+    for paper, found in papers.items():
+        shown_tables = new_table("published table", "state", "values", "doubted", "what")
+        for each in found:
+            numbers = [str(number) if each.values else "" for number in (each.values, each.doubted)]
+            shown_tables.add_row(each.table, each.state, *numbers, Text(each.what))
+        console.print()
+        console.print(Text(f"{paper}: {held.title(paper)}", style="bold"))
+        console.print(shown_tables)
 
 
 def at_profile(table: str, chosen: schema.Profile, given: bool) -> tuple[schema.Table, schema.Profile]:

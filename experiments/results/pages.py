@@ -1,4 +1,5 @@
-"""docs/results-<paper>.md and the lines of the README that say what came out, from findings and committed records.
+"""docs/results-<paper>.md and the lines of the README that say what came out, from findings and committed records; and
+docs/scalekd-recipes.md, from recipes.
 
 A finding stands beside its table (`finding:` in its YAML), counts stand in results/reference/<profile>/tables.json.
 Nothing is planned or compared here: a test compares the pages with what they follow from, `hkd docs` writes them.
@@ -11,6 +12,7 @@ from pathlib import Path
 from experiments import places
 from experiments.planning import schema, standins
 from experiments.planning.schema import Profile, Table
+from experiments.results import recipe_page
 from experiments.results.overview import Summary, committed
 from experiments.results.verdicts import DECIDED, VERDICTS
 from hkd.errors import UserError
@@ -37,7 +39,7 @@ BEGIN, END = "<!-- what came out: written by `hkd docs` -->", "<!-- end -->"
 
 
 def documents() -> dict[Path, str]:
-    """Every file that follows from findings and counts, with its content.
+    """Every file that follows from findings, counts and recipes, with its content.
 
     Raises:
         UserError: the README has no place for its lines.
@@ -56,6 +58,7 @@ def documents() -> dict[Path, str]:
         raise UserError(f"{readme} has no place for what came out: put {BEGIN} and {END} into it, a line each.")
     head, _, rest = text.partition(BEGIN)
     lines = "\n".join(came_out(tables, summaries[PROFILES[0]]))
+    found[places.repository() / "docs" / "scalekd-recipes.md"] = recipe_page.page()
     found[readme] = f"{head}{BEGIN}\n{lines}\n{END}{rest.partition(END)[2]}"
     return found
 

@@ -68,7 +68,7 @@ def test_there_are_claims_of_all_papers():
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("statistic: {kind: difference, table: scalekd_table4, column: kd}", "unknown table 'scalekd_table4'. Did you"),
+        ("statistic: {kind: difference, table: scalekd_table8, column: kd}", "unknown table 'scalekd_table8'. Did you"),
         ("statistic: {kind: difference, table: scalekd_table3, column: scaled}", "Did you mean 'scalekd'?"),
         (
             "statistic: {kind: difference, table: scalekd_table3, column: kd, rows: [swin_l-resnet51]}",

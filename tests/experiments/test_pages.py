@@ -21,7 +21,7 @@ def test_committed_pages_are_current(path):
 
 def test_a_page_of_a_paper_is_short_and_names_every_table_of_it():
     for path, text in DOCUMENTS.items():
-        if path.name == "README.md":
+        if not path.name.startswith("results-"):
             continue
         assert text.count("\n") <= 150
         paper = path.stem.removeprefix("results-")
