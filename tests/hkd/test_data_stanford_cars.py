@@ -208,6 +208,6 @@ def nest(levels: int) -> bytes:
 def test_a_hostile_matlab_file_is_refused_in_one_sentence(tmp_path, content, reason):
     path = tmp_path / "x.mat"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=f"{path} cannot be read as a MATLAB file .{reason}") as error:
+    with pytest.raises(UserError, match=f"{path} cannot be read as a MATLAB file .*{reason}") as error:
         matlab.read_variable(path, "x")
     assert "\n" not in str(error.value)
