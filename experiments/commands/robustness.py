@@ -38,6 +38,4 @@ def robustness(
     """
     name = known_name("tables", table, schema.names("tables"))
     schema.load_table(name)  # whose name may be wrong
-    return tables.run(
-        name + again.SUFFIX, profile=profile, seeds=seeds, workers=workers, data=data, yes=yes
-    )
+    return tables.run(name + again.SUFFIX, profile=profile, seeds=seeds, workers=workers, data=data, yes=yes)

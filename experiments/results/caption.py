@@ -60,7 +60,7 @@ def caption(plan: Plan, records: Mapping[str, Record], comparison: Comparison) -
 
 def setting(plan: Plan) -> str:
     """Profile, data, seeds and epochs."""
-    specs = trained(plan)
+    specs = training_specs(plan)
     data = ", ".join(sorted({spec.data.name for spec in specs})) or "none"
     epochs = sorted({spec.recipe.epochs for spec in specs if spec.recipe})
     length = f"{epochs[0]} to {epochs[-1]} epochs" if len(epochs) > 1 else f"{(epochs or [0])[0]} epochs"
@@ -75,7 +75,7 @@ def setting(plan: Plan) -> str:
     )
 
 
-def trained(plan: Plan) -> list[RunSpec]:
+def training_specs(plan: Plan) -> list[RunSpec]:
     """Specs of the runs that cells are measured by, or, where none of these trains, of those that it measures again."""
     specs = [plan.runs[key].spec for cell in plan.cells for key in cell.runs]
     if any(spec.recipe for spec in specs):
@@ -86,7 +86,7 @@ def trained(plan: Plan) -> list[RunSpec]:
 
 def protocol(plan: Plan) -> list[str]:
     """What readers of distillation papers ask first: at which epoch, chosen how, at which batch, by which teachers."""
-    specs = trained(plan)
+    specs = training_specs(plan)
     recipes = [spec.recipe for spec in specs if spec.recipe]
     sentences = []
     if recipes:

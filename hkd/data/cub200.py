@@ -26,6 +26,7 @@ LISTS = {  # columns of each list; the first is always the id
 }
 BOXES = "bounding_boxes.txt"
 
+
 @options
 class Cub200Config(ListedConfig):
     """boxes: show the bird alone: the smallest square around its bounding box, as far as the photo reaches, resized

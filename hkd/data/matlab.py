@@ -19,7 +19,18 @@ from hkd.errors import UserError
 DEEPEST = 8  # matrices within one another
 MOST = 2**26  # bytes of a variable; the largest of Stanford Cars has 6 million
 MATRIX, COMPRESSED = 14, 15  # types of elements
-NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}  # type -> NumPy's
+NUMBERS = {
+    1: "i1",
+    2: "u1",
+    3: "i2",
+    4: "u2",
+    5: "i4",
+    6: "u4",
+    7: "f4",
+    9: "f8",
+    12: "i8",
+    13: "u8",
+}  # type -> NumPy's
 TEXTS = {1: "latin-1", 2: "latin-1", 4: "utf-16", 16: "utf-8", 17: "utf-16", 18: "utf-32"}  # type -> coding
 CELL, STRUCT, CHAR = 1, 2, 4  # classes of arrays; numbers are 6 to 15
 

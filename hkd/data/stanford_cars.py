@@ -70,9 +70,7 @@ class StanfordCars(Listed):
                 names.append(f"{part}/{name}")
                 labels.append(label)
                 train.append(part == "cars_train")
-        there = {
-            f"{part}/{file}" for part in ("cars_train", "cars_test") for file in file_names(self.folder / part)
-        }
+        there = {f"{part}/{file}" for part in ("cars_train", "cars_test") for file in file_names(self.folder / part)}
         listing = Listing(classes, names, np.array(labels, dtype=np.int64), np.array(train, dtype=bool))
         return self.check_listing(listing, META, "its annotations", there)
 
