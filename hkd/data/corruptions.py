@@ -55,7 +55,7 @@ def noise(index: Int[Tensor, " B"], strength: int, side: int) -> Float[Tensor, "
 
 
 def blur(x: Float[Tensor, "B 3 S S"], sigma: float) -> Float[Tensor, "B 3 S S"]:
-    r"""Convolution of each channel with a Gaussian along both sides; the image goes on beyond its edge as it ends there.
+    r"""Convolution of each channel with a Gaussian along both sides; beyond its edge the image goes on as it ends.
 
     .. math:: k_i = e^{-i^2 / 2 \sigma^2} / \sum_j e^{-j^2 / 2 \sigma^2}, \quad |i| \le \lfloor 4 \sigma + 1/2 \rfloor
     """

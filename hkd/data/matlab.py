@@ -1,7 +1,8 @@
 """Variables of MATLAB 5 files (`.mat`, as MATLAB saves them up to version 7), read into plain values.
 
-A reader of its own, because scipy's ends the process at a file of cells nested 20,000 deep. It calls nothing that a file
-names, follows at most `DEEPEST` levels, and unpacks at most `MOST` bytes. Objects, functions and sparse arrays are refused.
+A reader of its own, because scipy's ends the process at a file of cells nested 20,000 deep. It calls nothing that a
+file names, follows at most `DEEPEST` levels, and unpacks at most `MOST` bytes. Objects, functions and sparse arrays are
+refused.
 """
 
 import math
@@ -17,7 +18,7 @@ from hkd.data.folder import read_bytes
 from hkd.errors import UserError
 
 DEEPEST = 8  # matrices within one another
-MOST = 2**26  # bytes of a variable; the largest of Stanford Cars has 6 million
+MOST = 2**26  # bytes of a variable; all that those of Stanford Cars need is far below
 MATRIX, COMPRESSED = 14, 15  # types of elements
 NUMBERS = {
     1: "i1",
@@ -30,8 +31,8 @@ NUMBERS = {
     9: "f8",
     12: "i8",
     13: "u8",
-}  # type -> NumPy's
-TEXTS = {1: "latin-1", 2: "latin-1", 4: "utf-16", 16: "utf-8", 17: "utf-16", 18: "utf-32"}  # type -> coding
+}  # by type
+TEXTS = {1: "latin-1", 2: "latin-1", 4: "utf-16", 16: "utf-8", 17: "utf-16", 18: "utf-32"}  # by type
 CELL, STRUCT, CHAR = 1, 2, 4  # classes of arrays; numbers are 6 to 15
 
 

@@ -1,4 +1,4 @@
-"""Stanford Cars, as its archives lay it out (`cars_train/`, `cars_test/`, `devkit/` with MATLAB files) or class folders.
+"""Stanford Cars, as its archives lay it out (`cars_train/`, `cars_test/`, a devkit of MATLAB files) or class folders.
 
 Shapes: N images of a split.
 """
@@ -48,7 +48,7 @@ class StanfordCars(Listed):
         if self.class_folders:
             return None
         step = (
-            f"unpack cars_train, cars_test and devkit (car_devkit.tgz) of {self.source} there, with {TEST} beside them, "
+            f"unpack cars_train, cars_test and devkit of {self.source} there, with {TEST} beside them, "
             "or put class folders train/, test/ there"
         )
         gone = [name for name in ("cars_train", "cars_test") if not isdir(self.folder / name)]

@@ -124,12 +124,12 @@ def test_missing_data_is_one_sentence_with_the_step(root, tmp_path):
 @pytest.mark.parametrize(
     ("name", "change", "sentence"),
     [
-        ("variants.txt", lambda lines: lines[:2], r"line 3, has the class 'Boeing 737-800', which variants\.txt has not"),
+        ("variants.txt", lambda lines: lines[:2], r"line 3, has the class 'Boeing 737-800', which variants\.txt"),
         ("variants.txt", lambda lines: [*lines, lines[0]], r"variants\.txt names a class twice"),
-        ("images_variant_val.txt", lambda lines: ["1000007", *lines[1:]], r"line 1, is '1000007'; it must be the number"),
+        ("images_variant_val.txt", lambda lines: ["1000007", *lines[1:]], r"line 1, is '1000007'; it must be"),
         ("images_variant_val.txt", lambda lines: ["../1 F-16A/B"], r"line 1, is '\.\./1 F-16A/B'; it must be"),
-        ("images_variant_test.txt", lambda lines: ["1000007 F-16A/B", *lines[1:]], "lists data/images/1000007.jpg twice"),
-        ("images_variant_test.txt", lambda lines: ["99 F-16A/B", *lines], r"99\.jpg is listed in its lists but not there"),
+        ("images_variant_test.txt", lambda lines: ["1000007 F-16A/B", *lines[1:]], "lists data/images/1000007"),
+        ("images_variant_test.txt", lambda lines: ["99 F-16A/B", *lines], r"99\.jpg is listed .* but not there"),
         ("images_variant_test.txt", lambda lines: lines[1::3], "Class 'F-16A/B' has no test images that can be read"),
     ],
 )  # fmt: skip
