@@ -15,7 +15,7 @@ SUFFIX = "_robustness"
 METRICS = ("top1", "top1_corrupted", "top1_noise", "top1_blur", "top1_contrast", "ece", "nll")  # of that task
 CAPTIONS = (
     "Corrupted images: Gaussian noise, Gaussian blur and lost contrast at strengths 1, 3 and 5 of ImageNet-C (up "
-    "to 64 px: of CIFAR-10-C); accuracies are means over strengths, and the one under corruption the mean of the three.",
+    "to 64 px: of CIFAR-10-C); accuracies are means over strengths, under corruption the mean of the three.",
     "ECE, in 15 bins of equal width, and the negative log-likelihood (in nats) are of the images as they are; of both "
     "lower is better, so that a gain below 0 is an improvement.",
 )
