@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from experiments.planning.schema import Column, Row, Table
 
 SUFFIX = "_robustness"
-METRICS = ("top1", "top1_corrupted", "top1_noise", "top1_blur", "top1_contrast", "ece", "nll")  # of that task
+# Of that task; methods are ranked by the first.
+METRICS = ("top1_corrupted", "top1", "top1_noise", "top1_blur", "top1_contrast", "ece", "nll")
 CAPTIONS = (
     "Corrupted images: Gaussian noise, Gaussian blur and lost contrast at strengths 1, 3 and 5 of ImageNet-C (up "
     "to 64 px: of CIFAR-10-C); accuracies are means over strengths, under corruption the mean of the three.",
@@ -42,7 +43,7 @@ def expanded(content: Mapping[str, Any], base: "Table") -> dict[str, Any]:
     again = content["again"]
     rows = [row_again(row, base, again) for row in base.rows]
     return {
-        "paper": base.paper,
+        "paper": content["id"] if base.paper == base.id else base.paper,  # a user's own is of none
         "title": f"{base.title}: robustness and calibration",
         "data": base.data,
         "strategy": base.strategy,

@@ -226,7 +226,8 @@ class _Planner:
             kind=self.kind,
             overridden=overridden,
             margins=dict(self.profile.margins),
-            assay=self.profile.assay,
+            # Whether a set-up can show a gain is asked where its students are trained; here a lower value may be one.
+            assay=self.profile.assay if self.table.again is None else None,
             chosen=self.profile.chosen,
         )
 

@@ -620,7 +620,7 @@ def load_manifest() -> Manifest:
 def read(kind: str, folder: str, name: str, model: type[T]) -> T:
     """A YAML file of this package, or one of the user's own that was named before, as a validated document."""
     file = OWN.get((folder, name))
-    if name not in names(folder) and file is None and not is_again(folder, name):
+    if name not in names(folder) and file is None and not without_file(folder, name):
         known = ", ".join(names(folder))
         raise UserError(f"Unknown {kind} '{name}'.{nearest(name, names(folder))} Known: {known}.")
     content = contents(folder, name)
@@ -637,10 +637,11 @@ def read(kind: str, folder: str, name: str, model: type[T]) -> T:
     return validated(model, content, lambda loc, message: complaint(folder, name, loc, message))
 
 
-def is_again(folder: str, name: str) -> bool:
+def without_file(folder: str, name: str) -> bool:
     """Whether a name is that of a table without a file, which measures again what another one has trained."""
     base = again.base_of(name) if folder == "tables" else None
-    return base is not None and (base in names(folder) or (folder, base) in OWN)
+    known = lambda each: each in names(folder) or (folder, each) in OWN  # noqa: E731
+    return base is not None and known(base) and not known(name)
 
 
 def measured_again(name: str, content: dict[str, Any]) -> dict[str, Any]:
@@ -651,6 +652,8 @@ def measured_again(name: str, content: dict[str, Any]) -> dict[str, Any]:
     """
 
     def refused(loc: Loc, message: str) -> UserError:
+        if without_file("tables", name):
+            return UserError(f"Table {message}")
         return complaint("tables", name, loc, message)
 
     asked: Again = validated(Again, content["again"], lambda loc, message: refused(("again", *loc), message))
@@ -741,7 +744,7 @@ def contents(folder: str, name: str) -> Any:
 @cache
 def document(folder: str, name: str) -> Any:
     """The YAML document with the positions of its keys."""
-    if is_again(folder, name) and (folder, name) not in OWN and name not in names(folder):
+    if without_file(folder, name):
         return again.document(name)
     if (file := OWN.get((folder, name))) is None:
         return parsed(HERE / folder / f"{name}.yaml", where(folder, name))

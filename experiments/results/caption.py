@@ -30,11 +30,11 @@ METRIC_NAMES = {
     "top1_noise": "top-1 accuracy under noise",
     "top1_blur": "top-1 accuracy under blur",
     "top1_contrast": "top-1 accuracy with less contrast",
-    "ece": "calibration error (ECE)",
+    "ece": "calibration error (ECE, lower is better)",
 }
 LOSSES = {
     "heldout_loss": "loss on held-out images",
-    "nll": "negative log-likelihood",
+    "nll": "negative log-likelihood (lower is better)",
 }  # metrics that are not percent
 
 

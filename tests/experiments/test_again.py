@@ -34,7 +34,12 @@ def test_it_has_the_metrics_of_the_task_and_gains_over_the_same_column(plans):
     assert {cell.published for cell in table.cells} == {None}
     assert "epochs per student" in setting(table)
     assert "; 0 epochs" not in setting(table)
-    assert "in percent, gains in points; negative log-likelihood;" in setting(table)
+    assert "in percent, gains in points; negative log-likelihood (lower is better);" in setting(table)
+
+
+def test_a_set_up_is_not_asked_for_gains_of_what_is_better_when_lower(plans):
+    assert plans["hcd_cifar100_core"].assay is not None
+    assert plans["hcd_robustness"].assay is None
 
 
 def test_every_table_with_classifiers_has_one_without_a_file():
@@ -51,7 +56,7 @@ def test_every_table_with_classifiers_has_one_without_a_file():
     [
         ("hcd_cub20_robustness", "Unknown table 'hcd_cub20_robustness'"),
         ("hcd_robustness_robustness", "'hcd_robustness' measures again itself"),
-        ("hybrid_fig1_robustness", "'hybrid_fig1' trains no classifier"),
+        ("hybrid_fig1_robustness", "^Table 'hybrid_fig1' trains no classifier"),
     ],
 )
 def test_what_cannot_be_measured_again_is_one_sentence(name, sentence):
