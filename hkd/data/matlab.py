@@ -130,18 +130,18 @@ def value(data: memoryview, order: str, depth: int) -> Any:
             raise NotMatlab("a matrix lacks a part")
         return found
 
-    kind = array(part(), order)[:1] % 256
-    shape = tuple(int(side) for side in array(part(), order))
+    flags = integers(part(), order)
+    shape = tuple(integers(part(), order))
     part()  # the name
-    if not len(kind) or len(shape) < 2 or min(shape) < 0 or math.prod(shape) > len(data):
+    if not flags or len(shape) < 2 or min(shape) < 0 or math.prod(shape) > len(data):
         raise NotMatlab("a matrix has no possible size")
-    count, what = math.prod(shape), int(kind[0])
+    count, what = math.prod(shape), flags[0] % 256
     if not count:
         return None
     if what == CELL:
         return [inner(part(), order, depth) for _ in range(count)]
     if what == STRUCT:
-        width = int(array(part(), order).sum())
+        width = sum(integers(part(), order))
         names = bytes(part().data)
         if width < 1 or not names or len(names) % width:
             raise NotMatlab("a struct has no names")
@@ -169,6 +169,14 @@ def array(element: Element, order: str) -> np.ndarray:
     if len(element.data) % kind.itemsize:
         raise NotMatlab("a number is cut short")
     return np.frombuffer(element.data, dtype=kind)
+
+
+def integers(element: Element, order: str) -> list[int]:
+    """Whole numbers in a row."""
+    found = array(element, order)
+    if found.dtype.kind == "f":
+        raise NotMatlab("something else stands where whole numbers must be")
+    return [int(number) for number in found]
 
 
 def numbers(element: Element, order: str, shape: tuple[int, ...]) -> np.ndarray:

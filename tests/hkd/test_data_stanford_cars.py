@@ -202,6 +202,7 @@ def nest(levels: int) -> bytes:
         (HEAD + matrix(4, (1, 1), element(16, b"\xff\xfe\xfd"), b"x"), "characters that there are not"),
         (HEAD + element(15, b"nothing"), "what is compressed in it is damaged"),
         (HEAD + element(15, zlib.compress(b"\0" * (matlab.MOST + 1))), "cut short, or too large"),
+        (HEAD + element(14, element(2, b"\6") + element(9, b"\xff" * 16) + element(1, b"x")), "whole numbers must be"),
         (HEAD + nest(2000), "matrices lie more than 8 deep"),  # of 20,000 scipy's reader ends the process
     ],
 )  # fmt: skip
