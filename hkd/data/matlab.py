@@ -165,7 +165,7 @@ def array(element: Element, order: str) -> np.ndarray:
     """Numbers in a row."""
     if element.type not in NUMBERS:
         raise NotMatlab("something else stands where numbers must be")
-    kind = np.dtype(NUMBERS[element.type]).newbyteorder(order)
+    kind = np.dtype(order + NUMBERS[element.type])
     if len(element.data) % kind.itemsize:
         raise NotMatlab("a number is cut short")
     return np.frombuffer(element.data, dtype=kind)
