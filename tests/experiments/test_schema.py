@@ -105,7 +105,7 @@ def test_the_paper_profile_maps_every_model_of_every_table():
         ("profiles", "laptop", "options: {image_size: 32, codes: 64}", "options: {image_size: 32, codes: 1}",
          r"laptop.yaml:\d+: teachers.beit_b16.options.codes: Method 'beit': codes must be greater than or equal to 2"),
         ("profiles", "laptop", "loss: sqrt, auxiliary: 0.0", "loss: sqrt, auxiliary: x",
-         r"laptop.yaml:214: tasks.segment.auxiliary: Task 'segment': auxiliary must be a number, got 'x'\.$"),
+         r"laptop.yaml:227: tasks.segment.auxiliary: Task 'segment': auxiliary must be a number, got 'x'\.$"),
         ("profiles", "smoke", "override: {epochs: 3", "override: {epochs: 0",
          r"smoke.yaml:18: override.epochs: Recipe: epochs must be greater than or equal to 1, got 0\.$"),
         ("profiles", "paper", "devices: 8", "devices: 0",
