@@ -19,7 +19,8 @@ from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel
 
 NAME = re.compile(r"CIFAR|CUB-200|ImageNet|COCO|ADE20K|\bCars\b|Aircraft|iNat|UperNet")
-LOADED = {"cifar100": "CIFAR", "cub200": "CUB-200", "aircraft": "Aircraft", "stanford_cars": "Cars"}  # data sets of hkd.data that are papers' own, or parts of them
+# Data sets of hkd.data that are papers' own, or parts of them.
+LOADED = {"cifar100": "CIFAR", "cub200": "CUB-200", "aircraft": "Aircraft", "stanford_cars": "Cars"}
 LAPTOP, PAPER = schema.load_profile("laptop"), schema.load_profile("paper")
 
 
