@@ -21,6 +21,7 @@ from experiments.commands import (
     numerics,
     own,
     rank,
+    robustness,
     runs,
     sharing,
     tables,
@@ -43,8 +44,9 @@ COMMANDS = (
     numerics,
     weights,
     looking,
-    tune,
     rank,
+    robustness,
+    tune,
 )  # importing them adds them to the app
 
 

@@ -140,7 +140,8 @@ def plan(
         UserError: unknown names or options (with file and line), or no seeds.
     """
     table, chosen = schema.load_table(table_id), schema.load_profile(profile)
-    count = chosen.table_seeds.get(table.id, chosen.seeds) if seeds is None else seeds
+    trained = table.id if table.again is None else table.again.of
+    count = chosen.table_seeds.get(table.id, chosen.table_seeds.get(trained, chosen.seeds)) if seeds is None else seeds
     if not 1 <= count <= SELECTION_SEED:
         raise UserError(f"seeds must be at least 1 and at most {SELECTION_SEED}, got {count} (params.yaml or --seeds).")
     first = SELECTION_SEED if select else 0
@@ -233,7 +234,8 @@ class _Planner:
             kind=self.kind,
             overridden=overridden,
             margins=dict(self.profile.margins),
-            assay=self.profile.assay,
+            # Whether a set-up can show a gain is asked where its students are trained; here a lower value may be one.
+            assay=self.profile.assay if self.table.again is None else None,
             chosen=self.profile.chosen,
         )
 
@@ -371,7 +373,8 @@ class _Planner:
         facts = _Facts()
         init = None
         if stage.after is not None:
-            key = self.stage(row, stage.after, "", seed)
+            # What only measures is of the variant that it measures.
+            key = self.stage(row, stage.after, "" if stage.trains else variant, seed)
             facts.needs.append(key)
             init = Weights(kind="run", id=key)
         elif stage.starts_from is not None:

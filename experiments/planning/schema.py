@@ -17,7 +17,7 @@ from ruamel.yaml.reader import ReaderError
 from experiments import places
 from experiments.documents import Document, content
 from experiments.drawings import DRAWINGS
-from experiments.planning import quick
+from experiments.planning import again, quick
 from experiments.planning.declared import WORDS, options_of
 from experiments.planning.own import OWN, Own, know, known_name
 from hkd.errors import UserError
@@ -115,6 +115,14 @@ class Row(Document):
         return {"teacher": self.teacher} if isinstance(self.teacher, str) else dict(self.teacher)
 
 
+class Again(Document):
+    """What a table without rows of its own measures again: the finished classifiers of another one, by a task."""
+
+    of: str
+    task: Slug = "robustness"
+    task_options: Options = {}
+
+
 class Table(Document):
     """A table (or figure) of a paper: which cells it has. Where they are measured is the profile's business."""
 
@@ -127,6 +135,7 @@ class Table(Document):
     data: Slug
     metrics: tuple[str, ...] = ("top1",)
     strategy: Slug = "advanced"
+    again: Again | None = None  # rows and columns are another table's, whose runs are measured again
     columns: tuple[Column, ...] = ()
     rows: tuple[Row, ...]
     captions: tuple[str, ...] = ()
@@ -379,7 +388,7 @@ def profile_for(name: str) -> str | None:
     name = known_name("tables", name, names("tables"))
     table, file = read("table", "tables", name, Table), OWN.get(("tables", name))
     if table.profile is None:
-        return None
+        return None if table.again is None else profile_for(table.again.of)
     if file is None:
         raise complaint("tables", name, ("profile",), "tables of the suite are for all profiles; leave this out.")
     if isinstance(table.profile, str):
@@ -619,7 +628,7 @@ def load_manifest() -> Manifest:
 def read(kind: str, folder: str, name: str, model: type[T]) -> T:
     """A YAML file of this package, or one of the user's own that was named before, as a validated document."""
     file = OWN.get((folder, name))
-    if name not in names(folder) and file is None:
+    if name not in names(folder) and file is None and not without_file(folder, name):
         known = ", ".join(names(folder))
         raise UserError(f"Unknown {kind} '{name}'.{nearest(name, names(folder))} Known: {known}.")
     content = contents(folder, name)
@@ -631,7 +640,47 @@ def read(kind: str, folder: str, name: str, model: type[T]) -> T:
         if file is not None:
             content |= {key: base[key] | content[key] for key in JOINED if both_have(key, base, content)}
         content = {**base, **content}
+    if folder == "tables" and isinstance(content, dict) and "again" in content:
+        content = measured_again(name, content)
     return validated(model, content, lambda loc, message: complaint(folder, name, loc, message))
+
+
+def without_file(folder: str, name: str) -> bool:
+    """Whether a name is that of a table without a file, which measures again what another one has trained."""
+    base = again.base_of(name) if folder == "tables" else None
+    known = lambda each: each in names(folder) or (folder, each) in OWN  # noqa: E731
+    return base is not None and known(base) and not known(name)
+
+
+def measured_again(name: str, content: dict[str, Any]) -> dict[str, Any]:
+    """A table's document with the rows of the table that it measures again.
+
+    Raises:
+        UserError: no such table, one that measures again itself or trains no classifier, or rows of its own.
+    """
+
+    def refused(loc: Loc, message: str) -> UserError:
+        if without_file("tables", name):
+            return UserError(f"Table {message}")
+        return complaint("tables", name, loc, message)
+
+    asked: Again = validated(Again, content["again"], lambda loc, message: refused(("again", *loc), message))
+    if own := [key for key in ("rows", "columns") if key in content]:
+        raise refused((own[0],), f"rows and columns are those of '{asked.of}'; leave this out.")
+    file = OWN.get(("tables", name))
+    try:
+        of = known_name("tables", asked.of, names("tables"), file.path if file else None)
+        base: Table = read("table", "tables", of, Table)
+    except UserError as error:
+        raise refused(("again", "of"), str(error)) from None
+    if base.again is not None:
+        raise refused(("again", "of"), f"'{of}' measures again itself; name the table that trains.")
+    found = again.expanded(content, base)
+    if not found["rows"]:
+        raise refused(("again", "of"), f"'{of}' trains no classifier, and of others no robustness is measured.")
+    for i, metric in enumerate(found["metrics"] if asked.task == "robustness" else ()):
+        checked("tables", name, ("metrics", i), "metric", metric, again.METRICS)
+    return found
 
 
 def both_have(key: str, *documents: Mapping[str, Any]) -> bool:
@@ -709,6 +758,8 @@ def contents(folder: str, name: str) -> Any:
 @cache
 def document(folder: str, name: str) -> Any:
     """The YAML document with the positions of its keys."""
+    if without_file(folder, name):
+        return again.document(name)
     if (file := OWN.get((folder, name))) is None:
         return parsed(HERE / folder / f"{name}.yaml", where(folder, name))
     held = parsed(file.path, file.shown)
@@ -842,6 +893,7 @@ def valid_keys(model: type[BaseModel]) -> list[str]:
         Stage,
         Column,
         Row,
+        Again,
         DataMapping,
         TeacherMapping,
         TeacherEntry,

@@ -40,6 +40,8 @@ SIZE: dict[str, dict[str, Any]] = {  # options that make a data set small: whate
     "cifar100": {"folder": "cifar100", "classes": 3, "n_train": 8, "n_test": 3},
     "cifar100_unlabelled": {"folder": "cifar100", "classes": 3, "n_train": 8, "n_test": 3},
     "cub200": {"folder": "CUB_200_2011", "classes": 3, "n_train": 8, "n_test": 3, "image_size": 32, "expected": None},
+    "aircraft": {"classes": 3, "n_train": 8, "n_test": 3, "image_size": 32, "expected": None},
+    "stanford_cars": {"classes": 3, "n_train": 8, "n_test": 3, "image_size": 32, "expected": None},
     "imagenet1k": {"folder": "imagenet", "classes": 3, "n_train": 8, "n_test": 3, "image_size": 32, "expected": None},
     "imagenet1k_unlabelled": {"folder": "imagenet", "classes": 3, "n_train": 8, "n_test": 3, "image_size": 32},
     "folder": {"folder": "folder", "classes": 3, "n_train": 8, "n_test": 3, "image_size": 32, "expected": None},

@@ -20,6 +20,8 @@ def write_samples(root: Path) -> None:
     birds(root / "CUB_200_2011", rng)
     objects(root / "coco", rng)
     maps(root / "ADEChallengeData2016", rng)
+    aircraft(root / "fgvc-aircraft-2013b" / "data", rng)
+    class_folders(root / "stanford_cars", rng, 48, "jpg")
 
 
 def image(rng: np.random.Generator, height: int, width: int) -> Image.Image:
@@ -66,6 +68,20 @@ def birds(folder: Path, rng: np.random.Generator) -> None:
             lines["bounding_boxes.txt"].append(f"{number} 4.0 6.0 40.0 30.0")
     for name, text in lines.items():
         (folder / name).write_text("\n".join(text) + "\n")
+
+
+def aircraft(folder: Path, rng: np.random.Generator) -> None:
+    """FGVC-Aircraft's lists beside its images."""
+    (folder / "images").mkdir(parents=True)
+    (folder / "variants.txt").write_text("".join(f"Variant {label}\n" for label in range(CLASSES)))
+    number = 0
+    for part, count in (("train", TRAIN), ("val", TEST), ("test", TEST)):
+        lines = []
+        for label in [*range(CLASSES)] * count:
+            number += 1
+            image(rng, 68, 60).save(folder / "images" / f"{number:07d}.jpg", quality=95)
+            lines.append(f"{number:07d} Variant {label}\n")
+        (folder / f"images_variant_{part}.txt").write_text("".join(lines))
 
 
 def objects(folder: Path, rng: np.random.Generator) -> None:

@@ -12,6 +12,7 @@ from experiments.results.judging import Stop
 from experiments.results.statements import several
 from experiments.results.stats import Estimate
 from experiments.results.verdicts import CANNOT_TELL, NO_EFFECT, TOO_NOISY, UNVERIFIED
+from hkd.spec import RunSpec
 
 METRIC_NAMES = {
     "top1": "top-1 accuracy",
@@ -25,8 +26,16 @@ METRIC_NAMES = {
     "ap_mask_medium": "mask AP of medium objects",
     "ap_mask_large": "mask AP of large objects",
     "miou": "mean IoU",
+    "top1_corrupted": "top-1 accuracy under corruption",
+    "top1_noise": "top-1 accuracy under noise",
+    "top1_blur": "top-1 accuracy under blur",
+    "top1_contrast": "top-1 accuracy with less contrast",
+    "ece": "calibration error (ECE, lower is better)",
 }
-LOSSES = {"heldout_loss": "loss on held-out images"}  # metrics that are not percent
+LOSSES = {
+    "heldout_loss": "loss on held-out images",
+    "nll": "negative log-likelihood (lower is better)",
+}  # metrics that are not percent
 
 
 def caption(plan: Plan, records: Mapping[str, Record], comparison: Comparison) -> list[str]:
@@ -51,12 +60,13 @@ def caption(plan: Plan, records: Mapping[str, Record], comparison: Comparison) -
 
 def setting(plan: Plan) -> str:
     """Profile, data, seeds and epochs."""
-    specs = [plan.runs[key].spec for cell in plan.cells for key in cell.runs]
+    specs = training_specs(plan)
     data = ", ".join(sorted({spec.data.name for spec in specs})) or "none"
     epochs = sorted({spec.recipe.epochs for spec in specs if spec.recipe})
     length = f"{epochs[0]} to {epochs[-1]} epochs" if len(epochs) > 1 else f"{(epochs or [0])[0]} epochs"
-    unit = "" if set(plan.metrics) <= set(LOSSES) else " in percent, gains in points"
-    metric = ", ".join(map(metric_name, plan.metrics)) + unit
+    percent = ", ".join(metric_name(metric) for metric in plan.metrics if metric not in LOSSES)
+    losses = ", ".join(metric_name(metric) for metric in plan.metrics if metric in LOSSES)
+    metric = "; ".join(filter(None, (percent and f"{percent} in percent, gains in points", losses)))
     of_rows = sorted({len(cell.runs) for cell in plan.cells if cell.runs})
     fewest = f"{of_rows[0]} to " if len(of_rows) > 1 else ""
     return (
@@ -65,9 +75,18 @@ def setting(plan: Plan) -> str:
     )
 
 
+def training_specs(plan: Plan) -> list[RunSpec]:
+    """Specs of the runs that cells are measured by, or, where none of these trains, of those that it measures again."""
+    specs = [plan.runs[key].spec for cell in plan.cells for key in cell.runs]
+    if any(spec.recipe for spec in specs):
+        return specs
+    before = [spec.init.id for spec in specs if spec.init is not None and spec.init.kind == "run"]
+    return [plan.runs[key].spec for key in before if key in plan.runs] or specs
+
+
 def protocol(plan: Plan) -> list[str]:
     """What readers of distillation papers ask first: at which epoch, chosen how, at which batch, by which teachers."""
-    specs = [plan.runs[key].spec for cell in plan.cells for key in cell.runs]
+    specs = training_specs(plan)
     recipes = [spec.recipe for spec in specs if spec.recipe]
     sentences = []
     if recipes:

@@ -540,6 +540,7 @@ def draw(plan: Plan, comparison: Comparison, path: Path, metrics: tuple[str, ...
         path,
         title=finding(plan, comparison, metrics),
         caption=f"{scale(plan, metrics)} {signs}",
+        unit="nats" if metrics == ("nll",) else "points",
     )
 
 

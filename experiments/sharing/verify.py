@@ -210,7 +210,7 @@ def predict(subject: Checkpoint, split: Split, device: str) -> tuple[Tensor, Ten
         source: Any = MemorySource(torch.from_numpy(split.images), None)
     else:
         assert split.paths is not None
-        source = FileSource(split.paths, subject.side, subject.crop_pct, None, fill=False)
+        source = FileSource(split.paths, subject.side, subject.crop_pct, None, fill=False, banner=split.banner)
     logits, seen = [], []
     unread: dict[str, str] = {}
     for part in torch.arange(len(split)).split(BATCH):

@@ -29,6 +29,7 @@ class Split:
     rows: where each image comes from: its row (index) in the source; images rendered from the same source share it.
     image_size: side in px at which `paths` are shown. crop_pct: the centre crop's share of the resized short side.
     corrupt: files that could not be read and were left out of `images`, because that was asked for.
+    banner: px at the bottom of each file of `paths` that are no part of the photograph, and are never shown.
     """
 
     images: UInt8[np.ndarray, "N 3 H W"] | None
@@ -38,6 +39,7 @@ class Split:
     image_size: int | None = None
     crop_pct: float = 0.875
     corrupt: tuple[str, ...] = ()
+    banner: int = 0
 
     def __post_init__(self) -> None:
         held = self.images if self.images is not None else self.paths

@@ -1,33 +1,20 @@
 """CUB-200-2011, as its archive lays it out (lists of ids beside `images/<class>/<file>.jpg`) or as class folders.
 
-Images stay files, or are decoded once into memory: for small models decoding costs more than training does.
-Shapes: N images of a split, S the side of an image in memory in px.
+Shapes: N images of a split.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from os.path import isdir, isfile  # False also where the user may not look
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from hkd.data.base import OnCorrupt, PathList, Split, SplitName, digest
-from hkd.data.decoded import Decoded, decode, remembered
-from hkd.data.folder import (
-    CACHE,
-    DECODING,
-    ClassFolder,
-    ClassFolderConfig,
-    Entry,
-    content_digest,
-    file_names,
-    folder_names,
-    read_bytes,
-    source_of,
-)
+from hkd.data.decoded import Decoded, decode
+from hkd.data.folder import file_names, folder_names
+from hkd.data.listed import MOST_DIGITS, Listed, ListedConfig, Listing, listed_lines, numbers
 from hkd.errors import UserError
 from hkd.options import FolderName, Switch, options
 
@@ -38,40 +25,22 @@ LISTS = {  # columns of each list; the first is always the id
     "train_test_split.txt": "an image id and 1 (train) or 0 (test)",
 }
 BOXES = "bounding_boxes.txt"
-MOST_DIGITS = 9  # of an id
-
-
-class Listing(NamedTuple):
-    """What the lists say of all N images, in the order of their ids.
-
-    names: paths below `images/`. labels: classes from 0. train: the official split.
-    """
-
-    classes: list[str]
-    names: list[str]
-    labels: Int[np.ndarray, " N"]
-    train: Int[np.ndarray, " N"]
 
 
 @options
-class Cub200Config(ClassFolderConfig):
-    """memory: decode all images once, resized and cropped as in evaluation (short side to image_size / crop_pct, then
-        the centre), and remember them beside the data. Training then crops and shifts what is left, not the photo.
-    boxes: show the bird alone: the smallest square around its bounding box, as far as the photo reaches, resized
-        to image_size; crop_pct is not used. Implies memory.
+class Cub200Config(ListedConfig):
+    """boxes: show the bird alone: the smallest square around its bounding box, as far as the photo reaches, resized
+    to image_size; crop_pct is not used. Implies memory.
     """
 
     folder: FolderName = "CUB_200_2011"
-    memory: Switch = False
     boxes: Switch = False
 
 
-class Cub200(ClassFolder):
+class Cub200(Listed):
     """200 kinds of birds, 5,994 training and 5,794 test images by the official split; subsets of it are fine.
 
-    Classes are numbered by their official ids; they have 30 or 29 training images each.
-    `<folder>/train/<class>/*.jpg` and `<folder>/test/<class>/*.jpg` are read too, without boxes.
-    Validation (`select=True`) is the last tenth of each class's training images, in the order of their ids.
+    Classes are numbered by their official ids; they have 30 or 29 training images each. Class folders have no boxes.
     """
 
     name: ClassVar[str] = "cub200"
@@ -80,11 +49,6 @@ class Cub200(ClassFolder):
     expected: ClassVar[dict[str, int]] = {"classes": 200, "train": 5994, "test": 5794}
     checksum: ClassVar[dict[str, str]] = {"CUB_200_2011.tgz": "md5:97eceeb196236b17998738112f37df78"}
     Config = Cub200Config
-
-    @property
-    def class_folders(self) -> bool:
-        """Whether the images are in class folders instead of the archive's own layout."""
-        return all(isdir(self.part(split)) for split in ("train", "test"))
 
     @property
     def lists(self) -> list[str]:
@@ -103,10 +67,6 @@ class Cub200(ClassFolder):
         return f"{self.folder} has no file '{gone[0]}': {step}." if gone else None
 
     @cached_property
-    def class_names(self) -> list[str]:
-        return super().class_names if self.class_folders else self.listing.classes
-
-    @cached_property
     def listing(self) -> Listing:
         """The archive's lists, checked against each other and against the images that are there."""
         self.present()
@@ -117,80 +77,23 @@ class Cub200(ClassFolder):
                 raise UserError(f"{what}: unpack the archive again.")
         labels = numbers(owners, 1, len(classes), self.folder / "image_class_labels.txt") - 1
         flags = numbers(train, 0, 1, self.folder / "train_test_split.txt")
-        exact, least = self.wanted_counts().get("classes"), self.options.classes or 1
-        if (exact is not None and len(classes) != exact) or len(classes) < least:
-            found = f"{self.folder / 'classes.txt'} has {len(classes)} classes, {exact or least} are needed"
-            raise UserError(f"{found}: complete it or set option 'classes'.")
-        if doubled := [name for name, count in Counter(names).items() if count > 1]:
-            raise UserError(f"{self.folder / 'images.txt'} lists {doubled[0]} twice: unpack the archive again.")
-        there = {f"{kind}/{file}" for kind in folder_names(self.folder / "images") for file in self.files(kind)}
-        if absent := [name for name in names if name not in there]:
-            what = f"{self.folder / 'images' / absent[0]} is listed in images.txt but not there"
-            raise UserError(f"{what} ({len(absent)} of {len(names)} images are absent): unpack the archive again.")
-        return Listing(classes, names, labels, flags)
+        listing = Listing(classes, [f"images/{name}" for name in names], labels, flags == 1)
+        kinds = folder_names(self.folder / "images")
+        there = {f"images/{kind}/{file}" for kind in kinds for file in file_names(self.folder / "images" / kind)}
+        return self.check_listing(listing, "classes.txt", "images.txt", there)
 
-    def files(self, kind: str) -> list[str]:
-        """Names of the images of a class."""
-        return file_names(self.folder / "images" / kind)
+    @property
+    def in_memory(self) -> bool:
+        return self.options.memory or self.options.boxes
 
-    def image_files(self) -> list[str]:
-        return super().image_files() if self.class_folders else [f"images/{name}" for name in self.listing.names]
+    @property
+    def shown_by(self) -> tuple[str, ...]:
+        return (*super().shown_by, "boxes")
 
-    def content(self) -> str:
-        """SHA-256 over the names and contents of the images, and of the lists where there are some."""
-        lists = [] if self.class_folders else self.lists
-        return content_digest(self.folder, [*lists, *self.image_files()])
-
-    def entries(self, split: str) -> list[Entry]:
-        if self.class_folders:
-            return super().entries(split)
-        found = [Entry(int(self.listing.labels[row]), f"images/{self.listing.names[row]}") for row in self.rows(split)]
-        wanted = self.wanted_counts().get(split, len(found))
-        if len(found) != wanted:
-            what = f"{self.folder} has {len(found)} {split} images, {wanted} are needed"
-            raise UserError(f"{what}: complete it or set option 'expected'.")
-        self.check_classes(split, np.array([entry.label for entry in found], dtype=np.int64))
-        return found
-
-    def rows(self, split: str) -> Int[np.ndarray, " N"]:
-        """Rows in images.txt of the images of "train" or "test", of the classes asked for."""
-        chosen = self.listing.train == (split == "train")
-        return np.flatnonzero(chosen & (self.listing.labels < self.num_classes))
-
-    def load(self, split: SplitName, *, seed: int, select: bool, on_corrupt: OnCorrupt = "stop") -> Split:
-        self.present()
-        part = source_of(self, split, select)
-        found = self.entries(part)
-        labels = np.array([entry.label for entry in found], dtype=np.int64)
-        rows = np.arange(len(found)) if self.class_folders else self.rows(part)
-        if not (self.options.memory or self.options.boxes):
-            chosen = self.choose(labels, rows, split, seed=seed, select=select)
-            paths = PathList(self.folder, [found[position].name for position in chosen])
-            return Split(None, paths, labels[chosen], rows[chosen], self.image_size, self.options.crop_pct)
-        images, kept, corrupt = self.decoded(part, [entry.name for entry in found])
-        if corrupt and on_corrupt == "stop":
-            name, reason = next(iter(corrupt.items()))
-            more = f", and {len(corrupt) - 1} more" if len(corrupt) > 1 else ""
-            raise UserError(f"Cannot read image {name} ({reason}){more}: replace it, or ask to skip corrupt images.")
-        labels, rows = labels[kept], rows[kept]
-        chosen = self.choose(labels, rows, split, seed=seed, select=select)
-        return Split(images[chosen], None, labels[chosen], rows[chosen], corrupt=tuple(corrupt))
-
-    def decoded(self, part: str, names: list[str]) -> Decoded:
-        """The readable images of a part, their places in `names`, and what could not be read: path -> reason.
-
-        Remembered beside the data, for the content and the options that decide what is shown.
-        """
-        shown = {option: getattr(self.options, option) for option in ("image_size", "crop_pct", "boxes", "classes")}
-        path = self.folder / CACHE / f"{part}-{DECODING}-{digest(self.content(), shown)[:32]}.npz"
-        paths = [self.folder / name for name in names]
-
-        def read() -> Decoded:
-            if not self.options.boxes:
-                return decode(paths, self.image_size, self.options.crop_pct)
-            return decode(paths, self.image_size, 1.0, boxed(paths, self.boxes()[self.rows(part)]))
-
-        return remembered(path, len(names), self.image_size, read)
+    def decode(self, part: str, paths: list[Path]) -> Decoded:
+        if not self.options.boxes:
+            return super().decode(part, paths)
+        return decode(paths, self.image_size, 1.0, boxed(paths, self.boxes()[self.rows(part)]))
 
     def boxes(self) -> Float[np.ndarray, "N 4"]:
         """Left, top, width and height in px of the bird in each image, in the order of images.txt."""
@@ -216,15 +119,8 @@ def read_list(path: Path, form: str) -> list[str]:
         form: what a line holds, for the message.
     """
     found: dict[int, str] = {}
-    try:
-        text = read_bytes(path).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-    except UnicodeDecodeError as error:
-        place = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}, line {place}, is not UTF-8: unpack the archive again, or rename the file.") from error
-    for number, line in enumerate(text.split("\n"), 1):
-        first, _, rest = line.strip().partition(" ")
-        if not first:
-            continue
+    for number, line in listed_lines(path):
+        first, _, rest = line.partition(" ")
         if not first.isdecimal() or len(first) > MOST_DIGITS or not rest:
             raise UserError(f"{path}, line {number}, is '{line[:40]}'; it must be {form}.")
         if int(first) in found:
@@ -233,16 +129,6 @@ def read_list(path: Path, form: str) -> list[str]:
     if gap := next((wanted for wanted in range(1, len(found) + 1) if wanted not in found), None):
         raise UserError(f"{path} has no id {gap}, though ids go up to {max(found)}: unpack the archive again.")
     return [found[place] for place in range(1, len(found) + 1)]
-
-
-def numbers(values: Sequence[str], low: int, high: int, path: Path) -> Int[np.ndarray, " N"]:
-    """Whole numbers in [low, high]; UserError names the first other value."""
-    odd = [v for v in values if not (v.isdecimal() and len(v) <= MOST_DIGITS and low <= int(v) <= high)]
-    if odd:
-        raise UserError(
-            f"{path} has '{odd[0][:40]}' where a number from {low} to {high} must be: unpack the archive again."
-        )
-    return np.array([int(value) for value in values], dtype=np.int64)
 
 
 def square(box: Sequence[float], height: int, width: int) -> tuple[int, int, int, int]:

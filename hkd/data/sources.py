@@ -79,10 +79,13 @@ class FileSource:
         crop_pct: share of the resized short side that the centre crop takes.
         augment: applied to draws and views; None shows the centre crop.
         fill: keep a batch full by showing a readable image in the place of an unreadable one.
+        banner: px at the bottom of every image that are not shown.
     """
 
-    def __init__(self, paths: Sequence[Path], size: int, crop_pct: float, augment: Augment | None, fill: bool):
-        self.paths, self.size, self.augment, self.fill = paths, size, augment, fill
+    def __init__(
+        self, paths: Sequence[Path], size: int, crop_pct: float, augment: Augment | None, fill: bool, banner: int = 0
+    ):
+        self.paths, self.size, self.augment, self.fill, self.banner = paths, size, augment, fill, banner
         self.short = round(size / crop_pct)
         self.drawn: dict[int, Draws] = {}  # of the view in use
 
@@ -112,7 +115,8 @@ class FileSource:
         for place, position in enumerate(index.tolist()):
             path = self.paths[position]
             try:
-                shown[place] = self.fit(decode(path), None if draws is None else draws[place : place + 1])
+                image = cut(decode(path), self.banner)
+                shown[place] = self.fit(image, None if draws is None else draws[place : place + 1])
             except images.Unreadable as error:
                 corrupt[str(path)] = str(error)
         return shown, corrupt
@@ -136,3 +140,12 @@ class FileSource:
 def decode(path: Path) -> UInt8[Tensor, "3 H W"]:
     """An image file in colour. Raises `images.Unreadable`."""
     return torch.from_numpy(images.read(path))
+
+
+def cut(image: UInt8[Tensor, "3 H W"], banner: int) -> UInt8[Tensor, "3 h W"]:
+    """An image without so many px at its bottom. Raises `images.Unreadable` where nothing is left."""
+    if not banner:
+        return image
+    if image.shape[1] <= banner:
+        raise images.Unreadable(f"it is {image.shape[1]} px high, of which {banner} are a banner")
+    return image[:, :-banner]

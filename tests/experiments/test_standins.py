@@ -18,8 +18,9 @@ from hkd.errors import UserError
 from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel
 
-NAME = re.compile(r"CIFAR|CUB-200|ImageNet|COCO|ADE20K|\bCars\b|iNat|UperNet")
-LOADED = {"cifar100": "CIFAR", "cub200": "CUB-200"}  # data sets of hkd.data that are papers' own, or parts of them
+NAME = re.compile(r"CIFAR|CUB-200|ImageNet|COCO|ADE20K|\bCars\b|Aircraft|iNat|UperNet")
+# Data sets of hkd.data that are papers' own, or parts of them.
+LOADED = {"cifar100": "CIFAR", "cub200": "CUB-200", "aircraft": "Aircraft", "stanford_cars": "Cars"}
 LAPTOP, PAPER = schema.load_profile("laptop"), schema.load_profile("paper")
 
 

@@ -39,7 +39,7 @@ def test_the_main_table_has_the_twelve_pairs_of_the_protocol_and_eleven_methods(
     assert len(cells) == 12 * len(METHODS)
     assert [cell.method for cell in cells[: len(METHODS)]] == METHODS
     added = [(cell.method, cell.variant) for cell in cells[: len(METHODS)] if cell.added]
-    assert added == [("scalekd", ""), ("hcd", "detached")]
+    assert added == [("scalekd", "")]  # of HCD both readings are the paper's as much
 
 
 def test_the_core_has_four_of_these_pairs_and_exactly_their_runs(plans):
@@ -62,7 +62,7 @@ def test_tables_on_the_same_data_share_what_they_have_in_common(plans):
 @pytest.mark.parametrize("name", TABLES)
 def test_no_two_cells_of_a_table_are_the_same_run(plans, name):
     cells = [
-        cell for cell in plans[name].cells if cell.method != "supervised"
+        cell for cell in plans[name].cells if cell.method != "supervised" and cell.metric == plans[name].metrics[0]
     ]  # which has no teacher, so rows share it
     keys = [key for cell in cells for key in cell.runs]
     assert len(keys) == len(set(keys)) == 5 * len([cell for cell in cells if cell.runs])

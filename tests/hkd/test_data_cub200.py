@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hkd.data import cub200, sources
+from hkd.data import cub200, listed, sources
 from hkd.data.cub200 import Cub200, square
 from hkd.data.folder import CACHE
 from hkd.data.loading.loader import Loader
@@ -128,7 +128,7 @@ def test_memory_holds_exactly_what_evaluation_shows_of_the_files(root, select):
 def test_images_are_decoded_once_for_all_runs_and_again_when_they_or_the_size_change(root, monkeypatch):
     first = take(cub(root, memory=True), "train")
     with monkeypatch.context() as patch:
-        patch.setattr(cub200, "decode", lambda *_: pytest.fail("decoded again"))
+        patch.setattr(listed, "decode", lambda *_: pytest.fail("decoded again"))
         assert np.array_equal(take(cub(root, memory=True), "train").images, first.images)
         assert len(take(cub(root, memory=True, n_train=2), "train", seed=3)) == 6
         with pytest.raises(pytest.fail.Exception, match="decoded again"):
@@ -342,7 +342,7 @@ def test_a_box_wholly_outside_its_photo_is_refused(root):
 def test_an_image_that_is_listed_twice_is_refused(root):
     """It could be in train and in test."""
     rewrite(root, "images.txt", lambda lines: [*lines[:-1], f"{len(lines)} {lines[0].split()[1]}"])
-    with pytest.raises(UserError, match=r"images\.txt lists 001\.Albatross/.*\.jpg twice"):
+    with pytest.raises(UserError, match=r"images\.txt lists images/001\.Albatross/.*\.jpg twice"):
         take(cub(root), "train")
 
 

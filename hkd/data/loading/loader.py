@@ -231,7 +231,9 @@ class Loader(BatchLoader[Batch]):
             self.source = MemorySource(torch.from_numpy(split.images), self.augment)
         else:
             assert split.paths is not None
-            self.source = FileSource(split.paths, split.side, split.crop_pct, self.augment, fill=self.train)
+            self.source = FileSource(
+                split.paths, split.side, split.crop_pct, self.augment, fill=self.train, banner=split.banner
+            )
         share = size // self.world
         if self.mixup and (size % 2 or share % mix_group(size)):
             need = f"a multiple of {mix_group(size)}" if size % 2 == 0 else "an even number of"
