@@ -55,6 +55,7 @@ def runtime_for(profile: str) -> Runtime:
         devices=machine.devices,
         num_nodes=machine.num_nodes,
         loader_workers=machine.loader_workers,
+        micro_batch=machine.micro_batch,
         data_root=places.data(),
         cache_dir=places.runs() / ".cache",
     )
