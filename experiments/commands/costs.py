@@ -13,7 +13,7 @@ from rich.text import Text
 from experiments.commands.printed import is_wide, new_table
 from experiments.execution.progress import clock
 from experiments.planning.estimate import Cost, Durations, cost, total
-from experiments.planning.own import called
+from experiments.planning.own import OWN, called
 from experiments.planning.plan import Plan, PlannedRun
 from experiments.records.committed import Records
 from experiments.records.store import FINAL, Record
@@ -137,7 +137,9 @@ def confirm(plan: Plan, records: dict[str, Record], yes: bool) -> None:
     )
     if yes or left < EXPENSIVE:
         return
-    asked = f"hkd plan {called('tables', plan.table)} --profile {called('profiles', plan.profile)}"
+    asked = f"hkd plan {called('tables', plan.table)}"
+    if (own := OWN.get(("profiles", plan.profile))) is None or not own.part:  # else it stands in the table's file
+        asked += f" --profile {called('profiles', plan.profile)}"
     question = f"'{plan.table}' at profile '{plan.profile}' takes about {left:,.0f} GPU-hours (`{asked}` tells more)"
     if not sys.stdin.isatty():
         raise UserError(f"{question}; say --yes to start it.")

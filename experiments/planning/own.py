@@ -31,7 +31,7 @@ OWN: dict[tuple[str, str], Own] = {}  # what was named in this process, by folde
 
 def called(folder: str, name: str) -> str:
     """What a command takes for a table or profile: its name, or the file of the user's own as it was given."""
-    return OWN[folder, name].shown if (folder, name) in OWN and not OWN[folder, name].part else name
+    return OWN[folder, name].shown if (folder, name) in OWN else name
 
 
 def is_path(text: str) -> bool:
