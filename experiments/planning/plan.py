@@ -290,10 +290,12 @@ class _Planner:
         keys: list[str] = []
         refused = None
         if not column.quoted:
+            before = dict(self.runs), dict(self.teachers), dict(self.expected)
             try:
                 keys = [self.run(row, column, seed) for seed in self.seeds]
             except _NoMapping as reason:
                 refused = str(reason)
+                self.runs, self.teachers, self.expected = before  # what only led up to this cell is not run for nothing
             except OptionError as error:
                 place = f"Table '{self.table.id}' at profile '{self.profile.name}', row '{row.row}', '{column.label}'"
                 raise UserError(f"{place}: {error}") from None

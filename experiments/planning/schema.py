@@ -319,7 +319,6 @@ class Published(BaseModel):
 WHOLE: dict[str, tuple[frozenset[str], ...]] = {
     "data": (frozenset({"name"}),),
     "cards": (frozenset({"family", "arch"}),),
-    "recipes": (frozenset({"epochs", "batch_size"}),),
     "teachers": tuple(frozenset({origin}) for origin in ("recipe", "weights", "file", "random")),
 }
 MOST_NUMBER = 1e300  # and least, with a minus; whoever reads the number has bounds of its own
@@ -639,8 +638,8 @@ def read(kind: str, folder: str, name: str, model: type[T]) -> T:
 def joined(base: Mapping[str, Any], own: Mapping[str, Any], loc: tuple[str, ...] = ()) -> dict[str, Any]:
     """A document with what another changes in it: mappings are joined at every depth, all else is replaced.
 
-    An entry that is whole by itself (`WHOLE`: data with a name, a recipe with epochs and batch size, ...) is another
-    one, of which nothing of the extended document's is kept.
+    An entry that is whole by itself (`WHOLE`: data with a name, a teacher with an origin, a card with an architecture)
+    is another one, of which nothing of the extended document's is kept.
 
     Args:
         base: the document that is extended.
