@@ -14,7 +14,19 @@ from typing import Any
 from cyclopts import CycloptsError
 
 from experiments import places
-from experiments.commands import distill, experiments, looking, numerics, own, runs, sharing, tables, watch, weights
+from experiments.commands import (
+    bench,
+    distill,
+    experiments,
+    looking,
+    numerics,
+    own,
+    runs,
+    sharing,
+    tables,
+    watch,
+    weights,
+)
 from experiments.commands.app import app
 from experiments.execution.storage import STORAGE_ERRORS
 from hkd.errors import UserError
@@ -30,6 +42,7 @@ COMMANDS = (
     numerics,
     weights,
     looking,
+    bench,
 )  # importing them adds them to the app
 
 

@@ -103,7 +103,9 @@ def plan(
         for name in table:
             tell_forecast(name, *asked(name, profile, margin, max_seeds), store)
         return 0
-    plans, code = of_each(table or schema.table_ids(), lambda name: planned(name, profile, seeds, recipe=fields_of(override or ())))
+    plans, code = of_each(
+        table or schema.table_ids(), lambda name: planned(name, profile, seeds, recipe=fields_of(override or ()))
+    )
     print_costs([(each, Records(each, store, places.references())) for each in plans], console)
     if len(plans) > 1:
         for sentence in dict.fromkeys(standins.in_short(schema.load_profile(each.profile)) for each in plans):
