@@ -1,4 +1,4 @@
-"""What a GPU does with the papers' pairs: steps, precisions, layouts, captured graphs, loaders, sparse backends, caches.
+"""What a GPU does with the papers' pairs: steps, precisions, layouts, graphs, loaders, sparse backends, caches.
 
 Ten minutes on one device. Every measurement is one line of `bench.jsonl`, written when it is done, so that a call that
 was interrupted, or ran out of its minutes, goes on with what is missing; `bench.md` is the table of what is there.
@@ -71,7 +71,7 @@ PAIRS = (
 )
 TOY = {  # options that the miniatures need
     "scalekd": {"heads_s3": 4, "heads_s4": 4, "w_orig": None, "w_alt": None},
-    "hgkd": {"queue_size": 100, "width": 64},
+    "hgkd": {"width": 64},
     "hybrid": {"depth": 4, "class_token": False, "decoder_width": 64, "decoder_heads": 4},
 }
 
@@ -116,6 +116,8 @@ def training(scale: Scale, pair: Pair, folder: Path, *, method: str, precision: 
     """A run of a pair that stands at its beginning, under the suite's engine; and one of its batches on the device."""
     own = method == pair.method
     options = {**pair.options, **(TOY.get(method, {}) if scale.toy else {})} if own else {}
+    if method == "hgkd":
+        options["queue_size"] = 2 * scale.batch  # no larger than the images that fill it
     teachers = {
         role: TeacherSpec(model=scale.card(name), weights=Weights(kind="random", id="0"), classes=classes)
         for role, (name, classes) in pair.teachers.items()
@@ -141,7 +143,11 @@ def engine_step(run: Training, batch: Any) -> Callable[[], None]:
     """One step as the suite takes it."""
     journal = Journal(run.fabric, epochs=1000, steps=1000, report=lambda news: None, every_s=1e9, norms=False)
     run.step.train()
-    return lambda: None if update(run, batch, journal) else None
+
+    def step() -> None:
+        update(run, batch, journal)
+
+    return step
 
 
 def bare_step(scale: Scale, pair: Pair, precision: str, *, layout: str = "card", compiled: bool = False) -> Any:
@@ -281,7 +287,7 @@ def captured(scale: Scale, pair: Pair, precision: str) -> Facts:
 
 def loading(scale: Scale, recipe: Recipe) -> Facts:
     """Images a second of the suite's loader: JPEG files of 400 px to batches of 224 px, as many workers as it may have."""
-    workers, count = min(cores(), 12), 64 if scale.toy else 2048
+    """Images a second of the suite's loader: JPEG files of 400 px to batches of 224 px, through up to twelve workers."""
     size, side = (48, 32) if scale.toy else (400, 224)
     with tempfile.TemporaryDirectory() as folder:
         pixels = np.random.default_rng(0).integers(0, 256, (size // 8, size // 8, 3), dtype=np.uint8)

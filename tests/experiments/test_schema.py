@@ -85,7 +85,8 @@ def test_what_a_recipe_does_not_say_anew_stays_and_a_new_one_has_only_what_it_sa
 
 
 def test_another_origin_of_a_teacher_and_another_data_set_are_others_in_whole(files):
-    change = "by_value: false\nteachers: {swin_t_ofa@cifar100: {random: true}}\ndata: {cars: {name: cifar100, stand_in: small images}}"
+    teacher, data = "swin_t_ofa@cifar100: {random: true}", "cars: {name: cifar100, stand_in: small images}"
+    change = f"by_value: false\nteachers: {{{teacher}}}\ndata: {{{data}}}"
     small, _ = extending(files, change, base="paper")
     assert small.teachers["swin_t_ofa@cifar100"] == schema.TeacherMapping(random=True)
     assert (small.data["cars"].name, small.data["cars"].options) == ("cifar100", {})

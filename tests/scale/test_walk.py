@@ -15,9 +15,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from experiments.records.store import Store
 from hkd.data.imagenet1k import ImageNet1k
+from hkd.data.sources import FileSource
 from tests.scale import walk
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +65,7 @@ def environment(place, things):
 
 @pytest.fixture
 def start(place, environment):
-    """Starts a command line in the working folder; what still runs ends with the test. `start.said(name)`: its words."""
+    """Starts a command line in the working folder; what still runs ends with the test. `said`: what it printed."""
     started = []
 
     def begin(line, name="run"):
@@ -126,11 +128,7 @@ def test_every_odd_image_of_the_tree_is_read_as_a_colour_image(things):
     assert data.num_classes == walk.CLASSES
     split = data.load("test", seed=0, select=False)
     assert len(split) == walk.CLASSES
-    from hkd.data.sources import FileSource
-
     source = FileSource(split.paths, split.side, split.crop_pct, None, fill=False)
-    import torch
-
     shown = source(torch.arange(len(walk.odd_images())), None, None)
     assert shown.corrupt == {}
     assert shown.x.shape == (len(walk.odd_images()), 3, 32, 32)
@@ -138,6 +136,7 @@ def test_every_odd_image_of_the_tree_is_read_as_a_colour_image(things):
 
 
 def test_the_first_papers_pair_trains_and_evaluates_with_loader_workers(place, start):
+    walk.write_profile(place, machine=LOADERS, batch=200)
     assert start(run("scalekd_table3", "--workers 0")).wait(timeout=300) == 0, start.said()
     assert done(place, "scalekd_table3")
 
@@ -146,9 +145,9 @@ def test_the_first_papers_pair_trains_and_evaluates_with_loader_workers(place, s
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("table", walk.PAIRS)
 def test_each_papers_pair_trains_evaluates_and_resumes_after_kill_9(place, start, table, way):
-    walk.write_profile(place, machine=WAYS[way], batch=8 if way == "own workers" else 20)
+    walk.write_profile(place, machine=WAYS[way])
     process = start(run(table, "--workers 1"), "killed")
-    until(lambda: process.poll() is not None or [*(place / "runs").glob("*/checkpoint.pt")])
+    until(lambda: process.poll() is not None or [*(place / "runs").glob("*/checkpoint.pt")] or records(place))
     assert process.poll() is None, start.said("killed")
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -31,7 +31,10 @@ title: the paper's profile with fake images, small models and one epoch
 by_value: false
 model_kind: miniature
 data:
-  imagenet1k: &images {name: imagenet1k, options: &tree {image_size: 32, expected: {classes: 1000, train: 1000, test: 1000}}, stand_in: fake images}
+  imagenet1k:
+    name: imagenet1k
+    options: &tree {image_size: 32, expected: {classes: 1000, train: 1000, test: 1000}}
+    stand_in: fake images
   imagenet1k_unlabelled: {name: imagenet1k_unlabelled, options: *tree, stand_in: fake images}
   coco: {name: coco, options: {empty: false, image_size: 48, max_size: 64}, stand_in: fake scenes}
   ade20k: {name: ade20k, options: {image_size: 48, max_size: 64, classes: 11}, stand_in: fake maps}
@@ -53,19 +56,21 @@ methods:
   hgkd: {queue_size: 500, width: 64}
   masked_pixels: {image_size: 32, width: 64}
 tasks:
-  detect: {width: 48, strides: [4, 8], pooled_levels: 2, anchors: [14.0, 22.0], rpn_pre_nms: [200, 200], rpn_post_nms: [100, 100], rpn_samples: 64, box_samples: 32, box_roi: 5, box_width: 128, mask_roi: 7, mask_layers: 2}
-  segment: {head: fpn, width: 48, pyramid: [2.0, 2.0, 1.0, 0.5], loss: sqrt, auxiliary: 0.0, dropout: 0.0, scale: [1.0, 1.0], crop: null}
+  detect: {width: 48, strides: [4, 8], pooled_levels: 2, anchors: [14.0, 22.0], rpn_pre_nms: [200, 200],
+    rpn_post_nms: [100, 100], rpn_samples: 64, box_samples: 32, box_roi: 5, box_width: 128, mask_roi: 7, mask_layers: 2}
+  segment: {head: fpn, width: 48, pyramid: [2.0, 2.0, 1.0, 0.5], loss: sqrt, auxiliary: 0.0, dropout: 0.0,
+    scale: [1.0, 1.0], crop: null}
 machine: MACHINE
 """
 
 
-def write(root, *, machine, batch=200):
+def write(root, *, machine, batch=16):
     """Data, weights and profile of the walk, below a folder.
 
     Args:
         root: gets data/, weights/ and walk.yaml.
         machine: the profile's, as YAML.
-        batch: images of one step; a thousand are an epoch.
+        batch: images of one step: a thousand are an epoch, and sixteen are all scenes.
     """
     write_images(root / "data" / "imagenet")
     write_scenes(root / "data")
@@ -77,7 +82,7 @@ def write(root, *, machine, batch=200):
     write_profile(root, machine=machine, batch=batch)
 
 
-def write_profile(root, *, machine, batch=200):
+def write_profile(root, *, machine, batch=16):
     """The profile alone."""
     (root / "walk.yaml").write_text(PROFILE.replace("MACHINE", machine).replace("BATCH", str(batch)))
 
