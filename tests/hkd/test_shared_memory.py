@@ -50,5 +50,5 @@ def test_a_worker_without_room_says_so_instead_of_its_batch(room, tmp_path):
     split = Split(None, paths, np.arange(4) % 2, np.arange(4), image_size=32)
     loader = Loader(split, Recipe(epochs=1, batch_size=2), num_classes=2, seed=0, workers=1)
     room(0)
-    with pytest.raises(UserError, match="0.0 MiB free"):
+    with pytest.raises(UserError, match=r"0\.0 MiB free"):
         list(loader.epoch(0))

@@ -1,4 +1,4 @@
-"""Room for the batches that loader workers hand over: torch puts them into /dev/shm, and waits forever where it is full."""
+"""Room for the batches that loader workers hand over: torch puts them into /dev/shm, and waits where it is full."""
 
 import shutil
 from collections.abc import Mapping
