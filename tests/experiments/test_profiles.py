@@ -55,7 +55,7 @@ def test_hcd_on_one_gpu_is_the_papers_own_protocol_in_16_bit():
 
 def test_a_table_says_what_it_cannot_have_and_runs_nothing_for_it():
     found = plan("hybrid_table10", "cifar", 1)
-    assert {cell.refused for cell in found.cells} == {"profile 'cifar' has no data for 'coco'"}
+    assert {cell.refused for cell in found.cells if not cell.quoted} == {"profile 'cifar' has no data for 'coco'"}
     assert not found.runs
 
 
