@@ -257,7 +257,7 @@ class Names(Document):
     parts: dict[Slug, str]
     heads: dict[str, Slug]
     models: dict[Slug, str]
-    parameters: dict[str, Positive]  # name in hkd.models.cards.zoo -> millions, without a classifier
+    parameters: dict[str, Positive]  # name of a card, the zoo's or a profile's -> millions, without a classifier
 
 
 class TeacherEntry(Document):
