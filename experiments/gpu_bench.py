@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.records.environment import cores
@@ -69,7 +69,7 @@ PAIRS = (
     Pair("H-GKD", "sparse_resnet50", "hgkd", {"teacher": ("mae_b16", 0)}, {}, labels=False),
     Pair("Hybrid", "hybrid_b16", "hybrid", {"features": ("deit_b16", CLASSES), "relations": ("mae_b16", 0)}, {}, False),
 )
-TOY = {  # options that the miniatures need
+TOY: Mapping[str, Mapping[str, Any]] = {  # options that the miniatures need
     "scalekd": {"heads_s3": 4, "heads_s4": 4, "w_orig": None, "w_alt": None},
     "hgkd": {"width": 64},
     "hybrid": {"depth": 4, "class_token": False, "decoder_width": 64, "decoder_heads": 4},
@@ -156,7 +156,7 @@ def bare_step(scale: Scale, pair: Pair, precision: str, *, layout: str = "card",
     torch.manual_seed(0)
     model = TapModel(card, CLASSES)
     last = layout == "last" or (layout == "card" and card.channels_last)
-    net: nn.Module = model.net.to(scale.device, memory_format=torch.channels_last if last else torch.contiguous_format)
+    net: Any = model.net.to(scale.device).to(memory_format=torch.channels_last if last else torch.contiguous_format)
     net.train()
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True)
     x = torch.rand(scale.batch, 3, scale.side, scale.side, device=scale.device)
@@ -267,7 +267,7 @@ def captured(scale: Scale, pair: Pair, precision: str) -> Facts:
 
     def passes() -> None:
         losses = run.forward(batch, run.teachers(batch))
-        sum(losses.values()).backward()  # type: ignore[union-attr]
+        sum(losses.values()).backward()
 
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -342,20 +342,17 @@ def measurements(scale: Scale) -> Iterator[tuple[str, Callable[[], Facts]]]:
     )
     for precision in precisions:
         for pair in PAIRS:
-            yield (
-                f"step: {pair.paper}, {precision}",
-                lambda pair=pair, precision=precision: steps(scale, pair, precision),
-            )
-    yield "loader: crop and flip", lambda: loading(scale, plain)
-    yield "loader: RandAugment and erasing too", lambda: loading(scale, strong)
+            yield f"step: {pair.paper}, {precision}", partial(steps, scale, pair, precision)
+    yield "loader: crop and flip", partial(loading, scale, plain)
+    yield "loader: RandAugment and erasing too", partial(loading, scale, strong)
     for backend in ("dense network", "masked", "rows", "spconv"):
-        yield f"sparse: {backend}", lambda backend=backend: sparse(scale, backend)
-    yield "teacher: KD, bf16-mixed", lambda: cached(scale, "bf16-mixed")
+        yield f"sparse: {backend}", partial(sparse, scale, backend)
+    yield "teacher: KD, bf16-mixed", partial(cached, scale, "bf16-mixed")
     for pair in PAIRS:
-        yield f"layout: {pair.student}, bf16-mixed", lambda pair=pair: layouts(scale, pair, "bf16-mixed")
-        yield f"graph: {pair.paper}, bf16-mixed", lambda pair=pair: captured(scale, pair, "bf16-mixed")
+        yield f"layout: {pair.student}, bf16-mixed", partial(layouts, scale, pair, "bf16-mixed")
+        yield f"graph: {pair.paper}, bf16-mixed", partial(captured, scale, pair, "bf16-mixed")
     for pair in PAIRS:
-        yield f"compile: {pair.student}, bf16-mixed", lambda pair=pair: compiled(scale, pair, "bf16-mixed")
+        yield f"compile: {pair.student}, bf16-mixed", partial(compiled, scale, pair, "bf16-mixed")
 
 
 # -- one call -------------------------------------------------------------------------------------------------------
