@@ -20,7 +20,6 @@ from experiments.commands.printed import is_wide, new_table, out, print_markdown
 from experiments.commands.several import of_each
 from experiments.execution.pools import serve
 from experiments.execution.progress import Progress, clock
-from experiments.execution.schedule import check_gpus
 from experiments.planning import overrides, schema, standins
 from experiments.planning.asked import fields_of, planned
 from experiments.planning.estimate import ASSUMPTIONS
@@ -28,7 +27,7 @@ from experiments.planning.own import OWN, is_path
 from experiments.planning.plan import Plan
 from experiments.records.committed import Records, path_of
 from experiments.records.store import Store
-from experiments.reproduce import Reproduction, compared, reproduce, runtime_for
+from experiments.reproduce import Reproduction, compared, reproduce
 from hkd.errors import UserError
 
 if TYPE_CHECKING:
@@ -205,8 +204,6 @@ def run(
 
         under = plans(chosen, teacher_seeds)
     records = Records(chosen, store, places.references())  # committed ones say how long a run takes
-    if any(key not in records.own for key in chosen.runs):
-        check_gpus(runtime_for(chosen.profile), scheduler_file)
     confirm(chosen, records.own, yes)
     began = time.monotonic()
     with Progress(chosen, records, console) as progress:
