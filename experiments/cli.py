@@ -15,6 +15,7 @@ from cyclopts import CycloptsError
 
 from experiments import places
 from experiments.commands import (
+    bench,
     distill,
     experiments,
     looking,
@@ -44,6 +45,7 @@ COMMANDS = (
     numerics,
     weights,
     looking,
+    bench,
     rank,
     robustness,
     tune,

@@ -58,7 +58,7 @@ def teachers(profile: str, store: Store) -> Iterator[TeacherFacts]:
         fields = {"weights": entry.weights or origin.weights, "licence": entry.licence or origin.licence}
         yield TeacherFacts(
             name=name,
-            card=lookup("model", chosen.models[slug], ZOO),
+            card=lookup("model", chosen.models[slug], {**ZOO, **chosen.cards}),
             made=how_made(mapping),
             entry=entry.model_copy(update=fields),
             sha256=cached_sha256(file) if file and file.is_file() else entry.sha256 or origin.sha256,

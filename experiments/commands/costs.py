@@ -16,6 +16,7 @@ from experiments.execution.progress import clock
 from experiments.grids import new_table
 from experiments.planning import schema
 from experiments.planning.estimate import Cost, Durations, cost, total
+from experiments.planning.own import OWN, called
 from experiments.planning.plan import Plan, PlannedRun
 from experiments.records.committed import Records
 from experiments.records.store import FINAL, Record
@@ -198,11 +199,12 @@ def confirm(plan: Plan, records: dict[str, Record], yes: bool) -> None:
     )
     if yes or left < EXPENSIVE:
         return
-    question = (
-        f"'{plan.table}' at profile '{plan.profile}' takes about {left:,.0f} GPU-hours (see `hkd plan {plan.table}`)"
-    )
+    asked = f"hkd plan {called('tables', plan.table)}"
+    if (own := OWN.get(("profiles", plan.profile))) is None or not own.part:  # else it stands in the table's file
+        asked += f" --profile {called('profiles', plan.profile)}"
+    question = f"'{plan.table}' at profile '{plan.profile}' takes about {left:,.0f} GPU-hours (`{asked}` tells more)"
     if not sys.stdin.isatty():
-        raise UserError(f"{question} (`hkd plan` tells more); say --yes to start it.")
+        raise UserError(f"{question}; say --yes to start it.")
     try:
         agreed = Confirm.ask(Text(f"{question}. Start?"), default=False)
     except EOFError:  # nobody answers

@@ -22,7 +22,7 @@ from experiments.execution.pools import serve
 from experiments.execution.progress import Progress, clock
 from experiments.grids import new_table
 from experiments.planning import overrides, schema, standins
-from experiments.planning.asked import planned
+from experiments.planning.asked import fields_of, planned
 from experiments.planning.estimate import ASSUMPTIONS
 from experiments.planning.own import OWN, is_path
 from experiments.planning.plan import Plan
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from experiments.results.sequential import Design
 
 Until = Literal["decided"]
+Override = Annotated[list[str] | None, Parameter(consume_multiple=True)]
 
 
 @app.command
@@ -80,6 +81,7 @@ def plan(
     *table: str,
     profile: str | None = None,
     seeds: Whole | None = None,
+    override: Override = None,
     until: Until | None = None,
     max_seeds: Whole | None = None,
     margin: float | None = None,
@@ -93,6 +95,7 @@ def plan(
         table: names of tables, or files of your own; the costs of all of the suite when none is given.
         profile: scale; the default is in params.yaml.
         seeds: seeds per cell; the default is in params.yaml, then the profile's.
+        override: fields of every student's recipe, such as epochs=1; after `--` come the tables.
         until: forecast what seeds and minutes it takes to decide the named tables.
         max_seeds: with --until: the most seeds that any row may take.
         margin: with --until: points inside which an effect is none that matters; the default is the profile's.
@@ -108,7 +111,9 @@ def plan(
         for name in table:
             tell_forecast(name, *asked(name, profile, margin, max_seeds), store)
         return 0
-    plans, code = of_each(table or schema.table_ids(), lambda name: planned(name, profile, seeds))
+    plans, code = of_each(
+        table or schema.table_ids(), lambda name: planned(name, profile, seeds, recipe=fields_of(override or ()))
+    )
     costed = [(each, Records(each, store, places.references())) for each in plans]
     print_costs(costed, console)
     if cluster:
@@ -140,6 +145,7 @@ def run(
     seeds: Whole | None = None,
     workers: Annotated[Whole | None, Parameter(validator=Number(gte=0))] = None,
     scheduler_file: Annotated[Path | None, Parameter(env_var="HKD_SCHEDULER_FILE")] = None,
+    override: Override = None,
     data: Path | None = None,
     yes: Annotated[bool, Parameter(env_var="HKD_YES")] = False,
     wait: bool = True,
@@ -157,6 +163,7 @@ def run(
         seeds: seeds per cell; the default is in params.yaml, then the profile's.
         workers: processes; the default is one per core, or per GPU where the profile uses GPUs; 0 runs in this process.
         scheduler_file: of a running dask scheduler whose workers are used instead.
+        override: fields of every student's recipe, `epochs=1 batch_size=64`: the table says so, and compares no values.
         data: folder of the data sets; the default is $HKD_DATA, then data/.
         yes: do not ask before many GPU-hours (batch jobs cannot answer).
         wait: wait for another process that is at this table, or fail.
@@ -172,6 +179,8 @@ def run(
         check_asked(until, seeds, margin, max_seeds)
     if teacher_seeds is not None and until:
         raise UserError("--teacher-seeds repeats a fixed design: give it without --until.")
+    if override and until:
+        raise UserError("--until decides the table as it is: give it without --override.")
     if minutes is not None and not until:
         raise UserError("--minutes bounds what deciding a table may take; give --until decided with it.")
     if data is not None:
@@ -200,7 +209,7 @@ def run(
         if bought.stopped:
             console.print(Text(f"No further look: {bought.stopped}."))
         return complain(bought.done) if bought.done.report is not None else 0
-    chosen = planned(table, profile, seeds)
+    chosen = planned(table, profile, seeds, recipe=fields_of(override or ()))
     tell_parameters(profile, seeds)
     if teacher_seeds is not None:
         from experiments.teacher_variance import plans
@@ -295,7 +304,14 @@ def worker(
 
 
 @app.command
-def show(table: str, *, profile: str | None = None, seeds: Whole | None = None, latex: bool = False) -> int:
+def show(
+    table: str,
+    *,
+    profile: str | None = None,
+    seeds: Whole | None = None,
+    override: Override = None,
+    latex: bool = False,
+) -> int:
     """Print a table from the records that exist, here or else committed; nothing is run or written.
 
     A table whose seeds were bought (`hkd run TABLE --until decided`) is shown as its looks left it, unless --seeds says
@@ -305,13 +321,14 @@ def show(table: str, *, profile: str | None = None, seeds: Whole | None = None, 
         table: name of the table, or a file of your own (TABLE.yaml).
         profile: scale, or a file of your own; the default is the file's own, then in params.yaml.
         seeds: seeds per cell; the default is in params.yaml, then the profile's.
+        override: fields of every student's recipe, as it was run with.
         latex: print it as LaTeX (booktabs), with notes and the facts that a reproducibility checklist asks for.
     """
     from experiments.until import shown
 
     store = Store(places.runs())
-    chosen = planned(table, profile, seeds, shown_from=store)
-    bought = shown(chosen, store) if seeds is None else None
+    chosen = planned(table, profile, seeds, recipe=fields_of(override or ()), shown_from=store)
+    bought = shown(chosen, store) if seeds is None and not override else None
     done = bought or compared(chosen, store)
     if latex:
         from experiments.results.latex import latex as as_latex

@@ -129,7 +129,8 @@ def sentence(error: Exception, folder: Path) -> str:
     memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if memory or "can't allocate memory" in str(error):
         return (
-            "Out of memory: use fewer workers (--workers), or a smaller recipe.batch_size (which makes it another run)."
+            "Out of memory: use fewer workers (--workers), or fewer images at a time (micro_batch of the profile's "
+            "machine, which leaves the run the same)."
         )
     first_line = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
     return f"{type(error).__name__}: {first_line} (traceback in {folder / 'run.log'})"

@@ -88,6 +88,8 @@ def run_plan(
     if todo:
         execution.refuse()
     if execution.graph.ready:
+        check_gpus(runtime, scheduler_file)
+    if execution.graph.ready:
         count = min(default_workers(runtime) if workers is None else workers, len(todo))
         with announced(store, plan.table, plan.profile, len(plan.runs), execution.lengths):
             execution.carry_out(lambda: pool_for(store, runtime, count, scheduler_file, on_event), scheduler_file)
@@ -106,6 +108,23 @@ def default_workers(runtime: Runtime) -> int:
     if device(runtime.accelerator) == "cuda" and gpus():
         return max(1, len(gpus()) // runtime.devices)
     return cores()
+
+
+def check_gpus(runtime: Runtime, scheduler_file: Path | None) -> None:
+    """Refuse runs that need more GPUs than there are, where they would be carried out on this machine."""
+    if scheduler_file is not None or runtime.num_nodes > 1 or device(runtime.accelerator) != "cuda":
+        return
+    there = len(gpus())
+    if there == 0:  # none of NVIDIA's tools can say so of others' GPUs
+        import torch
+
+        there = torch.cuda.device_count()
+    if there < runtime.devices:
+        count = f"{runtime.devices} GPUs" if runtime.devices > 1 else "a GPU"
+        raise UserError(
+            f"Each run takes {count} (machine.devices of the profile), and this machine has {there or 'none'}: give a "
+            "profile that extends it and asks for what is here, or --scheduler-file."
+        )
 
 
 def lacking(todo: Mapping[str, PlannedRun]) -> dict[str, str]:
@@ -181,7 +200,7 @@ class _Execution:
             if key in self.lost:
                 continue
             ended = [self.records[need] for need in run.needs if need not in self.todo]
-            without = [record for record in ended if record.status != "done"]
+            without = [record for record in ended if record.status != "done" or self.doubt(record)]
             reason = refusal(run) if not without else None
             if without:
                 self.give_up([key, *self.graph.unreachable(key)], without[0])
@@ -275,22 +294,32 @@ class _Execution:
     def take(self, run: PlannedRun, record: Record) -> None:
         """A run has its record: tell, and free or give up the runs that need it."""
         self.records[run.key] = record
-        root = run.key not in self.lost
-        lost = [] if record.status == "done" or not root else self.graph.unreachable(run.key)
+        root, doubt = run.key not in self.lost, self.doubt(record)
+        fit = record.status == "done" and doubt is None
+        lost = [] if fit or not root else self.graph.unreachable(run.key)
         facts = {"status": record.status, "reason": record.reason, "seconds": record.finished - record.started}
         self.on_event(Event(kind="finished", key=run.key, facts={**facts, "root": root, "lost": len(lost)}))
         if record.status == "failed":
             self.failed[run.key] = record.reason or ""
-        if record.status != "done":
+        if not fit:
             self.graph.drop(run.key)
             self.give_up(lost, record)
         elif root:
             self.graph.done(run.key)
 
+    def doubt(self, record: Record) -> str | None:
+        """Why the teacher that a run has measured must not teach, or None."""
+        expected = self.plan.expected.get(record.key)
+        return expected.refusal(record.metrics["top1"]) if expected and "top1" in record.metrics else None
+
     def give_up(self, keys: list[str], needed: Record) -> None:
-        """Settle runs whose need has no result: refused where that is final, failed where it will be tried again."""
-        status = "failed" if needed.status == "failed" else "refused"
-        reason = f"needs '{needed.label}', which {ENDED[needed.status]}: {needed.reason}"
+        """Settle runs whose need has no result, or a teacher that must not teach.
+
+        Refused where that is final, failed where it will be tried again.
+        """
+        doubt = self.doubt(needed)
+        status = "failed" if doubt or needed.status == "failed" else "refused"
+        reason = doubt or f"needs '{needed.label}', which {ENDED[needed.status]}: {needed.reason}"
         fresh = [key for key in keys if key not in self.lost]
         self.lost.update(fresh)
         for key in fresh:

@@ -29,6 +29,11 @@ class Own:
 OWN: dict[tuple[str, str], Own] = {}  # what was named in this process, by folder and name
 
 
+def called(folder: str, name: str) -> str:
+    """What a command takes for a table or profile: its name, or the file of the user's own as it was given."""
+    return OWN[folder, name].shown if (folder, name) in OWN else name
+
+
 def is_path(text: str) -> bool:
     """Whether a text is the path of a file, and no name of ours."""
     return text.endswith(ENDINGS)

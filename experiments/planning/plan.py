@@ -25,6 +25,8 @@ from hkd.registry import load, lookup
 from hkd.spec import DataSpec, MethodSpec, ModelCard, Recipe, RunSpec, TeacherSpec, Weights
 
 GUESSES = {"top1": 1, "top5": 5}  # classes that a metric lets a model name
+MEASURED_ON = "imagenet1k"  # the data set that accuracies in the manifest are of, unless an entry names another
+FAR = 5.0  # points below its published accuracy from which a teacher is not the one that was published
 SELECTION_SEED = 1000  # seeds from here on choose settings, on validation rows; reported seeds stay below
 
 
@@ -109,11 +111,31 @@ class Plan:
     margins: dict[str, float] = field(default_factory=dict)  # points, by metric; as `Profile.margins`
     assay: Assay | None = None  # None: cells are judged whatever the set-up
     chosen: str = ""  # as `Profile.chosen`
+    expected: dict[str, "Expected"] = field(default_factory=dict)  # by key of the run that measures it
 
     @property
     def heading(self) -> str:
         """Title of a picture: the table's, and what stood in on the next line."""
         return "\n".join(filter(None, (self.title, self.here)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """A teacher of published weights, and the top-1 accuracy in percent that is published of them, with its source."""
+
+    teacher: str
+    file: str
+    top1: float
+    source: str
+
+    def refusal(self, top1: float) -> str | None:
+        """Why a teacher of this accuracy must not teach, or None."""
+        if top1 >= self.top1 - FAR:
+            return None
+        return (
+            f"teacher '{self.teacher}' reaches {top1:.1f} % here, where {self.top1:g} % is published ({self.source}): "
+            f"{self.file}, or the images and the order of their classes, is not what it should be."
+        )
 
 
 def plan(
@@ -193,6 +215,7 @@ class _Planner:
         self.runs: dict[str, PlannedRun] = {}
         self.teachers: dict[str, str] = {}  # as Plan.teachers
         self.tuning = None if select else tuning.load(table.id)  # trials of settings see none that were chosen
+        self.expected: dict[str, Expected] = {}  # as Plan.expected
         machine = profile.machine
         self.kind = kind or device_kind(device(machine.accelerator), machine.devices * machine.num_nodes)
 
@@ -233,6 +256,7 @@ class _Planner:
             teachers=dict(sorted(self.teachers.items())),
             kind=self.kind,
             overridden=overridden,
+            expected=self.expected,
             margins=dict(self.profile.margins),
             # Whether a set-up can show a gain is asked where its students are trained; here a lower value may be one.
             assay=self.profile.assay if self.table.again is None else None,
@@ -282,10 +306,12 @@ class _Planner:
         keys: list[str] = []
         refused = None
         if not column.quoted:
+            before = dict(self.runs), dict(self.teachers), dict(self.expected)
             try:
                 keys = [self.run(row, column, seed) for seed in self.seeds]
             except _NoMapping as reason:
                 refused = str(reason)
+                self.runs, self.teachers, self.expected = before  # what only led up to this cell is not run for nothing
             except OptionError as error:
                 place = f"Table '{self.table.id}' at profile '{self.profile.name}', row '{row.row}', '{column.label}'"
                 raise UserError(f"{place}: {error}") from None
@@ -443,12 +469,26 @@ class _Planner:
             )
             key = self.add(spec, f"{task} {slug}", own)
             facts.needs.append(key)
+            if task == "evaluate" and (known := self.published_of(slug, mapping, data)):
+                self.expected[key] = known
         if key is not None:
             self.teachers[f"{slug}@{data}"] = key
         facts.files += own.files
         facts.missing = facts.missing or own.missing
         assert weights is not None
         return TeacherSpec(model=card, weights=weights, classes=mapping.classes)
+
+    def published_of(self, slug: str, mapping: TeacherMapping, data: str) -> Expected | None:
+        """What is published of a teacher whose weights are a file, where it is measured on the paper's own data."""
+        data = mapping.data or data
+        file = mapping.file or mapping.weights
+        if not self.profile.by_value or self.profile.data[data].stand_in or mapping.recipe or file is None:
+            return None
+        known = schema.load_manifest().teachers
+        entry = known.get(f"{slug}@{data}", known.get(slug) if data == MEASURED_ON else None)
+        if entry is None or entry.published is None:
+            return None
+        return Expected(teacher=slug, file=file, top1=entry.published, source=entry.source or "its authors")
 
     def given_weights(self, slug: str, card: ModelCard, mapping: TeacherMapping, facts: "_Facts") -> Weights | None:
         """Weights that no run here makes: a file, or random ones where the profile asks for them by name."""

@@ -183,7 +183,7 @@ class Machine(Document):
     devices: Few = 1
     num_nodes: Few = 1
     loader_workers: Workers = 0
-    micro_batch: Count | None = None
+    micro_batch: Count | None = None  # images of one forward pass on a device, at most; the rest is accumulated
     checkpoint_every_s: NotNegative = 5.0
     tf32: Switch = False
     cudnn_benchmark: Switch = False
@@ -220,7 +220,8 @@ class Profile(Document):
     """
 
     name: Slug
-    extends: str | None = None  # another profile; keys given here replace its keys (in a user's own: join `JOINED`)
+    extends: str | None = None  # another profile, in which what is said here is changed: see `joined`
+    alone: tuple[str, ...] = ()  # keys of which nothing is taken from that profile
     title: str
     by_value: Switch  # compare values (the paper's setting) or only directions
     seeds: Seeds  # per cell
@@ -272,7 +273,7 @@ class Names(Document):
     parts: dict[Slug, str]
     heads: dict[str, Slug]
     models: dict[Slug, str]
-    parameters: dict[str, Positive]  # name in hkd.models.cards.zoo -> millions, without a classifier
+    parameters: dict[str, Positive]  # name of a card, the zoo's or a profile's -> millions, without a classifier
 
 
 class TeacherEntry(Document):
@@ -330,7 +331,12 @@ class Published(BaseModel):
         return lookup("published table", name, {table.id: table for table in self.tables})
 
 
-JOINED = ("data", "models", "cards", "teachers", "students", "recipes", "methods", "tasks")  # see `Profile.extends`
+# By key of a profile: what makes an entry a whole one, which takes the place of the extended profile's (see `joined`).
+WHOLE: dict[str, tuple[frozenset[str], ...]] = {
+    "data": (frozenset({"name"}),),
+    "cards": (frozenset({"family", "arch"}),),
+    "teachers": tuple(frozenset({origin}) for origin in ("recipe", "weights", "file", "random")),
+}
 MOST_NUMBER = 1e300  # and least, with a minus; whoever reads the number has bounds of its own
 MOST_DEPTH = 40  # of mappings and lists in a file
 MOST_VALUES = 200_000  # in a file
@@ -636,10 +642,12 @@ def read(kind: str, folder: str, name: str, model: type[T]) -> T:
         content = completed(folder, name, content)
     if isinstance(content, dict) and isinstance(content.get("extends"), str):
         check_extends(folder, name)
-        base = read(kind, folder, content["extends"], model).model_dump(exclude_unset=True)
-        if file is not None:
-            content |= {key: base[key] | content[key] for key in JOINED if both_have(key, base, content)}
-        content = {**base, **content}
+        base = read(kind, folder, content["extends"], model).model_dump(exclude_unset=True, exclude={"alone"})
+        alone = content.get("alone")
+        for i, key in enumerate(alone if isinstance(alone, list) else ()):
+            checked(folder, name, ("alone", i), "key", str(key), model.model_fields)
+            base.pop(key, None)
+        content = joined(base, content)
     if folder == "tables" and isinstance(content, dict) and "again" in content:
         content = measured_again(name, content)
     return validated(model, content, lambda loc, message: complaint(folder, name, loc, message))
@@ -683,9 +691,24 @@ def measured_again(name: str, content: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def both_have(key: str, *documents: Mapping[str, Any]) -> bool:
-    """Whether a key has a mapping in each document."""
-    return all(isinstance(document.get(key), dict) for document in documents)
+def joined(base: Mapping[str, Any], own: Mapping[str, Any], loc: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A document with what another changes in it: mappings are joined at every depth, all else is replaced.
+
+    An entry that is whole by itself (`WHOLE`: data with a name, a teacher with an origin, a card with an architecture)
+    is another one, of which nothing of the extended document's is kept.
+
+    Args:
+        base: the document that is extended.
+        own: what is said anew.
+        loc: keys from the top of both.
+    """
+    found = dict(base)
+    for key, value in own.items():
+        held = found.get(key)
+        whole = isinstance(value, dict) and len(loc) == 1 and any(each <= {*value} for each in WHOLE.get(loc[0], ()))
+        both = isinstance(held, dict) and isinstance(value, dict) and not whole
+        found[key] = joined(held, value, (*loc, key)) if both else value  # type: ignore[arg-type]
+    return found
 
 
 def completed(folder: str, name: str, content: dict[str, Any]) -> dict[str, Any]:
@@ -697,7 +720,7 @@ def completed(folder: str, name: str, content: dict[str, Any]) -> dict[str, Any]
         cards = plain(parsed(beside, str(beside)))
     if isinstance(cards, dict):
         cards = {key: {"name": key, **card} if isinstance(card, dict) else card for key, card in cards.items()}
-    mine = {"name": name, "title": name, "by_value": False, "chosen": "", "table_seeds": {}, "captions": []}
+    mine = {"name": name, "title": name, "by_value": False, "chosen": "", "alone": ["table_seeds"], "captions": []}
     return mine | content | ({} if cards is None else {"cards": cards})
 
 

@@ -91,6 +91,6 @@ def memory_told(images: int) -> Iterator[None]:
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
         raise UserError(
-            f"Out of memory with {images} images per forward pass; set micro_batch (in the profile's machine) to "
-            "fewer, or use more devices."
+            f"Out of memory with {images} images per forward pass; set micro_batch of the machine to fewer, such as "
+            f"{max(1, images // 2)} (it is part of no run's name), or use more devices."
         ) from error

@@ -134,6 +134,9 @@ def test_planning_every_table_at_paper_scale_imports_no_torch():
         (("show", "scalekd_table3", "--seeds", "0"), "seeds must be at least 1"),
         (("rnu", "scalekd_table3"), 'Did you mean "run"?'),
         (("run",), "requires an argument"),
+        (("run", "scalekd_table3", "--override", "epohs=1"), "no option 'epohs'. Did you mean 'epochs'?"),
+        (("run", "scalekd_table3", "--override", "epochs=none"), "epochs must be a whole number, got 'none'"),
+        (("run", "scalekd_table3", "--override", "epochs"), "such as epochs=1"),
         (("run", "scalekd_table3", "--profle", "laptop"), "Did you mean --profile?"),
         (("weights", "fetch", "swim_s"), "Did you mean 'swin_s'?"),
         (("weights", "fetch", "swin_s_mini"), "has no published weights"),
@@ -199,7 +202,9 @@ def test_batch_jobs_answer_by_environment_variables(fake_table, capsys, places, 
     monkeypatch.delenv("HKD_YES")
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
     assert hkd("run", "fake_table") == 2
-    assert "say --yes" in capsys.readouterr().err
+    said = capsys.readouterr().err.strip()
+    question = "takes about 0 GPU-hours (`hkd plan fake_table --profile laptop` tells more); say --yes to start it."
+    assert said == f"'fake_table' at profile 'laptop' {question}"
     assert hkd("run", "--help") in (None, 0)
     assert "HKD_SCHEDULER_FILE" in (shown := capsys.readouterr().out)
     assert "HKD_YES" in shown

@@ -32,14 +32,16 @@ RUNS = 4  # the teacher is measured; one pair x three methods x one seed
 WALK = """\
 name: walk
 extends: paper
+alone: [data, models, teachers, students, methods, tasks, machine]
 title: the paper's profile with small images, small models and one epoch
-data: {imagenet1k: {name: folder, options: {folder: birds, classes: 2, image_size: 32}}}
+by_value: false
+model_kind: miniature
+data: {imagenet1k: {name: folder, options: {folder: birds, classes: 2, image_size: 32}, stand_in: two kinds of birds}}
 models: {swin_l: swin_l_mini, convnext_t: convnext_t_mini}
 teachers: {swin_l: {weights: swin_l.safetensors}}
 students: {convnext_t: {advanced: advanced_convnext}}
 override: {epochs: 1, batch_size: 4, warmup_epochs: 0.0}
 methods: {scalekd: {heads_s3: 4, heads_s4: 4}}
-tasks: {}
 machine: MACHINE
 """
 

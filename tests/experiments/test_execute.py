@@ -15,12 +15,14 @@ import distributed  # noqa: F401 (adds its defaults to the configuration, once)
 import pytest
 from filelock import FileLock
 
+from experiments.execution import schedule
 from experiments.execution.events import Event
 from experiments.execution.graph import Graph
 from experiments.execution.pools import choose_gpus, refuse_threads
 from experiments.execution.run import log_to, write_live
 from experiments.execution.schedule import bound, run_plan
 from experiments.execution.storage import StorageError, disk_error
+from experiments.planning.plan import Expected, plan
 from experiments.records.store import Store
 from hkd.errors import UserError
 from hkd.methods import METHODS
@@ -50,6 +52,57 @@ def execute(store, *runs, workers=0, on_event=lambda event: None):
 
 def statuses(report):
     return {key: record.status for key, record in report.records.items()}
+
+
+# -- before anything starts -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("there", "said"), [(("H200",), "has 1"), ((), "has none")])
+def test_more_gpus_than_there_are_is_said_before_anything_starts(store, monkeypatch, there, said):
+    monkeypatch.setattr(schedule, "gpus", lambda: there)
+    runtime = Runtime(accelerator="cuda", devices=8)
+    with pytest.raises(UserError, match=f"Each run takes 8 GPUs .*, and this machine {said}: .*--scheduler-file"):
+        run_plan(fake_plan(fake_run("a")), store, workers=1, runtime=runtime)
+    assert not [*store.keys()]
+
+
+def test_gpus_of_other_machines_are_not_counted_here(monkeypatch):
+    monkeypatch.setattr(schedule, "gpus", lambda: ())
+    schedule.check_gpus(Runtime(accelerator="cuda", devices=8), Path("scheduler.json"))
+    schedule.check_gpus(Runtime(accelerator="cuda", devices=8, num_nodes=2), None)
+    schedule.check_gpus(Runtime(accelerator="cpu", devices=8), None)
+
+
+# -- a teacher that is not the published one ------------------------------------------------------------------
+
+
+def taught_plan(top1):
+    """A teacher that is measured at 50 % and a student of it; top1: what is published of the teacher."""
+    plan = fake_plan(fake_run("teacher"), fake_run("student", needs=("teacher",)), fake_run("alone"))
+    known = Expected(teacher="swin_l", file="swin_l.safetensors", top1=top1, source="its paper")
+    return replace(plan, expected={"teacher": known})
+
+
+def test_a_teacher_far_below_its_published_accuracy_teaches_nobody_and_the_reason_is_said(store):
+    report = run_plan(taught_plan(86.24), store, workers=0, runtime=RUNTIME)
+    assert statuses(report) == {"teacher": "done", "alone": "done", "student": "failed"}
+    assert report.failed["student"].startswith(
+        "teacher 'swin_l' reaches 50.0 % here, where 86.24 % is published (its paper): swin_l.safetensors"
+    )
+    again = run_plan(taught_plan(86.24), store, workers=0, runtime=RUNTIME)  # its record is there already
+    assert again.failed == report.failed
+    assert again.executed == {}
+
+
+def test_a_teacher_near_its_published_accuracy_teaches(store):
+    assert set(statuses(run_plan(taught_plan(54.9), store, workers=0, runtime=RUNTIME)).values()) == {"done"}
+
+
+def test_only_weights_from_files_at_the_papers_own_scale_are_held_against_what_is_published():
+    found = plan("scalekd_table3", "paper", 1).expected
+    assert {(each.teacher, each.top1) for each in found.values()} == {("swin_l", 86.24), ("eva_l14", 88.576)}
+    assert not plan("scalekd_table3", "laptop", 1).expected
+    assert not plan("hcd_cifar100", "paper", 1).expected  # fine-tuned here
 
 
 # -- one process ----------------------------------------------------------------------------------------------

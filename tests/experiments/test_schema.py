@@ -2,12 +2,14 @@
 
 import os
 import time
+from dataclasses import replace
 
 import pytest
 
 from experiments.planning import schema
 from experiments.planning.plan import plan
 from hkd.errors import UserError
+from hkd.spec import Recipe
 
 
 @pytest.fixture
@@ -59,6 +61,44 @@ def test_a_profile_may_extend_another():
     assert smoke.data == laptop.data
     assert smoke.recipes == laptop.recipes
     assert smoke.seeds == 2
+
+
+def extending(files, content, base="cifar"):
+    """A profile of these contents that extends another."""
+    (schema.HERE / "profiles" / "small.yaml").write_text(f"name: small\nextends: {base}\ntitle: small\n{content}")
+    return schema.load_profile("small"), schema.load_profile(base)
+
+
+def test_one_changed_option_of_one_data_set_leaves_all_else_as_it_was(files):
+    small, base = extending(files, "data: {imagenet1k: {options: {n_train: 10}}}")
+    assert small.data["imagenet1k"] == base.data["imagenet1k"].model_copy(update={"options": {"n_train": 10}})
+    assert {k: v for k, v in small.data.items() if k != "imagenet1k"} == {
+        k: v for k, v in base.data.items() if k != "imagenet1k"
+    }
+    assert (small.recipes, small.teachers, small.models) == (base.recipes, base.teachers, base.models)
+
+
+def test_what_a_recipe_does_not_say_anew_stays_and_a_new_one_has_only_what_it_says(files):
+    small, base = extending(files, "recipes: {cnn: {epochs: 2, batch_size: 8}, short: {epochs: 3, batch_size: 8}}")
+    assert small.recipes["cnn"] == replace(base.recipes["cnn"], epochs=2, batch_size=8)
+    assert small.recipes["short"] == Recipe(epochs=3, batch_size=8)
+
+
+def test_another_origin_of_a_teacher_and_another_data_set_are_others_in_whole(files):
+    teacher, data = "swin_t_ofa@cifar100: {random: true}", "cars: {name: cifar100, stand_in: small images}"
+    change = f"by_value: false\nteachers: {{{teacher}}}\ndata: {{{data}}}"
+    small, _ = extending(files, change, base="paper")
+    assert small.teachers["swin_t_ofa@cifar100"] == schema.TeacherMapping(random=True)
+    assert (small.data["cars"].name, small.data["cars"].options) == ("cifar100", {})
+
+
+def test_keys_that_stand_alone_take_nothing_from_the_extended_profile(files):
+    small, _ = extending(files, "alone: [models, captions]\nmodels: {swin_l: swin_t_32px}")
+    assert small.models == {"swin_l": "swin_t_32px"}
+    files("profiles", "small", "models, captions", "modles")
+    schema.read.cache_clear(), schema.document.cache_clear()
+    with pytest.raises(UserError, match=r"small.yaml:4: alone.0: unknown key 'modles'. Did you mean 'models'"):
+        schema.load_profile("small")
 
 
 def test_the_paper_profile_maps_every_model_of_every_table():

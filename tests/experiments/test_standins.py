@@ -44,9 +44,9 @@ def test_a_name_becomes_what_stood_in_and_stays_where_it_is_the_papers_own(text,
 
 
 def test_a_data_set_that_a_profile_lacks_is_said_to_be_missing():
-    cifar = schema.load_profile("cifar")
-    assert standins.named("HCD on CUB-200", cifar) == "HCD on CUB-200 (not in this profile)"
-    assert standins.named("UperNet", cifar) == "UperNet (not in this profile)"
+    hour = schema.load_profile("gpu_hour")
+    assert standins.named("HCD on CUB-200", hour) == "HCD on CUB-200 (not in this profile)"
+    assert standins.named("UperNet", hour) == "UperNet (not in this profile)"
 
 
 def test_the_sentence_names_data_and_the_range_of_sizes_of_the_models_used():
@@ -66,8 +66,11 @@ def test_the_sentence_names_data_and_the_range_of_sizes_of_the_models_used():
 
 
 def test_sizes_are_those_of_the_networks_that_are_built():
+    cards = ZOO | {
+        name: card for each in schema.names("profiles") for name, card in schema.read_profile(each).cards.items()
+    }
     with torch.device("meta"):
-        built = {name: TapModel(ZOO[name], 0) for name in schema.load_names().parameters}
+        built = {name: TapModel(cards[name], 0) for name in schema.load_names().parameters}
     counted = {name: sum(p.numel() for p in model.parameters()) / 1e6 for name, model in built.items()}
     assert schema.load_names().parameters == pytest.approx(counted, abs=5.1e-5)
 

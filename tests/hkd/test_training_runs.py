@@ -507,7 +507,7 @@ def test_running_out_of_memory_is_one_sentence(tmp_path, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(Supervised, "forward", forward)
-    with pytest.raises(UserError, match="Out of memory with 4 images per forward pass; set micro_batch "):
+    with pytest.raises(UserError, match="Out of memory with 4 images per forward pass; set micro_batch of the machine"):
         train(Job(run_spec(), {}, tmp_path, replace(RUNTIME, micro_batch=4), silent))
 
 

@@ -53,6 +53,7 @@ SHARES = {"worker": 0.55, "client": 0.25, "group": 0.2}  # of what is killed
 PROFILE = """
 name: kills
 extends: smoke
+alone: [data, models, teachers, students, recipes, override]
 title: a few steps of everything, to be killed
 seeds: 1
 data:

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from hkd.data.base import OnCorrupt, Split
 from hkd.data.batch import Batch
 from hkd.data.loading.augment import Augment, Draws, Patches, generator, paste, to_float
+from hkd.data.loading.shared_memory import check_room
 from hkd.data.sources import FileSource, MemorySource
 from hkd.errors import UserError
 from hkd.spec import Recipe
@@ -329,7 +330,9 @@ class _Items(Dataset):
 
     def __getitem__(self, item: Item) -> Loaded | UserError:
         try:
-            return self.loader.load(item)
+            loaded = self.loader.load(item)
+            check_room(loaded, self.loader.workers)
+            return loaded
         except UserError as error:
             return error
 

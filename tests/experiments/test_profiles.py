@@ -1,0 +1,66 @@
+"""What the profiles for one GPU promise: which tables have something there, at which cost, and nothing in vain."""
+
+import pytest
+
+from experiments.planning import schema
+from experiments.planning.estimate import total
+from experiments.planning.plan import plan
+
+HOUR = ("scalekd_table3", "hcd_cifar100_core", "hgkd_resnet50", "hybrid_table1")
+
+
+def measured(found):
+    """Rows and columns of a plan that are run."""
+    return {(cell.row, cell.label) for cell in found.cells if cell.runs}
+
+
+def needed(found):
+    """Keys of all runs that a cell stands on."""
+    keys, front = set(), [key for cell in found.cells for key in cell.runs]
+    while front:
+        key = front.pop()
+        if key not in keys:
+            keys.add(key)
+            front += found.runs[key].needs
+    return keys
+
+
+def test_an_hour_of_one_gpu_has_a_gain_of_each_paper_and_fits():
+    runs = {}
+    for table in HOUR:
+        found = plan(table, "gpu_hour")
+        assert len(found.seeds) == 3
+        assert any(cell.runs and cell.baseline for cell in found.cells), table
+        runs |= found.runs
+    assert 0.5 < total(runs.values()).gpu_hours < 1.0
+
+
+@pytest.mark.parametrize("table", ["hcd_cifar100", "hcd_cub200", "hcd_imagenet1k", "hcd_homogeneous", "hcd_ablations"])
+def test_every_cell_of_hcd_has_a_run_on_one_gpu(table):
+    assert len(measured(plan(table, "cifar", 1))) == len(plan(table, "cifar", 1).cells)
+
+
+def test_hcd_on_one_gpu_is_the_papers_own_protocol_in_16_bit():
+    one, paper = (plan("hcd_cifar100", profile, 1) for profile in ("cifar", "paper"))
+    for mine, theirs in zip(one.cells, paper.cells, strict=True):
+        ours, published = one.runs[mine.runs[0]].spec, paper.runs[theirs.runs[0]].spec
+        assert (ours.student, ours.data.name, ours.data.options) == (
+            published.student,
+            published.data.name,
+            published.data.options,
+        )
+        assert {**vars(ours.recipe), "precision": None} == {**vars(published.recipe), "precision": None}
+        assert ours.recipe.precision == "bf16-mixed"
+
+
+def test_a_table_says_what_it_cannot_have_and_runs_nothing_for_it():
+    found = plan("hybrid_table10", "cifar", 1)
+    assert {cell.refused for cell in found.cells if not cell.quoted} == {"profile 'cifar' has no data for 'coco'"}
+    assert not found.runs
+
+
+@pytest.mark.parametrize("profile", ["cifar", "gpu_hour", "cub_subset", "smoke"])
+def test_no_run_is_planned_that_no_cell_stands_on(profile):
+    for table in schema.table_ids():
+        found = plan(table, profile, 1)
+        assert set(found.runs) == needed(found), table
