@@ -6,7 +6,7 @@ Shapes: B batch, C classes.
 import inspect
 import math
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import timm.optim
 import torch.nn.functional as F
@@ -91,6 +91,7 @@ def _has_fused(recipe: Recipe) -> bool:
     return "fused" in inspect.signature(optimizer).parameters and recipe.precision != "16-mixed"
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """What sets an optimiser's groups before each update."""
 

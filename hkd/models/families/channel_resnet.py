@@ -1,0 +1,66 @@
+"""ResNets that are told by a fourth input channel which pixels are hidden: dense convolution, the other way than sparse.
+
+An ordinary network cannot tell a blackened pixel from a black one. With a channel that is 1 where the image is hidden
+and 0 elsewhere it can, though hidden positions are computed all the same. Without a mask the channel is zero, so the
+network computes what a ResNet with the first three channels of the same weights does.
+Shapes: B batch, H W an image in px, g mask cells a side.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from hkd.errors import UserError
+from hkd.models.families.base import Encoded
+from hkd.models.families.resnet import ResNetFamily
+from hkd.models.sparse.maps import Active
+
+PLAIN = (
+    "A network with a mask channel computes hidden positions too and cannot leave them out: set the method's option "
+    "conv to dense."
+)
+
+
+class ChannelResNetFamily(ResNetFamily):
+    """Keys in `ModelCard.kwargs` as `ResNetFamily`'s, without its stem of kernel 3, which has three input channels.
+
+    A state dict is timm's for `in_chans=4`.
+    """
+
+    name = "channel_resnet"
+    accepts = frozenset({"visible", "backend"})
+    timm_files = ()
+
+    def construct(self, arch: str, kwargs: dict[str, Any]) -> Any:
+        """As a ResNet's, with four input channels."""
+        return super().construct(arch, kwargs | {"in_chans": 4})
+
+    def encode(
+        self,
+        net: Any,
+        x: Float[Tensor, "B 3 H W"],
+        indices: Sequence[int],
+        *,
+        visible: Bool[Tensor, "B 1 g g"] | None = None,
+        backend: str = "dense",
+    ) -> Encoded:
+        """Images, or blackened ones beside the channel that says where.
+
+        Args:
+            net, x, indices: as `Family.encode`.
+            visible: True where a cell of H / g px is visible; hidden pixels influence nothing.
+            backend: `dense`.
+
+        Raises:
+            UserError: another backend, or a mask that does not fit the images.
+        """
+        if visible is None:
+            return super().encode(net, torch.cat([x, torch.zeros_like(x[:, :1])], dim=1), indices)
+        if backend != "dense":
+            raise UserError(PLAIN)
+        active = Active(visible, (x.shape[2], x.shape[3]))
+        hidden = ~active.levels[active.image].mask
+        return super().encode(net, torch.cat([active.enter(x), hidden.to(x.dtype)], dim=1), indices)
