@@ -129,7 +129,9 @@ class CAE(Method):
         self.grid, self.patch = square_patches("cae", student, config.image_size)
         width = student.final[0]
         if width % config.heads or width % 4:
-            raise Refused(f"cae needs a width that 4 and its {config.heads} heads divide, and the student's is {width}.")
+            raise Refused(
+                f"cae needs a width that 4 and its {config.heads} heads divide, and the student's is {width}."
+            )
         self.hidden = round(config.mask_ratio * self.grid**2)
         some_visible("cae", self.grid, self.grid**2 - self.hidden)
         self.mask_token = nn.Parameter(torch.empty(width))

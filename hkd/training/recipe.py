@@ -146,9 +146,7 @@ def make_schedule(recipe: Recipe, optimizer: Optimizer, steps: int) -> Schedule:
     )
     if recipe.weight_decay_end is None:
         return schedule
-    return WeightDecaySchedule(
-        schedule, optimizer, recipe.weight_decay, recipe.weight_decay_end, recipe.epochs * steps
-    )
+    return WeightDecaySchedule(schedule, optimizer, recipe.weight_decay, recipe.weight_decay_end, recipe.epochs * steps)
 
 
 def make_ema(recipe: Recipe, net: nn.Module) -> ModelEmaV3 | None:

@@ -1,0 +1,72 @@
+"""ResNets with a mask channel: timm's own ResNet without a mask, and an outside computation of what the channel adds."""
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+from hkd.errors import UserError
+from hkd.models.cards.zoo import ZOO
+from hkd.models.tap_model import TapModel
+from hkd.models.taps import Want
+
+CARD = ZOO["channel_resnet50_mini"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return TapModel(CARD, 0).eval()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def half():
+    visible = torch.zeros(2, 1, 4, 4, dtype=torch.bool)
+    visible[..., :2] = True
+    return visible
+
+
+def timms(model):
+    """timm's three-channel ResNet of the same weights."""
+    net = timm.create_model(CARD.arch, num_classes=0, **CARD.kwargs).eval()
+    state = dict(model.net.state_dict())
+    net.load_state_dict(state | {"conv1.weight": state["conv1.weight"][:, :3]})
+    return net
+
+
+def test_without_a_mask_it_is_a_resnet_of_the_first_three_channels(model, images):
+    torch.testing.assert_close(model(images).pooled, timms(model)(model.prepare(images)), atol=1e-5, rtol=1e-5)
+
+
+def test_under_a_mask_the_stem_adds_a_convolution_of_where_the_image_is_hidden(model, images):
+    net, weight = timms(model), model.net.conv1.weight
+    x = model.prepare(images)
+    x[..., 16:] = 0
+    hidden = torch.zeros(2, 1, 32, 32)
+    hidden[..., 16:] = 1
+    places = {name: getattr(model.net.conv1, name) for name in ("stride", "padding")}
+    stem = F.conv2d(x, weight[:, :3], **places) + F.conv2d(hidden, weight[:, 3:], **places)
+    net.conv1 = torch.nn.Identity()
+    expected = net(stem)
+    torch.testing.assert_close(model(images, visible=half()).pooled, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_hidden_pixels_influence_nothing_and_black_ones_are_told_from_them(model, images):
+    other = images.clone()
+    other[..., 16:] = torch.rand(2, 3, 32, 16)
+    maps = [model(each, Want(stages=(1, 4)), visible=half()).stages for each in (images, other)]
+    assert all(torch.equal(maps[0][stage], maps[1][stage]) for stage in (1, 4))
+    blackened = images.clone()
+    blackened[..., 16:] = torch.tensor(CARD.mean)[:, None, None]  # zero once normalised
+    assert not torch.allclose(model(blackened).pooled, model(images, visible=half()).pooled, atol=1e-3)
+
+
+def test_it_cannot_leave_hidden_positions_out(model, images):
+    with pytest.raises(UserError, match="set the method's option conv to dense"):
+        model(images, visible=half(), backend="auto")
+    with pytest.raises(UserError, match="does not divide"):
+        model(images, visible=torch.ones(2, 1, 5, 5, dtype=torch.bool))
