@@ -4,18 +4,18 @@ Source: Chen et al. 2022, arXiv:2202.03026, and the official code. The encoder s
 latent contextual regressor starts from one learned mask token at each hidden place; each of its blocks attends from
 there to the visible latents and to its own hidden ones. A decoder of self-attention names the visual word z_i of each
 hidden patch from the regressed latents alone, and these are to be what the encoder makes of the hidden patches by
-themselves (alignment), which gets no gradient. With M the hidden patches of a batch, r_i their regressed latents and e_i
-the encoder's,
+themselves (alignment), which gets no gradient. With M the hidden patches of a batch, r_i their regressed latents and
+e_i the encoder's,
 
 .. math:: L = -\frac{1}{|M|} \sum_{i \in M} \log softmax(W d_i + b)_{z_i}
               + \lambda \frac{1}{|M| D} \sum_{i \in M} \|r_i - e_i\|^2
 
 Masks are BEiT's blocks (`hkd.methods.beit`), of half of the patches.
 
-Deviations: the visual words are of a codebook of patch pixels learned on the fly, as in our BEiT (the official ones,
-DALL-E's, are not obtainable here); the card says whether the encoder's positions are learned, and they are in our
-miniature, where CAE's are fixed; regressor and decoder have the encoder's width, as the official ViT-B has. No teacher,
-no labels.
+Deviations: keys have a bias, which cancels in the softmax; the visual words are of a codebook of patch pixels learned
+on the fly, as in our BEiT (the official ones, DALL-E's, are not obtainable here); the card says whether the encoder's
+positions are learned, and they are in our miniature, where CAE's are fixed; regressor and decoder have the encoder's
+width, as the official ViT-B has. No teacher, no labels.
 Shapes: B batch, D width, g patches a side, N = g * g, n visible and m hidden patches, h heads.
 """
 
@@ -76,7 +76,7 @@ class RegressorBlock(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm_q, self.norm_k, self.norm_v = LayerNorm(width), LayerNorm(width), LayerNorm(width)
-        self.q, self.k = nn.Linear(width, width), nn.Linear(width, width, bias=False)  # a bias of keys would cancel
+        self.q, self.k = nn.Linear(width, width), nn.Linear(width, width)
         self.v, self.out = nn.Linear(width, width), nn.Linear(width, width)
         self.norm = LayerNorm(width)
         self.mlp = Mlp(width, 4 * width)

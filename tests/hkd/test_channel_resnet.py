@@ -1,4 +1,4 @@
-"""ResNets with a mask channel: timm's own ResNet without a mask, and an outside computation of what the channel adds."""
+"""ResNets with a mask channel: timm's own ResNet without a mask, and by hand what the channel adds."""
 
 import pytest
 import timm

@@ -151,7 +151,7 @@ def test_the_step_schedule_drops_exactly_at_its_milestones():
 
 
 def decays(chosen, steps, net=None, *, continued_at=None):
-    """Weight decay of every group at every update; optionally continued in the middle, as a run is from a checkpoint."""
+    """Weight decay of every group at every update; optionally continued at one, as a run is from a checkpoint."""
     net = net or nn.Linear(2, 2)
     optimizer = make_optimizer(chosen, net, nn.Identity())
     schedule = make_schedule(chosen, optimizer, steps)
@@ -218,8 +218,8 @@ def followed(chosen=None, **options):
 
 def test_one_outlier_does_not_steer_fine_tuning_of_the_paper_profile_as_it_does_in_sparks():
     chosen = schema.load_profile("paper").recipes["masked_tune"]
-    ours = Recipe(**{name: value for name, value in chosen.items() if name in ("optimizer", "lr", "lr_batch", "weight_decay")},
-                  epochs=1, batch_size=2048)  # fmt: skip
+    chosen = {name: chosen[name] for name in ("optimizer", "lr", "lr_batch", "batch_size", "weight_decay")}
+    ours = Recipe(epochs=1, **chosen)
     assert followed(max_grad_norm=1e7, always_adapt=True, bias_correction=False) > 0.8
     assert followed(ours) < 0.3
 

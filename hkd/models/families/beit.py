@@ -2,9 +2,9 @@
 arXiv:2202.03026), which is the same class with absolute positions, no relative bias and LayerScale from .1.
 
 A relative position bias lies between two tokens of the full grid, so a pass over visible tokens alone takes the rows
-and columns of the tokens that are there. CAE's official code has a second encoder for hidden patches that shares its weights
-with the first: here one network looks twice. With `use_fc_norm` timm norms after pooling and `final` holds un-normed
-tokens; encoders that teach by their tokens, as BEiT's and CAE's pre-trained ones do, are built without it.
+and columns of the tokens that are there. CAE's official code has a second encoder for hidden patches, which shares its
+weights with the first: here one network looks twice. With `use_fc_norm` timm norms after pooling and `final` holds
+un-normed tokens; encoders that teach by their tokens, as BEiT's and CAE's pre-trained ones do, are built without it.
 Shapes: B batch, D width, H heads, M tokens that go through, N patch tokens, P = 1 class token.
 """
 

@@ -1,4 +1,4 @@
-"""ResNets that are told by a fourth input channel which pixels are hidden: dense convolution, the other way than sparse.
+"""ResNets that are told by a fourth input channel which pixels are hidden: dense convolution instead of sparse.
 
 An ordinary network cannot tell a blackened pixel from a black one. With a channel that is 1 where the image is hidden
 and 0 elsewhere it can, though hidden positions are computed all the same. Without a mask the channel is zero, so the
