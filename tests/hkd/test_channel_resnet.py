@@ -1,7 +1,8 @@
-"""ResNets with a mask channel: timm's own ResNet without a mask, and by hand what the channel adds."""
+"""ResNets with a mask channel: an ordinary ResNet without a mask, and by hand what the channel adds."""
+
+from dataclasses import replace
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 
@@ -30,20 +31,20 @@ def half():
     return visible
 
 
-def timms(model):
+def ordinary(model):
     """timm's three-channel ResNet of the same weights."""
-    net = timm.create_model(CARD.arch, num_classes=0, **CARD.kwargs).eval()
+    net = TapModel(replace(CARD, family="resnet"), 0).net.eval()
     state = dict(model.net.state_dict())
     net.load_state_dict(state | {"conv1.weight": state["conv1.weight"][:, :3]})
     return net
 
 
 def test_without_a_mask_it_is_a_resnet_of_the_first_three_channels(model, images):
-    torch.testing.assert_close(model(images).pooled, timms(model)(model.prepare(images)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model(images).pooled, ordinary(model)(model.prepare(images)), atol=1e-5, rtol=1e-5)
 
 
 def test_under_a_mask_the_stem_adds_a_convolution_of_where_the_image_is_hidden(model, images):
-    net, weight = timms(model), model.net.conv1.weight
+    net, weight = ordinary(model), model.net.conv1.weight
     x = model.prepare(images)
     x[..., 16:] = 0
     hidden = torch.zeros(2, 1, 32, 32)
@@ -68,5 +69,7 @@ def test_hidden_pixels_influence_nothing_and_black_ones_are_told_from_them(model
 def test_it_cannot_leave_hidden_positions_out(model, images):
     with pytest.raises(UserError, match="set the method's option conv to dense"):
         model(images, visible=half(), backend="auto")
+    with pytest.raises(UserError, match="stem"):
+        TapModel(replace(CARD, kwargs=CARD.kwargs | {"stem": "3x3"}), 0)
     with pytest.raises(UserError, match="does not divide"):
         model(images, visible=torch.ones(2, 1, 5, 5, dtype=torch.bool))

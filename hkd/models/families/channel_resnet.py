@@ -35,7 +35,9 @@ class ChannelResNetFamily(ResNetFamily):
     timm_files = ()
 
     def construct(self, arch: str, kwargs: dict[str, Any]) -> Any:
-        """As a ResNet's, with four input channels."""
+        """As a ResNet's, with four input channels. Raises UserError for a stem of kernel 3."""
+        if kwargs.get("stem") is not None:
+            raise UserError("A ResNet with a mask channel keeps timm's stem: leave out the key 'stem'.")
         return super().construct(arch, kwargs | {"in_chans": 4})
 
     def encode(
