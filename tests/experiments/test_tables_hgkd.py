@@ -110,7 +110,7 @@ def test_methods_beside_h_gkd_have_its_compute(profile):
     """Passes of student (three a training image) and teacher (one), counted from the recipes and the cards."""
     chosen = schema.load_profile(profile)
     student, teacher = (ZOO[chosen.models[name]].gmacs for name in ("sparse_resnet50", "deit_b16"))
-    epochs = {name: recipe["epochs"] for name, recipe in chosen.recipes.items()}
+    epochs = {name: recipe.epochs for name, recipe in chosen.recipes.items()}
     names = chosen.students["sparse_resnet50"]
     taught = epochs[names["finetune_taught"]] * (3 * student + teacher)
     scratch = epochs[names["finetune_long"]] * 3 * student
