@@ -79,7 +79,7 @@ def grids_figure(points: Sequence[Point], path: Path, *, title: str) -> None:
     queues = [p for p in points if (p.data, p.ratio) == (first, usual.ratio)]
     caption = (
         f"Linear probes of frozen features; means and 95 % intervals over {len(usual.top1)} seeds. Left: gain over "
-        f"{usual.ratio:.0%} hidden cells, paired by seed. Right: {first}, {usual.ratio:.0%} hidden."
+        f"{100 * usual.ratio:g} % hidden cells, paired by seed. Right: {first}, {100 * usual.ratio:g} % hidden."
     )
     width = (WIDTH - LEFT - GAP - RIGHT) / 2
     with sheet(path, WIDTH, PLOT, title=title, caption=caption, above=0.5, below=0.68) as page:
@@ -94,7 +94,7 @@ def grids_figure(points: Sequence[Point], path: Path, *, title: str) -> None:
             draw_line(axes, at, gains, index, data)
         axes.set_xlabel("hidden cells (%)")
         axes.set_xticks(sorted({round(100 * p.ratio) for p in ratios}))
-        axes.set_ylabel(f"gain over {usual.ratio:.0%} (points)")
+        axes.set_ylabel(f"gain over {100 * usual.ratio:g} % (points)")
         axes = page.axes(LEFT + width + GAP, page.bottom, width, PLOT)
         for index, queue in enumerate(sorted({p.queue for p in queues}, reverse=True)):
             line = sorted((p for p in queues if p.queue == queue), key=lambda p: p.tau)
@@ -128,4 +128,4 @@ def draw_line(
         linestyle="-" if joined else "none",
         label=label,
     )
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=2, handlelength=1.2, columnspacing=1.0)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.17), ncols=2, handlelength=1.2, columnspacing=1.0)
