@@ -12,6 +12,7 @@ from hkd.models.tap_model import TapModel
 from hkd.models.taps import Want
 
 CARD = ZOO["channel_resnet50_mini"]
+STEM = "conv1.0.weight"
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def ordinary(model):
     """timm's three-channel ResNet of the same weights."""
     net = TapModel(replace(CARD, family="resnet"), 0).net.eval()
     state = dict(model.net.state_dict())
-    net.load_state_dict(state | {"conv1.weight": state["conv1.weight"][:, :3]})
+    net.load_state_dict(state | {STEM: state[STEM][:, :3]})
     return net
 
 
@@ -44,15 +45,15 @@ def test_without_a_mask_it_is_a_resnet_of_the_first_three_channels(model, images
 
 
 def test_under_a_mask_the_stem_adds_a_convolution_of_where_the_image_is_hidden(model, images):
-    net, weight = ordinary(model), model.net.conv1.weight
+    net, stem = ordinary(model), model.net.conv1[0]
     x = model.prepare(images)
     x[..., 16:] = 0
     hidden = torch.zeros(2, 1, 32, 32)
     hidden[..., 16:] = 1
-    places = {name: getattr(model.net.conv1, name) for name in ("stride", "padding")}
-    stem = F.conv2d(x, weight[:, :3], **places) + F.conv2d(hidden, weight[:, 3:], **places)
-    net.conv1 = torch.nn.Identity()
-    expected = net(stem)
+    places = {name: getattr(stem, name) for name in ("stride", "padding")}
+    summed = F.conv2d(x, stem.weight[:, :3], **places) + F.conv2d(hidden, stem.weight[:, 3:], **places)
+    net.conv1[0] = torch.nn.Identity()
+    expected = net(summed)
     torch.testing.assert_close(model(images, visible=half()).pooled, expected, atol=1e-5, rtol=1e-5)
 
 
