@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from hkd.errors import UserError
 from hkd.models.families.base import Encoded
@@ -22,6 +22,14 @@ PLAIN = (
     "A network with a mask channel computes hidden positions too and cannot leave them out: set the method's option "
     "conv to dense."
 )
+
+
+class ChannelConv2d(nn.Conv2d):
+    """A convolution of four channels, of which the last is zero where images of three are given."""
+
+    def forward(self, x: Float[Tensor, "B c H W"]) -> Float[Tensor, "B C h w"]:
+        """The convolution of three or four channels."""
+        return super().forward(x if x.shape[1] > 3 else torch.cat([x, torch.zeros_like(x[:, :1])], dim=1))
 
 
 class ChannelResNetFamily(ResNetFamily):
@@ -38,7 +46,10 @@ class ChannelResNetFamily(ResNetFamily):
         """As a ResNet's, with four input channels. Raises UserError for a stem of kernel 3."""
         if kwargs.get("stem") is not None:
             raise UserError("A ResNet with a mask channel keeps timm's stem: leave out the key 'stem'.")
-        return super().construct(arch, kwargs | {"in_chans": 4})
+        net = super().construct(arch, kwargs | {"in_chans": 4})
+        stem = next(module for module in net.modules() if isinstance(module, nn.Conv2d))
+        stem.__class__ = ChannelConv2d  # of the same parameters, under the same names
+        return net
 
     def encode(
         self,
@@ -60,7 +71,7 @@ class ChannelResNetFamily(ResNetFamily):
             UserError: another backend, or a mask that does not fit the images.
         """
         if visible is None:
-            return super().encode(net, torch.cat([x, torch.zeros_like(x[:, :1])], dim=1), indices)
+            return super().encode(net, x, indices)
         if backend != "dense":
             raise UserError(PLAIN)
         active = Active(visible, (x.shape[2], x.shape[3]))
