@@ -7,9 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from hkd.errors import UserError
+from hkd.methods.hgkd import HGKD, HGKDConfig
+from hkd.methods.masked_pixels import MaskedPixels, MaskedPixelsConfig
 from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel
 from hkd.models.taps import Want
+from hkd.spec import Recipe
 
 CARD = ZOO["channel_resnet50_mini"]
 STEM = "conv1.0.weight"
@@ -65,6 +68,18 @@ def test_hidden_pixels_influence_nothing_and_black_ones_are_told_from_them(model
     blackened = images.clone()
     blackened[..., 16:] = torch.tensor(CARD.mean)[:, None, None]  # zero once normalised
     assert not torch.allclose(model(blackened).pooled, model(images, visible=half()).pooled, atol=1e-3)
+
+
+@pytest.mark.parametrize(("method", "config"), [(HGKD, HGKDConfig), (MaskedPixels, MaskedPixelsConfig)])
+def test_methods_that_would_leave_hidden_positions_out_refuse_it_and_dense_ones_do_not(method, config):
+    size = {"image_size": 32} if method is MaskedPixels else {}
+    teachers = {"teacher": ZOO["mae_b16_mini"]}
+    asked = [
+        method.refuse(config(conv=conv, **size), CARD, teachers, Recipe(epochs=1, batch_size=2))
+        for conv in ("sparse", "dense")
+    ]
+    assert "'channel_resnet' cannot: set conv to dense." in asked[0]
+    assert asked[1] is None
 
 
 def test_it_cannot_leave_hidden_positions_out(model, images):
