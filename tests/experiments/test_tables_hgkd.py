@@ -148,3 +148,8 @@ def test_cae_teaches_at_the_laptop_as_it_was_pre_trained_there(plans):
     made = [table.runs[key] for key in taught.needs if table.runs[key].spec.task == "pretrain"]
     assert [run.spec.method.name for run in made] == ["cae"]
     assert not refused_cells(table)
+
+
+@pytest.mark.parametrize("name", ["hgkd_methods", "hgkd_teachers", "hgkd_coco", "hgkd_segmentation", "hgkd_grids"])
+def test_nothing_of_the_newer_tables_is_refused_at_the_papers_scale(name):
+    assert not refused_cells(plan(name, "paper", 1))
