@@ -40,7 +40,7 @@ class ChannelResNetFamily(ResNetFamily):
 
     name = "channel_resnet"
     accepts = frozenset({"visible", "backend"})
-    timm_files = ()
+    timm_files = ()  # of plain ResNets, which this family would otherwise be asked to run
 
     def construct(self, arch: str, kwargs: dict[str, Any]) -> Any:
         """As a ResNet's, with four input channels. Raises UserError for a stem of kernel 3."""
