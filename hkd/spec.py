@@ -114,6 +114,7 @@ class Recipe:
     momentum: ShareBelow1 = 0.9  # SGD only
     betas: tuple[ShareBelow1, ShareBelow1] | None = None  # None: the optimiser's default
     weight_decay: NotNegative = 0.05  # never on norms, biases and the backbone's own `no_weight_decay`, see decay_1d
+    weight_decay_end: NotNegative | None = None  # it goes there along a cosine, by updates; None: it stays
     decay_1d: Switch = False  # True: decay norms and biases too (the traditional CNN recipe)
     layer_decay: ShareAbove0 | None = None  # layer-wise rate decay factor per depth level, e.g. 0.75
     schedule: Literal["cosine", "step", "constant"] = "cosine"
@@ -139,6 +140,11 @@ class Recipe:
     # Epochs between two readings of the accuracy on validation rows (and one after the last); None: none is read.
     # Those rows are then held out of training, which matters where a data set has no validation split of its own.
     validate_every: Count | None = None
+
+    @together
+    def _decay_to(self) -> None:
+        if self.weight_decay_end is not None and not self.weight_decay:
+            raise ValueError("weight_decay_end needs a weight_decay above 0 to start from, which says what is decayed")
 
     @together
     def _fixed_or_fresh(self) -> None:

@@ -35,6 +35,7 @@ SIZE: dict[str, dict[str, Any]] = {  # options that make a data set small: whate
     "digits": {"n_train": 24, "test_copies": 1},
     "digits_unlabelled": {"n_train": 24, "test_copies": 1},
     "numbers100": {"pool": 2, "n_train": 100, "n_test": 1},
+    "numbers100_unlabelled": {"pool": 2, "n_train": 100, "n_test": 1},
     "numbers200": {"pool": 2, "n_train": 200, "n_test": 1},
     "scenes": {"pool": 10, "n_train": 9, "n_test": 3},
     "cifar100": {"folder": "cifar100", "classes": 3, "n_train": 8, "n_test": 3},

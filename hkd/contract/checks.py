@@ -48,6 +48,7 @@ SMALL = {"image_size": 32}
 # Methods of ours that pre-train without labels: options for images of 32 px and 20 samples, and a family they serve.
 LABEL_FREE: dict[str, tuple[dict[str, Any], str]] = {
     "beit": ({**SMALL, "codes": 8}, "mim_vit"),
+    "cae": ({**SMALL, "codes": 8, "regressor_depth": 1, "decoder_depth": 1, "heads": 6}, "beit"),
     "hgkd": ({"queue_size": 20, "width": 32}, "sparse_resnet"),
     "hybrid": ({"depth": 4, "mask": "progressive"}, "hybrid_vit"),
     "mae": ({**SMALL, "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}, "mim_vit"),

@@ -13,6 +13,7 @@ from hkd.data.base import DataSet, OnCorrupt, Split, SplitName, digest
 from hkd.data.cifar100 import Cifar100, Cifar100Config
 from hkd.data.digits import Digits, DigitsConfig
 from hkd.data.imagenet1k import ImageNet1k, ImageNet1kConfig
+from hkd.data.numbers import Numbers100, NumbersConfig
 
 
 class Unlabelled(DataSet):
@@ -53,6 +54,15 @@ class UnlabelledDigits(Unlabelled):
     name, licence, source = "digits_unlabelled", Digits.licence, Digits.source
     expected, checksum = Digits.expected, Digits.checksum
     Config = DigitsConfig
+
+
+class UnlabelledNumbers100(Unlabelled):
+    """`numbers100` without labels."""
+
+    kind = Numbers100
+    name, licence, source = "numbers100_unlabelled", Numbers100.licence, Numbers100.source
+    expected, checksum = Numbers100.expected, Numbers100.checksum
+    Config = NumbersConfig
 
 
 class UnlabelledCifar100(Unlabelled):

@@ -34,7 +34,7 @@ from hkd.methods.parts.feature_mimicking import to_grid
 from hkd.methods.parts.gathering import SHORTEST
 from hkd.methods.parts.initialisers import as_spark
 from hkd.methods.parts.logits import exact
-from hkd.methods.parts.masks import MaskConfig, active_mean, mask_batch, mask_grid, visible_cells
+from hkd.methods.parts.masks import MaskConfig, active_mean, mask_batch, mask_grid, refuse_conv, visible_cells
 from hkd.methods.parts.unet import UNetDecoder, stage_maps, stage_shapes
 from hkd.models.families.base import accepts
 from hkd.models.masks import mask_at
@@ -292,6 +292,8 @@ class HGKD(Method):
     ) -> str | None:
         """A student that takes no mask, no teacher, or one that cannot see as `teacher_view` asks."""
         if reason := refuse_student("hgkd", "shows its student part of an image", student, "visible", "backend"):
+            return reason
+        if reason := refuse_conv("hgkd", config, student):
             return reason
         if config.teacher_view == "mim":
             return MIM

@@ -23,7 +23,7 @@ from hkd.data.batch import Batch
 from hkd.methods.base import Criterion, Method, Needs, refuse_size, refuse_student
 from hkd.methods.parts.initialisers import as_spark
 from hkd.methods.parts.logits import exact
-from hkd.methods.parts.masks import MaskConfig, mask_batch, mask_grid
+from hkd.methods.parts.masks import MaskConfig, mask_batch, mask_grid, refuse_conv
 from hkd.methods.parts.patches import mae_loss, painted, patchify
 from hkd.methods.parts.unet import UNetDecoder, stage_maps, stage_shapes
 from hkd.models.tap_model import Teacher
@@ -75,8 +75,10 @@ class MaskedPixels(Method):
     ) -> str | None:
         """A student that takes no mask, or images of another size than the option says."""
         does = "shows its student part of an image"
-        return refuse_student("masked_pixels", does, student, "visible", "backend") or refuse_size(
-            "masked_pixels", student, config.image_size
+        return (
+            refuse_student("masked_pixels", does, student, "visible", "backend")
+            or refuse_conv("masked_pixels", config, student)
+            or refuse_size("masked_pixels", student, config.image_size)
         )
 
     def student_inputs(self, batch: Batch, taps_t: Mapping[str, Taps]) -> dict[str, Any]:

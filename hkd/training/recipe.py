@@ -6,7 +6,7 @@ Shapes: B batch, C classes.
 import inspect
 import math
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import timm.optim
 import torch.nn.functional as F
@@ -91,11 +91,43 @@ def _has_fused(recipe: Recipe) -> bool:
     return "fused" in inspect.signature(optimizer).parameters and recipe.precision != "16-mixed"
 
 
-def make_schedule(recipe: Recipe, optimizer: Optimizer, steps: int) -> Scheduler:
-    """The rate as a function of the update index alone: call `step_update(i)` before update i (from 0).
+@runtime_checkable
+class Schedule(Protocol):
+    """What sets an optimiser's groups before each update."""
+
+    def step_update(self, num_updates: int) -> None:
+        """Call before update i, from 0."""
+
+
+class WeightDecaySchedule:
+    r"""A schedule of rates beside which the weight decay goes from w to v, as SparK's (arXiv:2301.03580) rises.
+
+    .. math:: w_i = v + (w - v) (1 + cos(\pi i / (n - 1))) / 2
+
+    for update i of n; the decay has no warm-up. Groups that were not decayed at first never are.
+    """
+
+    def __init__(self, rates: Scheduler, optimizer: Optimizer, start: float, end: float, updates: int) -> None:
+        self.rates, self.start, self.end, self.updates = rates, start, end, updates
+        # Groups are looked up anew each time: a continued run's are others, in the same order.
+        self.optimizer, self.decayed = optimizer, [group["weight_decay"] > 0 for group in optimizer.param_groups]
+
+    def step_update(self, num_updates: int) -> None:
+        """Set rates and decay for update i, from 0."""
+        self.rates.step_update(num_updates)
+        turn = math.pi * num_updates / max(1, self.updates - 1)
+        now = self.end + (self.start - self.end) * (1 + math.cos(turn)) / 2
+        for group, decayed in zip(self.optimizer.param_groups, self.decayed, strict=True):
+            if decayed:
+                group["weight_decay"] = now
+
+
+def make_schedule(recipe: Recipe, optimizer: Optimizer, steps: int) -> Schedule:
+    """Rates, and where it moves the weight decay, as functions of the update index alone: call `step_update(i)` before
+    update i (from 0).
 
     Args:
-        recipe: schedule, warm-up and rates.
+        recipe: schedule, warm-up, rates and weight decay.
         optimizer: its groups' rates are set; `lr_scale` of a group (layer decay) is respected.
         steps: updates per epoch. Lengths in epochs are rounded to whole updates.
     """
@@ -112,7 +144,9 @@ def make_schedule(recipe: Recipe, optimizer: Optimizer, steps: int) -> Scheduler
         step_on_epochs=False,
         updates_per_epoch=1,
     )
-    return schedule
+    if recipe.weight_decay_end is None:
+        return schedule
+    return WeightDecaySchedule(schedule, optimizer, recipe.weight_decay, recipe.weight_decay_end, recipe.epochs * steps)
 
 
 def make_ema(recipe: Recipe, net: nn.Module) -> ModelEmaV3 | None:

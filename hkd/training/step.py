@@ -11,7 +11,6 @@ from typing import Any
 
 from lightning_fabric import Fabric
 from lightning_fabric.wrappers import _FabricModule
-from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -23,6 +22,7 @@ from hkd.models.tap_model import TapModel
 from hkd.models.taps import Taps
 from hkd.spec import Recipe
 from hkd.training.cache import Teachers
+from hkd.training.recipe import Schedule
 
 
 class Step(nn.Module, ABC):
@@ -97,7 +97,7 @@ class Training:
     step: Step
     forward: _FabricModule
     optimizer: Optimizer
-    schedule: Scheduler
+    schedule: Schedule
     ema: ModelEmaV3 | None
     loader: BatchLoader
     teachers: Teachers

@@ -48,6 +48,7 @@ PREFIX = {
     "distilled": 2,
     "eva_l14_mini": 1,
     "beit_b16_mini": 1,
+    "cae_b16_mini": 1,
     "hybrid_fd_b16_mini": 1,
 }
 STAGES = Want(stages=(1, 2, 3, 4))

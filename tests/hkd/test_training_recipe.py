@@ -1,6 +1,7 @@
 """Recipes as objects: task losses, parameter groups, schedules, moving average."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import timm
@@ -8,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from experiments.planning import schema
 from hkd.errors import UserError
+from hkd.options import configured
 from hkd.spec import Recipe
 from hkd.training.recipe import make_criterion, make_ema, make_optimizer, make_schedule, peak_lr
 
@@ -143,6 +146,89 @@ def test_the_warm_up_is_linear_per_update_from_its_first_rate():
 def test_the_step_schedule_drops_exactly_at_its_milestones():
     found = rates(recipe(schedule="step", milestones=(3.0, 6.5)), steps=4)
     assert found == pytest.approx([0.1] * 12 + [0.01] * 14 + [0.001] * 14)
+
+
+# --- weight decay
+
+
+def decays(chosen, steps, net=None, *, continued_at=None):
+    """Weight decay of every group at every update; optionally continued at one, as a run is from a checkpoint."""
+    net = net or nn.Linear(2, 2)
+    optimizer = make_optimizer(chosen, net, nn.Identity())
+    schedule = make_schedule(chosen, optimizer, steps)
+    found = []
+    for update in range(chosen.epochs * steps):
+        if update == continued_at:
+            state, optimizer = optimizer.state_dict(), make_optimizer(chosen, net, nn.Identity())
+            schedule = make_schedule(chosen, optimizer, steps)
+            optimizer.load_state_dict(state)
+        schedule.step_update(update)
+        found.append([group["weight_decay"] for group in optimizer.param_groups])
+    return found
+
+
+def test_a_rising_weight_decay_goes_from_one_value_to_the_other_along_half_a_cosine():
+    found = [sorted(groups) for groups in decays(recipe(weight_decay=0.04, weight_decay_end=0.2), steps=4)]
+    exempt, decayed = zip(*found, strict=True)
+    assert set(exempt) == {0.0}
+    # Written down from SparK's formula by hand: start, a quarter, end.
+    assert decayed[0] == pytest.approx(0.04)
+    assert decayed[13] == pytest.approx(0.2 - 0.16 * (0.5 + 0.5 * math.cos(math.pi / 3)))
+    assert decayed[-1] == pytest.approx(0.2)
+    assert list(decayed) == sorted(decayed)
+
+
+def test_a_continued_run_decays_as_one_that_was_not_interrupted():
+    chosen = recipe(weight_decay=0.04, weight_decay_end=0.2, layer_decay=0.7)
+    assert decays(chosen, 3, tiny_vit()) == decays(chosen, 3, tiny_vit(), continued_at=11)
+
+
+def test_the_rates_beside_a_rising_weight_decay_are_what_they_are_without():
+    assert rates(recipe(weight_decay_end=0.2, warmup_epochs=2.0), 3) == rates(recipe(warmup_epochs=2.0), 3)
+
+
+def test_without_an_end_nothing_touches_the_weight_decay():
+    assert {tuple(sorted(groups)) for groups in decays(recipe(), steps=2)} == {(0.0, 0.05)}
+
+
+def test_a_weight_decay_that_rises_from_nothing_is_refused():
+    with pytest.raises(UserError, match="weight_decay above 0"):
+        configured(Recipe, "Recipe", {"epochs": 1, "batch_size": 1, "weight_decay": 0.0, "weight_decay_end": 0.2})
+
+
+# --- fine-tuning of sparse ResNets, which exploded for users of SparK's default recipe (docs/hgkd.md)
+
+
+def followed(chosen=None, **options):
+    """Cosine between the update ten steps after a gradient that was 1,000 times as large and that one's direction."""
+    torch.manual_seed(0)
+    net = nn.Linear(40, 40, bias=False)
+    if chosen is None:
+        optimizer = timm.optim.Lamb(net.parameters(), lr=0.016, weight_decay=0.02, **options)
+    else:
+        optimizer = make_optimizer(chosen, net, nn.Identity())
+    for step in range(40):
+        gradient = torch.randn(40, 40) * (1000 if step == 20 else 1)
+        outlier = gradient if step == 20 else None if step < 20 else outlier
+        before, net.weight.grad = net.weight.detach().clone(), gradient
+        optimizer.step()
+        if step == 30:
+            return F.cosine_similarity((before - net.weight.detach()).flatten(), outlier.flatten(), dim=0).item()
+    raise AssertionError
+
+
+def test_one_outlier_does_not_steer_fine_tuning_of_the_paper_profile_as_it_does_in_sparks():
+    chosen = schema.load_profile("paper").recipes["masked_tune"]
+    assert followed(max_grad_norm=1e7, always_adapt=True, bias_correction=False) > 0.8
+    assert followed(replace(chosen, layer_decay=None)) < 0.3
+
+
+def test_the_paper_profile_fine_tunes_at_most_at_half_the_rate_that_exploded():
+    profile = schema.load_profile("paper")
+    for name in ("masked_tune", "masked_tune_long"):
+        chosen = profile.recipes[name]
+        assert peak_lr(chosen) <= 0.008
+        assert chosen.layer_decay == 0.7
 
 
 # --- moving average

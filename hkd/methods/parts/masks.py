@@ -12,8 +12,10 @@ from torch import Tensor
 
 from hkd.data.batch import Batch
 from hkd.errors import Refused
+from hkd.models.families.base import accepts
 from hkd.models.taps import TapInfo
 from hkd.options import Few, Size, options
+from hkd.spec import ModelCard
 
 Conv = Literal["sparse", "dense"]
 Backend = Literal["auto", "masked", "rows", "spconv"]
@@ -123,6 +125,16 @@ def mask_batch(batch: Batch, grid: int, ratio: float, options: MaskConfig) -> di
     visible = random_visible(len(batch.x), grid, shown, batch.x.device, options.mask_per)
     batch.extra["visible"] = visible
     return {"visible": visible, "backend": options.backend if options.conv == "sparse" else "dense"}
+
+
+def refuse_conv(method: str, config: MaskConfig, student: ModelCard) -> str | None:
+    """Why a student that takes a mask cannot be convolved as its method asks, or None."""
+    if config.conv == "dense" or accepts(student.family, "sparse"):
+        return None
+    return (
+        f"Method '{method}' with conv=sparse leaves hidden positions out, which a student of the family "
+        f"'{student.family}' cannot: set conv to dense."
+    )
 
 
 def active_mean(map_: Float[Tensor, "B D H W"], active: Bool[Tensor, "B 1 H W"] | None) -> Float[Tensor, "B D"]:

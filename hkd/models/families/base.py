@@ -74,8 +74,9 @@ class Family:
     name: as in `hkd.models.FAMILIES`.
     accepts: what else can be asked of its models. Arguments of `forward`: `visible`, a mask, and what it hides has no
         influence; `mask_token`, with it, a vector in the place of hidden patches; `backend`, how a mask is computed
-        with; `views`, other images in the place of the batch, and a moving average. Taps of a `Want`: `attention`,
-        `qkv`, `outputs`. `tail`: the last stage as a function.
+        with, and `sparse`, that hidden positions can be left out; `aligned`, a mask of which both sides are looked at;
+        `views`, other images in the place of the batch, and a moving average. Taps of a `Want`: `attention`, `qkv`,
+        `outputs`. `tail`: the last stage as a function.
     block_layout: of what goes from block to block: maps [B, D, H, W] or [B, H, W, D], or tokens [B, P + N, D].
     timm_files: files of timm whose classes it runs; of several families the first of `FAMILIES` has them.
     """

@@ -2,22 +2,34 @@
 arXiv:2202.03026), which is the same class with absolute positions, no relative bias and LayerScale from .1.
 
 A relative position bias lies between two tokens of the full grid, so a pass over visible tokens alone takes the rows
-and columns of the tokens that are there. With `use_fc_norm` timm norms after pooling and `final` holds un-normed
-tokens; encoders that teach by their tokens, as BEiT's and CAE's pre-trained ones do, are built without it.
+and columns of the tokens that are there. CAE's official code has a second encoder for hidden patches, which shares its
+weights with the first: here one network looks twice. With `use_fc_norm` timm norms after pooling and `final` holds
+un-normed tokens; encoders that teach by their tokens, as BEiT's and CAE's pre-trained ones do, are built without it.
 Shapes: B batch, D width, H heads, M tokens that go through, N patch tokens, P = 1 class token.
 """
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hkd.models.families.isotropic import IsotropicFamily
 from hkd.models.families.masked_tokens import MaskedTokens
+from hkd.models.taps import Taps, Want
+from hkd.spec import ModelCard
+
+
+@dataclass(kw_only=True)
+class AlignedTaps(Taps):
+    """Taps of the visible patches, and `hidden`, the last map of a pass over the others, without gradients; each is
+    zero where the other is not."""
+
+    hidden: Float[Tensor, "B Df H W"]
 
 
 def bias_between(owner: Any, places: Int[Tensor, "b M"]) -> Float[Tensor, "b H M M"]:
@@ -51,11 +63,40 @@ def run_block(block: Any, places: Tensor, shared: Tensor | None, tokens: Tensor)
 
 
 class BeitFamily(MaskedTokens, IsotropicFamily):
-    """timm's class Beit."""
+    """timm's class Beit, whose `forward` also takes `aligned` in the place of `visible`."""
 
     name = "beit"
-    accepts = IsotropicFamily.accepts | MaskedTokens.accepts
+    accepts = IsotropicFamily.accepts | MaskedTokens.accepts | {"aligned"}
     timm_files = ("beit",)
+
+    def forward(
+        self,
+        net: Any,
+        card: ModelCard,
+        x: Float[Tensor, "B 3 Hi Wi"],
+        want: Want,
+        *,
+        aligned: Bool[Tensor, "B 1 g g"] | None = None,
+        **options: Any,
+    ) -> Taps:
+        """Run the model once on normalised images, or twice: on what is visible of them and on what is hidden.
+
+        Args:
+            net, card, x, want, options: as `Family.forward`.
+            aligned: True where a patch is visible, at equally many places of each image, but not at all.
+
+        Returns:
+            `AlignedTaps` with such a mask.
+
+        Raises:
+            UserError: a mask that does not fit, or shows none or all of an image.
+        """
+        if aligned is None:
+            return super().forward(net, card, x, want, **options)
+        taps = super().forward(net, card, x, want, visible=aligned, **options)
+        with torch.no_grad():
+            hidden = super().forward(net, card, x, Want(), visible=~aligned, **options).final
+        return AlignedTaps(**vars(taps), hidden=hidden)
 
     def position(self, net: Any, embedded: Tensor) -> Float[Tensor, "B M D"]:
         tokens = torch.cat([net.cls_token.expand(len(embedded), -1, -1), embedded], dim=1)

@@ -1,6 +1,6 @@
 """ResNet: He et al. 2016, arXiv:1512.03385, in timm's form; also the D variant and small-image stems."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -16,7 +16,7 @@ class ResNetFamily(Family):
     """
 
     name = "resnet"
-    timm_files = ("resnet",)
+    timm_files: ClassVar[tuple[str, ...]] = ("resnet",)
 
     def construct(self, arch: str, kwargs: dict[str, Any]) -> Any:
         maxpool, stem = kwargs.pop("maxpool", True), kwargs.pop("stem", None)

@@ -29,7 +29,7 @@ class SparseFamily(Family):
     has_kernels: whether spconv has kernels for the convolutions that take its time.
     """
 
-    accepts = frozenset({"visible", "backend"})
+    accepts = frozenset({"visible", "backend", "sparse"})
     has_kernels: ClassVar[bool] = False
 
     def construct(self, arch: str, kwargs: dict[str, Any]) -> Any:
