@@ -207,9 +207,10 @@ def followed(chosen=None, **options):
         optimizer = timm.optim.Lamb(net.parameters(), lr=0.016, weight_decay=0.02, **options)
     else:
         optimizer = make_optimizer(chosen, net, nn.Identity())
+    outlier = None
     for step in range(40):
         gradient = torch.randn(40, 40) * (1000 if step == 20 else 1)
-        outlier = gradient if step == 20 else None if step < 20 else outlier
+        outlier = gradient if step == 20 else outlier
         before, net.weight.grad = net.weight.detach().clone(), gradient
         optimizer.step()
         if step == 30:
