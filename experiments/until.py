@@ -20,7 +20,7 @@ from experiments.records.committed import Records
 from experiments.records.store import Store
 from experiments.reproduce import Reproduction, compared, expected_here, reproduce
 from experiments.results import sequential
-from experiments.results.compare import compare
+from experiments.results.compare import Comparison, compare
 from experiments.results.judging import Judgement, going_on
 from experiments.results.sequential import LOOKS, Design, boundary, design, nominal_levels, stored
 from experiments.results.verdicts import inside
@@ -150,6 +150,21 @@ def shown(chosen: Plan, store: Store) -> Reproduction | None:
         return None
     whole = replace(planned(chosen.table, chosen.profile, looks.seeds, shown_from=store), margins=looks.margins)
     return as_bought(whole, looks, store)
+
+
+def as_committed(chosen: Plan, store: Store) -> tuple[Plan, Comparison, Records] | None:
+    """What the committed looks at a table left, from the committed records; None where there are none.
+
+    Args:
+        chosen: the table as a fixed design.
+        store: an empty one.
+    """
+    looks = stored(committed_looks(chosen))
+    if looks is None:
+        return None
+    whole = replace(planned(chosen.table, chosen.profile, looks.seeds, shown_from=store), margins=looks.margins)
+    found = as_bought(whole, looks, store)
+    return found.plan, found.comparison, found.records
 
 
 def looks_of(plan: Plan) -> Design | None:

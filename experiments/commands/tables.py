@@ -412,7 +412,7 @@ def update(*table: str, profile: str | None = None, seeds: Whole | None = None) 
     if not table:
         raise UserError("Name the tables whose records are to be committed: `hkd reference update TABLE`.")
     store, console = Store(places.runs()), out()
-    from experiments.until import commit
+    from experiments.until import as_committed, commit
 
     for name in table:
         each = planned(name, profile, seeds)
@@ -425,7 +425,7 @@ def update(*table: str, profile: str | None = None, seeds: Whole | None = None) 
             Text(f"{each.table} ({each.profile}): {len(records)} runs, {decimal(path.stat().st_size)}: {path}")
         )
         if not is_own(each):
-            console.print(Text(f"What all tables of the profile say: {write_summary(each.profile)}"))
+            console.print(Text(f"What all tables of the profile say: {write_summary(each.profile, as_committed)}"))
     return 0
 
 

@@ -6,9 +6,10 @@ test compares it with them, and `hkd reference update` writes it.
 """
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -16,12 +17,17 @@ from experiments import places
 from experiments.documents import Document
 from experiments.planning import schema
 from experiments.planning.asked import planned
+from experiments.planning.plan import Plan
 from experiments.records.committed import Records, path_of
-from experiments.records.store import Store
+from experiments.records.store import Record, Store
 from hkd.errors import UserError
 from hkd.files import atomic_write
 
+if TYPE_CHECKING:
+    from experiments.results.compare import Comparison
+
 SUMMARY = "tables.json"
+Bought = Callable[[Plan, Store], "tuple[Plan, Comparison, Mapping[str, Record]] | None"]
 
 
 class Summary(Document):
@@ -97,8 +103,13 @@ def committed(profile: str) -> dict[str, Summary]:
         ) from None
 
 
-def summarised(profile: str) -> dict[str, Summary]:
-    """What the committed records of a profile say, compared anew; own records are not looked at."""
+def summarised(profile: str, bought: Bought) -> dict[str, Summary]:
+    """What the committed records of a profile say, compared anew; own records are not looked at.
+
+    Args:
+        profile: its name.
+        bought: what the looks at a table left, or None where none were taken (`experiments.until.as_committed`).
+    """
     from experiments.results.compare import compare  # imports pandas
 
     nothing = Store(places.references() / "no-runs")
@@ -107,17 +118,18 @@ def summarised(profile: str) -> dict[str, Summary]:
         if not path_of(places.references(), profile, table).is_file():
             continue
         plan = planned(table, profile, shown_from=nothing)
-        records = Records(plan, nothing, places.references())
+        records: Mapping[str, Record] = Records(plan, nothing, places.references())
+        plan, comparison, records = bought(plan, nothing) or (plan, compare(plan, records), records)
         seconds = sum(record.cost.get("cpu_s", 0.0) for record in records.values())
-        counts = compare(plan, records).counts("verdict")
+        counts = comparison.counts("verdict")
         found[table] = Summary(verdicts=counts, runs=len(plan.runs), cpu_s=round(seconds, 1))
     return found
 
 
-def write_summary(profile: str) -> Path:
-    """Write the summary of a profile's committed records beside them."""
+def write_summary(profile: str, bought: Bought) -> Path:
+    """Write the summary of a profile's committed records beside them; arguments as of `summarised`."""
     path = places.references() / profile / SUMMARY
-    text = json.dumps({name: each.model_dump() for name, each in summarised(profile).items()}, indent=1)
+    text = json.dumps({name: each.model_dump() for name, each in summarised(profile, bought).items()}, indent=1)
     with atomic_write(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
     return path

@@ -12,6 +12,7 @@ from pathlib import Path
 from experiments import places
 from experiments.planning import schema, standins
 from experiments.planning.schema import Profile, Table
+from experiments.records.committed import SUFFIX
 from experiments.results import recipe_page
 from experiments.results.overview import Summary, committed
 from experiments.results.verdicts import DECIDED, VERDICTS
@@ -94,8 +95,13 @@ def came_out(tables: Iterable[Table], summaries: Mapping[str, Summary]) -> Itera
     for paper, name in PAPERS.items():
         of_paper = [each for id_, each in once.items() if by_name[id_].paper == paper]
         counts = words(counted(of_paper))
-        finding = by_name[HEADLINE[paper]].finding.get(PROFILES[0], "")
-        yield f"- **{name}** ({counts or 'no published direction'}): {finding} [More](docs/results-{paper}.md)."
+        finding = by_name[HEADLINE[paper]].finding.get(PROFILES[0])
+        told = (
+            f" ({counts or 'no published direction'}): {finding}"
+            if finding
+            else ": planned and tested, not run by us yet."
+        )
+        yield f"- **{name}**{told} [More](docs/results-{paper}.md)."
     every = counted(once.values())
     decided, total = sum(every.get(word, 0) for word in DECIDED), sum(every.values())
     yield ""
@@ -123,12 +129,14 @@ def page(paper: str, tables: Iterable[Table], summaries: Mapping[str, Mapping[st
     told = [table for table in tables if table.finding or pictures(table.id)]
     for table in told:
         lines += ["", *section(table, summaries, laptop)]
-    rest = [f"`{table.id}`" for table in tables if table not in told]
-    if rest:
-        lines += [
-            "",
-            f"Without a finding of their own, but with numbers that [claims](claims.md) use: {', '.join(rest)}.",
-        ]
+    rest = [table.id for table in tables if table not in told]
+    measured = [name for name in rest if has_records(name)]
+    for names, said in (
+        (measured, "Without a finding of their own, but with numbers that [claims](claims.md) use"),
+        ([name for name in rest if name not in measured], "Planned and tested, not run by us yet"),
+    ):
+        if names:
+            lines += ["", f"{said}: {', '.join(f'`{name}`' for name in names)}."]
     return "\n".join(lines) + "\n"
 
 
@@ -153,6 +161,12 @@ def section(table: Table, summaries: Mapping[str, Mapping[str, Summary]], laptop
     for picture in pictures(table.id):
         yield ""
         yield f"![{table.title}](pictures/{picture})"
+
+
+def has_records(table: str) -> bool:
+    """Whether something that was measured for a table is committed, at any of the profiles."""
+    folders = [places.references() / profile for profile in PROFILES]
+    return any((folder / f"{table}{suffix}").is_file() for folder in folders for suffix in (SUFFIX, ".measures.json"))
 
 
 def pictures(table: str) -> list[str]:
