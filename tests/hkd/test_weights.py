@@ -300,7 +300,7 @@ def test_a_file_larger_than_memory_is_refused_before_it_is_hashed(tmp_path, suff
     path = tmp_path / f"net{suffix}"
     path.touch()
     os.truncate(path, 2**43)  # holds nothing, and takes no room
-    monkeypatch.setattr("hkd.models.weights.sha256", None)
+    monkeypatch.setattr("hkd.models.weights.weights_sha256", None)
     with pytest.raises(UserError, match=r"has 8192\.0 GiB, and this machine"):
         load_weights(build(), path)
 
