@@ -67,12 +67,14 @@ def setting(plan: Plan) -> str:
     percent = ", ".join(metric_name(metric) for metric in plan.metrics if metric not in LOSSES)
     losses = ", ".join(metric_name(metric) for metric in plan.metrics if metric in LOSSES)
     metric = "; ".join(filter(None, (percent and f"{percent} in percent, gains in points", losses)))
+    return f"Profile {plan.profile}; data: {data}; {metric}; {seeds_said(plan)} ({spans(plan.seeds)}); {length} per student."
+
+
+def seeds_said(plan: Plan) -> str:
+    """`5 seeds`, or `5 to 27 seeds` where rows have different ones."""
     of_rows = sorted({len(cell.runs) for cell in plan.cells if cell.runs})
     fewest = f"{of_rows[0]} to " if len(of_rows) > 1 else ""
-    return (
-        f"Profile {plan.profile}; data: {data}; {metric}; {fewest}"
-        f"{len(plan.seeds)} seed{'s' if len(plan.seeds) > 1 else ''} ({spans(plan.seeds)}); {length} per student."
-    )
+    return f"{fewest}{len(plan.seeds)} seed{'s' if len(plan.seeds) > 1 else ''}"
 
 
 def training_specs(plan: Plan) -> list[RunSpec]:

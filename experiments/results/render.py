@@ -20,7 +20,7 @@ import pandas as pd
 from experiments.planning.plan import Cell, Plan
 from experiments.planning.replications import not_reached
 from experiments.records.store import Record
-from experiments.results.caption import caption, heading, listed, metric_name, pooled_texts, with_interval
+from experiments.results.caption import caption, heading, listed, metric_name, pooled_texts, seeds_said, with_interval
 from experiments.results.compare import CellResult, Comparison, replications
 from experiments.results.statements import GAINS, performance_profile, probability_of_improvement
 from experiments.results.stats import NOTHING, Estimate, MeanRanks, mean_ranks
@@ -796,6 +796,5 @@ def draw_map(plan: Plan, comparison: Comparison, path: Path) -> None:
 
 def scale(plan: Plan, metrics: tuple[str, ...] = ()) -> str:
     """Profile, seeds and metric (the first unless given; several are named by their rows) as a caption begins."""
-    seeds = f"{len(plan.seeds)} seed{'s' if len(plan.seeds) > 1 else ''}"
     shown = f"; {metric_name((metrics or plan.metrics)[0])}" if len(metrics) < 2 else ""
-    return f"Profile {plan.profile}, {seeds}{shown}."
+    return f"Profile {plan.profile}, {seeds_said(plan)}{shown}."
