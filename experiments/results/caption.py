@@ -67,7 +67,8 @@ def setting(plan: Plan) -> str:
     percent = ", ".join(metric_name(metric) for metric in plan.metrics if metric not in LOSSES)
     losses = ", ".join(metric_name(metric) for metric in plan.metrics if metric in LOSSES)
     metric = "; ".join(filter(None, (percent and f"{percent} in percent, gains in points", losses)))
-    return f"Profile {plan.profile}; data: {data}; {metric}; {seeds_said(plan)} ({spans(plan.seeds)}); {length} per student."
+    seeds = f"{seeds_said(plan)} ({spans(plan.seeds)})"
+    return f"Profile {plan.profile}; data: {data}; {metric}; {seeds}; {length} per student."
 
 
 def seeds_said(plan: Plan) -> str:
