@@ -35,7 +35,7 @@ START = "start"  # the slug of the weights that a student starts from
 # feature, its maps, its maps at every stage with heads or attention.
 CHEAP_FIRST = ("kd", "dkd", "dist", "rkd", "cc", "crd", "fitnet", "hcd", "ofa", "scalekd")
 # What does not train a classifier with one teacher; any other method is taken by name, and `all` is the ones above.
-LABEL_FREE = frozenset({"beit", "hgkd", "hybrid", "mae", "masked_pixels", "moco", "simclr"})
+LABEL_FREE = frozenset({"beit", "cae", "hgkd", "hybrid", "mae", "masked_pixels", "moco", "simclr"})
 SEVERAL_TEACHERS = frozenset({"unic"})
 RECIPES = schema.HERE / "recipes"
 SEEDS = 3

@@ -71,9 +71,7 @@ def build_one(folder: Path, store: Store, table: Table, plan: Plan) -> Report:
     Raises:
         UserError: the folder cannot be written.
     """
-    entry = Entry(
-        name=plan.table, page=plan.table, profile=plan.profile, table=table, plan=plan, **compared(plan, store)
-    )
+    entry = Entry(name=plan.table, page=plan.table, profile=plan.profile, table=table, **compared(plan, store))
     try:
         return written(folder, Findings(main=plan.profile, profiles=(plan.profile,), entries=(entry,)), None, None)
     except OSError as error:

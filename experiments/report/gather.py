@@ -25,6 +25,7 @@ from experiments.records.live import curves_so_far
 from experiments.records.store import Record, Store
 from experiments.results.compare import CellResult, Comparison, compare
 from experiments.results.render import costs
+from experiments.until import shown
 from hkd.errors import UserError
 
 State = tuple[tuple[str, int, int], ...]  # files of runs, with their times (ns) and sizes
@@ -151,20 +152,25 @@ def read(name: str, profile: str, page: str, store: Store) -> Entry:
     facts: dict[str, Any] = {"name": name, "profile": profile, "page": page}
     try:
         facts["table"] = schema.load_table(name)
-        plan = facts["plan"] = planned(name, profile, shown_from=store)
-        return Entry(**facts, **compared(plan, store))
+        return Entry(**facts, **compared(planned(name, profile, shown_from=store), store))
     except UserError as error:
         return Entry(**facts, problem=str(error))
 
 
 def compared(plan: Plan, store: Store) -> dict[str, Any]:
-    """What the records of a plan say: the fields of an `Entry` that change while runs go on."""
+    """What the records of a plan say: the fields of an `Entry` that change while runs go on, and its plan.
+
+    A table whose seeds were bought has the plan and the judgement that its looks left.
+    """
+    bought = shown(plan, store)
+    plan = plan if bought is None else bought.plan
     left = state(plan, store)  # before they are read: what comes in between is seen at the next look
     records = Records(plan, store, places.references())
-    comparison = compare(plan, records)
+    comparison = compare(plan, records) if bought is None else bought.comparison
     begun = under_way(plan, records, store)
     so_far = {key: curves_so_far(store.folder(key)) for key in begun}
     return {
+        "plan": plan,
         "left": left,
         "comparison": comparison,
         "records": dict(records),

@@ -91,7 +91,7 @@ def test_no_pair_of_scalekds_table_is_refused():
 
 def test_the_plan_command_shows_refused_pairs_and_why(monkeypatch, capsys):
     table = replace(fake_plan(run()), cells=(cell("swin_t-resnet18", "ScaleKD", "a"),))
-    monkeypatch.setattr(tables, "planned", lambda table, profile=None, seeds=None: table_of)
+    monkeypatch.setattr(tables, "planned", lambda table, profile=None, seeds=None, recipe=None: table_of)
     table_of = table
     with pytest.raises(SystemExit):
         cli.main(["plan", "fake_table"])

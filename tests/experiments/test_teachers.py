@@ -1,5 +1,7 @@
 """The manifest of teachers agrees with the zoo and with published values, and measured accuracies come from runs."""
 
+from pathlib import Path
+
 import pytest
 
 from experiments import teachers
@@ -9,13 +11,17 @@ from experiments.records.store import Record, Store
 from hkd.errors import UserError
 from hkd.models.cards.zoo import ZOO
 
+# By our own tables, under names of their own; at `paper` their files are those of the teachers that they are.
+TRAINED_HERE = {"cnn_r50", "cae_mim_b16"}
+
 
 def test_every_teacher_of_every_profile_has_its_weights_source_and_licence():
     known = schema.load_manifest().teachers
     for name in schema.names("profiles"):
         mapped = schema.load_profile(name).teachers.items()
+        files = {Path(mapping.weights).stem for _, mapping in mapped if mapping.weights}
         slugs = {teacher.partition("@")[0] for teacher, mapping in mapped if not mapping.random}
-        assert all(known[slug].weights and known[slug].licence for slug in slugs)
+        assert all(known[slug].weights and known[slug].licence for slug in files | slugs - TRAINED_HERE)
 
 
 def test_weights_are_those_that_the_zoo_names():

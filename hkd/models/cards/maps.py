@@ -89,4 +89,9 @@ MAPS: dict[str, tuple[Map, Map]] = {
     "clip_b16_mini": ((96, 8), (96, 8)),
     "hybrid_fd_b16_mini": ((96, 8), (96, 8)),
     "beit_b16_mini": ((96, 8), (96, 8)),
+    "cae_b16_mini": ((96, 8), (96, 8)),
+    "sparse_efficientnet_lite0": ((112, 14), (1280, 7)),
+    "sparse_efficientnet_lite0_mini": ((96, 4), (256, 4)),
+    "channel_resnet50": ((1024, 14), (2048, 7)),
+    "channel_resnet50_mini": ((64, 4), (128, 4)),
 }

@@ -94,6 +94,10 @@ def test_numbers_of_a_table_are_those_of_its_csv(report):
             for name, attribute in zip(names, ("data-v", "data-l", "data-h"), strict=False):
                 written = line[name]
                 there = shown[cell].attributes[attribute]
+                if name == "gain" and written:  # of bought seeds: at the look that decided, as its interval is
+                    middle = (float(line["judged_ci_low"]) + float(line["judged_ci_high"])) / 2
+                    assert float(there) == pytest.approx(middle, abs=1e-3), line["row"]
+                    continue
                 assert (written == there == "") or float(written) == float(there), (line["row"], name)
         assert line["verdict"] in row.text
         assert line["n_seeds"] == shown[6].attributes["data-v"]
@@ -160,11 +164,11 @@ def test_the_finding_stands_first_on_a_tables_page_and_only_at_its_profile(repor
 
 
 def test_a_cell_is_explained_in_words_and_its_runs_have_key_curves_and_configuration(report):
-    found = page(report.start.parent / "c/scalekd_table3/swin_l-convnext_t.html")
+    found = page(report.start.parent / "c/scalekd_table3/swin_l-vit_s16.html")
     section = next(each for each in found.all("section") if each.attributes["id"] == "scalekd")
-    assert re.search(r"includes 0; the published gain is \+2\.02: (undecided|too noisy), that is", section.text)
+    assert re.search(r"includes 0; the published gain is \+4\.03: (undecided|too noisy), that is", section.text)
     keys = read(path_of(places.references(), "laptop", "scalekd_table3"))
-    cell = next(c for c in keys.cells if (c.row, c.method) == ("swin_l-convnext_t", "scalekd"))
+    cell = next(c for c in keys.cells if (c.row, c.method) == ("swin_l-vit_s16", "scalekd"))
     assert all(key in section.text for key in cell.runs.values())
     assert any("loss over epochs" in each.attributes["aria-label"] for each in section.all("svg"))
     assert "method.name" in section.text
