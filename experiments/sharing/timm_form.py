@@ -39,8 +39,13 @@ def timm_form(card: ModelCard) -> TimmForm:
     """A card as timm names it; masks and other initial weights, which some families add, change no output.
 
     Raises:
-        UserError: a class that neither timm nor `modeling.py` has a name for.
+        UserError: a class that neither timm nor `modeling.py` has a name for, or a network of four channels.
     """
+    if card.family == "channel_resnet":
+        raise UserError(
+            f"{card.name} reads a fourth channel, the mask, which timm's networks for images have not: export a student "
+            "of another family."
+        )
     args = {key: value for key, value in plain(card.kwargs).items() if value is not None}
     family = card.family.removeprefix("sparse_")
     if family == "resnet" and not (args.get("maxpool", True) and args.get("stem") is None):

@@ -27,7 +27,8 @@ from hkd.spec import DataSpec
 from tests.experiments.sharing.conftest import spec_of
 
 FEW = ("resnet50_mini", "mixer_b14_mini", "swin_t_mini")
-OTHERS = sorted({*load_profile("laptop").models.values()} - {*FEW})
+FOUR_CHANNELS = "channel_resnet50_mini"
+OTHERS = sorted({*load_profile("laptop").models.values()} - {*FEW, FOUR_CHANNELS})
 FIRST = {ZOO[name].family: name for name in reversed(OTHERS)}  # one of each family; the rest is for `-m long`
 
 
@@ -64,6 +65,11 @@ def test_timm_makes_the_same_logits_of_an_exported_folder(finished, tmp_path, ca
 )
 def test_every_student_of_the_laptop_profile_is_exported_with_its_logits(finished, tmp_path, card):
     check(finished, card, tmp_path / "out")
+
+
+def test_a_network_of_four_channels_is_not_exported():
+    with pytest.raises(UserError, match="reads a fourth channel, the mask"):
+        timm_form(ZOO[FOUR_CHANNELS])
 
 
 @pytest.mark.parametrize("card", ["resnet50_mini", "mobilenet_v1_mini", "resmlp_s12_mini", "hybrid_fd_b16_mini"])
