@@ -43,8 +43,8 @@ def timm_form(card: ModelCard) -> TimmForm:
     """
     if card.family == "channel_resnet":
         raise UserError(
-            f"{card.name} reads a fourth channel, the mask, which timm's networks for images have not: export a student "
-            "of another family."
+            f"{card.name} reads a fourth channel, the mask, which timm's networks for images have not: export a "
+            "student of another family."
         )
     args = {key: value for key, value in plain(card.kwargs).items() if value is not None}
     family = card.family.removeprefix("sparse_")
