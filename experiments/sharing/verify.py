@@ -217,7 +217,7 @@ def predict(subject: Checkpoint, split: Split, device: str) -> tuple[Tensor, Ten
         shown = source(part, None, None)
         unread |= shown.corrupt
         if len(shown.index):
-            logits.append(net(normalise(resized(shown.images.to(device), subject.side))).float().cpu())
+            logits.append(net(normalise(resized(shown.x.to(device), subject.side))).float().cpu())
             seen.append(shown.index)
     return (
         torch.cat(logits) if logits else torch.empty(0, 1),

@@ -26,15 +26,15 @@ class Shown:
     and what is to be pasted into images that are bytes once they are numbers.
     """
 
-    x: Float[Tensor, "b 3 S S"] | UInt8[Tensor, "b 3 S S"]
+    raw: Float[Tensor, "b 3 S S"] | UInt8[Tensor, "b 3 S S"]
     index: Int[Tensor, " b"]
     corrupt: dict[str, str] = field(default_factory=dict)
     patches: Patches = field(default_factory=list)
 
     @property
-    def images(self) -> Float[Tensor, "b 3 S S"]:
+    def x(self) -> Float[Tensor, "b 3 S S"]:
         """The images in [0, 1]."""
-        return paste(to_float(self.x), self.patches) if self.x.dtype == torch.uint8 else self.x
+        return paste(to_float(self.raw), self.patches) if self.raw.dtype == torch.uint8 else self.raw
 
 
 class MemorySource:

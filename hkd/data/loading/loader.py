@@ -260,9 +260,9 @@ class Loader(BatchLoader[Batch]):
         shown = self.source(index, self._draws(item) if view is None else None, view)
         if not len(shown.index):
             return Loaded(None, shown.corrupt)
-        x, y, patches = shown.x, self.labels[shown.index], shown.patches
+        x, y, patches = shown.raw, self.labels[shown.index], shown.patches
         if self.mixup and not self.mixes_late:
-            (x, y), patches = self._mix(self.mixup, shown.images, y, item), []
+            (x, y), patches = self._mix(self.mixup, shown.x, y, item), []
         views = None if view is None else torch.full((len(x),), view)
         return Loaded(
             Batch(x, y, shown.index, views), shown.corrupt, item if self.mixup and self.mixes_late else None, patches
