@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from experiments.execution import run
 from experiments.execution.events import Event
 from experiments.execution.progress import Progress
 from experiments.execution.run import execute_run
@@ -18,6 +19,8 @@ from experiments.records.live import Told, announced, left_by_rate, look
 from experiments.records.store import Store
 from experiments.tracking.sparkline import sparkline
 from experiments.tracking.watch import frame
+from hkd.methods import METHODS
+from hkd.tasks import TASKS
 from hkd.training.job import Runtime
 from tests.experiments.fake_tasks import fake_plan, fake_run, register
 
@@ -25,7 +28,10 @@ RUNTIME = Runtime(accelerator="cpu")
 
 
 @pytest.fixture
-def store(tmp_path):
+def store(tmp_path, monkeypatch):
+    for place in (METHODS, TASKS):  # what was there is there again afterwards
+        monkeypatch.setitem(place, "fake", None)
+    monkeypatch.setattr(run, "is_ours", run.is_ours)
     register()
     return Store(tmp_path / "runs")
 
