@@ -167,7 +167,7 @@ def test_the_commands_of_the_docs_bring_runs_with_loader_workers_through_a_sched
     assert all(process.poll() is None for process in began)
     assert list(statuses(shared).values()) == [("done", None)] * RUNS
     assert [line["status"] for line in table(shared)] == ["done"] * 3
-    assert "(overridden: epochs 1, batch_size 4, warmup_epochs 0.0)" in said(shared, "run")
+    assert "(overridden" not in said(shared, "run")  # of a profile that is not held against the paper's values
     assert not {line["verdict"] for line in table(shared)} & set(BY_VALUE)
     assert shell(f"{export}; hkd run {TABLE} --profile walk", "again").wait(timeout=100) == 0
     assert f"0 of {RUNS} runs executed" in said(shared, "again")
