@@ -24,7 +24,7 @@ from experiments.grids import new_table
 from experiments.planning import overrides, schema, standins
 from experiments.planning.asked import fields_of, planned
 from experiments.planning.estimate import ASSUMPTIONS
-from experiments.planning.own import OWN, is_path
+from experiments.planning.own import OWN, is_path, known_name
 from experiments.planning.plan import Plan
 from experiments.records.committed import Records, path_of
 from experiments.records.store import Store
@@ -396,7 +396,12 @@ def check_others(place: Path, wanted: tuple[str, ...]) -> int:
 
 
 @reference_app.command
-def update(*table: str, profile: str | None = None, seeds: Whole | None = None) -> int:
+def update(
+    *table: str,
+    profile: str | None = None,
+    seeds: Whole | None = None,
+    also: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
+) -> int:
     """Write the records of finished tables that are on this machine to results/reference/, to be committed.
 
     Of a table whose seeds were bought all of them and its looks are written, unless --seeds says how many.
@@ -405,6 +410,7 @@ def update(*table: str, profile: str | None = None, seeds: Whole | None = None) 
         table: names of tables, or files of your own, whose references are in results/reference/ of the working folder.
         profile: scale; the default is in params.yaml.
         seeds: seeds per cell; the default is in params.yaml, then the profile's.
+        also: tables of which committed records of the same runs are taken where this machine has none.
     """
     from experiments.results import regression
     from experiments.results.overview import write_summary
@@ -414,12 +420,14 @@ def update(*table: str, profile: str | None = None, seeds: Whole | None = None) 
     store, console = Store(places.runs()), out()
     from experiments.until import as_committed, commit
 
+    for other in also:
+        known_name("tables", other, schema.table_ids())
     for name in table:
         each = planned(name, profile, seeds)
         if seeds is None and not is_own(each):
             each = commit(each, store)
         path = reference_of(each)
-        records = Records(each, store, None)
+        records = Records(each, store, places.references() if also else None, also)
         regression.save_reference(each, records, path)
         console.print(
             Text(f"{each.table} ({each.profile}): {len(records)} runs, {decimal(path.stat().st_size)}: {path}")

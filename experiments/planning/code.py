@@ -6,20 +6,31 @@ outside, as does hkd/spec.py, whose values are part of every key themselves.
 Of a unit from elsewhere (hkd/outside.py) also the modules of its own package are read, the packages they are in, and
 whatever else they import that is not installed: a file beside it, a checkout on PYTHONPATH. What is installed is
 recorded by its version, like any library.
+
+Reading a hundred files as syntax trees takes longer than all else of planning a table; so what was read of a file's
+bytes is kept beside the runs (`Read`).
 """
 
 import ast
+import hashlib
+import json
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import hkd
+from experiments import places
 from experiments.records.store import digest
+from hkd.files import atomic_write
 from hkd.outside import is_ours, spec_of
+
+Import = tuple[int, str | None, tuple[str, ...]]  # level, module and names; of a plain `import` 0, None and the modules
 
 OUTSIDE = {"hkd.spec"}
 INSTALLED = {"site-packages", "dist-packages"}  # folders of libraries
+UNSTEADY = {"kind", "type_comment"}  # fields of syntax trees that only some versions fill in
 
 
 class Code:
@@ -31,17 +42,19 @@ class Code:
 
     def __init__(self, root: Path):
         self.root = Path(root)
+        self.kept = Kept(places.runs() / ".cache")
         self._trees: dict[str, ast.Module | None] = {}
+        self._read: dict[str, tuple[str, tuple[Import, ...]]] = {}
         self._imports: dict[str, frozenset[str]] = {}
-        self._plain: dict[str, str] = {}
         self._digests: dict[tuple[str, ...], str] = {}
 
     def digest(self, entry: Iterable[str]) -> str:
         """16 hexadecimal digits over the syntax trees of the import closure of the entry modules."""
         names = tuple(sorted(entry))
         if names not in self._digests:
-            trees = {name: self._module_digest(name) for name in sorted(self.closure(names))}
+            trees = {name: self.read(name)[0] for name in sorted(self.closure(names))}
             self._digests[names] = digest(trees, size=8)
+            self.kept.write()
         return self._digests[names]
 
     def closure(self, entry: Iterable[str]) -> set[str]:
@@ -77,11 +90,11 @@ class Code:
         """
         if name not in self._imports:
             named: set[str] = set()
-            for node in ast.walk(self.tree(name) or ast.Module(body=[], type_ignores=[])):
-                if isinstance(node, ast.Import):
-                    named.update(alias.name for alias in node.names)
-                elif isinstance(node, ast.ImportFrom) and (base := self.base(name, node)):
-                    named.update({base, *(f"{base}.{alias.name}" for alias in node.names)})
+            for level, origin, names in self.read(name)[1] if self.path(name) else ():
+                if not level and origin is None:
+                    named.update(names)
+                elif base := self.base(name, level, origin):
+                    named.update({base, *(f"{base}.{each}" for each in names)})
             if not is_ours(name):
                 named = {each for module in {*named, name} for each in with_packages(module)} - {name}
             self._imports[name] = frozenset(
@@ -89,19 +102,19 @@ class Code:
                 for module in named
                 if (is_ours(module) or self.counts(module, name))
                 and module not in OUTSIDE
-                and self.tree(module) is not None
+                and self.path(module) is not None
             )
         return self._imports[name]
 
-    def base(self, name: str, node: ast.ImportFrom) -> str | None:
+    def base(self, name: str, level: int, origin: str | None) -> str | None:
         """What a `from ... import` of a module imports from, in full; None beyond the top of its package."""
-        if not node.level:
-            return node.module
+        if not level:
+            return origin
         path, parts = self.path(name), name.split(".")
-        up = node.level - (path is not None and path.stem == "__init__")
+        up = level - (path is not None and path.stem == "__init__")
         if up >= len(parts):
             return None
-        return ".".join([*parts[: len(parts) - up], *filter(None, [node.module])])
+        return ".".join([*parts[: len(parts) - up], *filter(None, [origin])])
 
     def counts(self, module: str, importer: str) -> bool:
         """Whether a module from elsewhere, imported by another, is its author's: of one package, or not installed."""
@@ -109,12 +122,70 @@ class Code:
             return False
         return module.split(".")[0] == importer.split(".")[0] or not INSTALLED & {*path.parts}
 
-    def _module_digest(self, name: str) -> str:
-        if name not in self._plain:
-            tree = self.tree(name)
-            assert tree is not None, f"no source for {name}"
-            self._plain[name] = digest(plain(tree))
-        return self._plain[name]
+    def read(self, name: str) -> tuple[str, tuple[Import, ...]]:
+        """The digest of a module's syntax tree, and its import statements, wherever in it they stand."""
+        if name not in self._read:
+            path = self.path(name)
+            assert path is not None, f"no source for {name}"
+            source = path.read_bytes()
+            found = self.kept.get(source)
+            if found is None:
+                tree = self._trees[name] = ast.parse(source)
+                found = digest(plain(tree)), tuple(imported(tree))
+                self.kept.put(source, found)
+            self._read[name] = found
+        return self._read[name]
+
+
+def imported(tree: ast.Module) -> Iterable[Import]:
+    """The import statements of a syntax tree."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield 0, None, tuple(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.level, node.module, tuple(alias.name for alias in node.names)
+
+
+class Kept:
+    """What `Code.read` found, by the bytes of files, for the commands after this one.
+
+    It is kept where runs are, if there is such a folder and it can be written. The file's name says by which code, and
+    under which version of Python, it was read; a file that is not what was written is left aside.
+
+    Args:
+        folder: it is kept in.
+    """
+
+    def __init__(self, folder: Path):
+        readers = [hashlib.sha256(Path(__file__).read_bytes()).hexdigest(), list(sys.version_info[:2])]
+        self.path = folder / f"code-{digest(readers, size=8)}.json"
+        self.new = False
+        self.entries: dict[str, Any] = {}
+        with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+            held = json.loads(self.path.read_bytes())
+            if held["digest"] == digest(held["entries"]):
+                self.entries = dict(held["entries"])
+
+    def get(self, source: bytes) -> tuple[str, tuple[Import, ...]] | None:
+        """What was found in a file of these bytes; None if that is not kept."""
+        held = self.entries.get(hashlib.sha256(source).hexdigest())
+        if held is None:
+            return None
+        return held[0], tuple((level, origin, tuple(names)) for level, origin, names in held[1])
+
+    def put(self, source: bytes, found: tuple[str, tuple[Import, ...]]) -> None:
+        """Keep what was found."""
+        self.entries[hashlib.sha256(source).hexdigest()] = found
+        self.new = True
+
+    def write(self) -> None:
+        """Write what is new, where runs are kept at all."""
+        if self.new and self.path.parent.parent.is_dir():
+            self.new = False
+            with suppress(OSError):  # the next command reads the sources again
+                self.path.parent.mkdir(exist_ok=True)
+                with atomic_write(self.path) as temporary:
+                    temporary.write_text(json.dumps({"digest": digest(self.entries), "entries": self.entries}))
 
 
 def with_packages(module: str) -> list[str]:
@@ -125,18 +196,22 @@ def with_packages(module: str) -> list[str]:
 
 def plain(node: Any) -> Any:
     """A syntax tree as nested lists, the same under every Python version that reads it (unlike `ast.dump`)."""
-    if isinstance(node, ast.AST):
-        fields = []
-        for name, value in ast.iter_fields(node):
-            if name == "body" and isinstance(value, list):
-                value = [item for i, item in enumerate(value) if not (i == 0 and is_docstring(item))]
-            # Empty and absent fields (type_params, kind, ...) come and go between versions.
-            if value not in (None, []) and name not in ("kind", "type_comment"):
-                fields.append([name, plain(value)])
-        return [type(node).__name__, fields]
-    if isinstance(node, list):
-        return [plain(item) for item in node]
-    return [type(node).__name__, repr(node)]
+    if not isinstance(node, ast.AST):
+        return [type(node).__name__, repr(node)]
+    fields = []
+    for name in node._fields:
+        value = getattr(node, name, None)
+        # Empty and absent fields (type_params, kind, ...) come and go between versions.
+        if value is None or name in UNSTEADY:
+            continue
+        if isinstance(value, list):
+            if name == "body" and value and is_docstring(value[0]):
+                value = value[1:]
+            if value:
+                fields.append([name, [plain(item) for item in value]])
+        else:
+            fields.append([name, plain(value)])
+    return [type(node).__name__, fields]
 
 
 def is_docstring(node: ast.AST) -> bool:

@@ -216,6 +216,7 @@ class _Planner:
         self.teachers: dict[str, str] = {}  # as Plan.teachers
         self.tuning = None if select else tuning.load(table.id)  # trials of settings see none that were chosen
         self.expected: dict[str, Expected] = {}  # as Plan.expected
+        self.data_root, self.weights = places.data(), places.weights()  # found once: hundreds of cells ask
         machine = profile.machine
         self.kind = kind or device_kind(device(machine.accelerator), machine.devices * machine.num_nodes)
 
@@ -353,7 +354,7 @@ class _Planner:
         if metric not in GUESSES or not keys:
             return None
         run = self.runs[keys[0]]
-        root = places.data() if run.data_root is None else Path(run.data_root)
+        root = self.data_root if run.data_root is None else Path(run.data_root)
         classes = num_classes(run.spec.data.name, json.dumps(run.spec.data.options, sort_keys=True), root)
         return 100 * min(1.0, GUESSES[metric] / classes)
 
@@ -496,7 +497,7 @@ class _Planner:
             return Weights(kind="random", id=str(mapping.seed))
         if (named := mapping.file or mapping.weights) is None:
             return None
-        path = places.weights() / named  # a path that is whole stays what it is
+        path = self.weights / named  # a path that is whole stays what it is
         if path.is_file():
             name = cached_sha256(path)
         else:
@@ -504,7 +505,7 @@ class _Planner:
             name = known.get(committed.weights_name(path), f"{committed.UNKNOWN}{path.name}")
         weights = Weights(kind="file", id=name)
         facts.files.append((weights.id, str(path)))
-        stated = self.stated.get(card.pretrained) if path == places.weights() / f"{card.name}.safetensors" else None
+        stated = self.stated.get(card.pretrained) if path == self.weights / f"{card.name}.safetensors" else None
         if stated is not None and path.is_file() and name != stated:
             facts.missing = (
                 f"teacher '{slug}' needs the weights {card.pretrained}, and {path} is another file than "
@@ -546,7 +547,7 @@ class _Planner:
             raise _NoMapping(f"profile '{self.profile.name}' has no data for '{slug}'")
         mapping = self.profile.data[slug]
         options = settled("data", mapping.name, mapping.options | (mapping.teacher_options if teacher else {}))
-        root = places.data() if mapping.path is None else Path(mapping.path)
+        root = self.data_root if mapping.path is None else Path(mapping.path)
         fingerprint, missing = data_facts(mapping.name, json.dumps(options, sort_keys=True), root)
         facts.data_root = mapping.path
         if missing and self.known:

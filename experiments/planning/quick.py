@@ -8,6 +8,8 @@ from typing import Any
 
 from ruamel.yaml.resolver import implicit_resolvers
 
+MERGE = "tag:yaml.org,2002:merge"  # of the key `<<`
+
 
 class Doubtful(Exception):
     """Read it with positions: the other reader will say what is wrong, if anything is."""
@@ -34,11 +36,19 @@ def loader() -> Any:
     class Loader(yaml.CSafeLoader):
         yaml_implicit_resolvers: dict[str, list[Any]] = {}
 
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            keys = [key.value for key, _ in node.value]
-            if len(set(keys)) != len(keys) or "<<" in keys:  # whose keys the other reader has in another order
+        def flatten_mapping(self, node: Any) -> None:
+            """Keys of its own first, then merged ones, of equal ones the first, as the other reader has them."""
+            own = [(key, value) for key, value in node.value if key.tag != MERGE]
+            if len({key.value for key, _ in own}) != len(own) or len(node.value) - len(own) > 1:
                 raise Doubtful
-            return super().construct_mapping(node, deep=deep)
+            for _, merged in (pair for pair in node.value if pair[0].tag == MERGE):
+                for each in merged.value if isinstance(merged, yaml.SequenceNode) else [merged]:
+                    if not isinstance(each, yaml.MappingNode):
+                        raise Doubtful
+                    self.flatten_mapping(each)
+                    held = {key.value for key, _ in own}
+                    own += [(key, value) for key, value in each.value if key.value not in held]
+            node.value = own
 
     for versions, tag, pattern, begin in implicit_resolvers:
         if (1, 2) in versions:

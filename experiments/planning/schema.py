@@ -727,7 +727,7 @@ def completed(folder: str, name: str, content: dict[str, Any]) -> dict[str, Any]
 def check_extends(folder: str, name: str) -> None:
     """Refuse a document that extends itself, through others or not."""
     line = [name]
-    while isinstance(held := document(folder, line[-1]), dict) and held.get("extends") in names(folder):
+    while isinstance(held := contents(folder, line[-1]), dict) and held.get("extends") in names(folder):
         line.append(held["extends"])
         if line[-1] in line[:-1]:
             chain = "' extends '".join(line[line.index(line[-1]) :])
@@ -743,7 +743,11 @@ def load_params(path: Path | None = None) -> Params:
     path = path or places.repository() / "params.yaml"
     if not os.path.lexists(path):
         return Params()
-    held = parsed(path, path.name) or {}
+    try:
+        changed = path.stat()
+    except OSError as error:
+        raise UserError(f"{path.name} cannot be read ({error.strerror}).") from error
+    held = _params(path, changed.st_mtime_ns, changed.st_size)
     if not isinstance(held, dict):
         raise UserError(f"{path.name}:1: keys are expected, such as `profile: laptop`.")
 
@@ -753,6 +757,11 @@ def load_params(path: Path | None = None) -> Params:
     found = validated(Params, {key: value for key, value in plain(held).items() if value is not None}, refused)
     check_recipe(found.recipe, lambda loc, message: refused(("recipe", *loc), message))
     return found
+
+
+@cache
+def _params(path: Path, changed: int, size: int) -> Any:
+    return parsed(path, path.name) or {}  # once: planning all tables asks for each
 
 
 def validated(model: type[T], content: Any, refused: Callable[[Loc, str], UserError]) -> T:

@@ -308,21 +308,25 @@ class Records(Mapping[str, Record]):
         plan: of a table at a profile.
         store: of this machine.
         references: folder of the committed files; None: this machine's records alone.
+        tables: whose committed records are read, the first that has a run; None: the plan's own table.
 
     Raises:
-        UserError: a record, or the file, is not what was written.
+        UserError: a record, or a file, is not what was written.
     """
 
-    def __init__(self, plan: "Plan", store: Store, references: Path | None):
+    def __init__(self, plan: "Plan", store: Store, references: Path | None, tables: Sequence[str] | None = None):
         self.store = store
         self.own = store.load_all(plan.runs)
-        self.committed: Committed | None = None
+        self.holders: dict[str, Committed] = {}  # of runs that are not this machine's
         if references is not None and len(self.own) < len(plan.runs):
-            path = path_of(references, plan.profile, plan.table)
-            self.committed = read(path) if path.is_file() else None
+            for table in (plan.table,) if tables is None else tables:
+                if (path := path_of(references, plan.profile, table)).is_file():
+                    file = read(path)
+                    for key in file.by_key.keys() & (plan.runs.keys() - self.own.keys()):
+                        self.holders.setdefault(key, file)
         self.found: dict[str, Record] = {}
         for key in plan.runs:
-            record = self.own.get(key) or (self.committed.record(key) if self.committed else None)
+            record = self.own.get(key) or (self.holders[key].record(key) if key in self.holders else None)
             if record is not None:
                 self.found[key] = record
 
@@ -341,7 +345,7 @@ class Records(Mapping[str, Record]):
         for key in dict.fromkeys(keys):
             kept: Predictions | None = None
             if key not in self.own:
-                kept = self.committed.predictions(key) if self.committed else None
+                kept = self.holders[key].predictions(key) if key in self.holders else None
             elif arrays := kept_predictions(self.store, self.own[key]):
                 row, label = arrays["row"], arrays["label"]
                 kept = {"row": row, "label": label, "correct": arrays["prediction"] == label}
@@ -354,7 +358,7 @@ class Records(Mapping[str, Record]):
         found: dict[str, Curves] = {}
         for key in dict.fromkeys(keys):
             if key not in self.own:
-                kept = self.committed.curves(key) if self.committed else None
+                kept = self.holders[key].curves(key) if key in self.holders else None
             else:
                 kept = kept_curves(self.store, self.own[key])
             if kept is not None:

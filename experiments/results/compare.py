@@ -33,7 +33,7 @@ from hkd.errors import UserError
 
 TEXT = ("table", "row", "teacher", "student", "method", "variant", "metric")
 NUMBERS = ("published", "measured", "ci_low", "ci_high")
-GAINS = ("gain", "gain_ci_low", "gain_ci_high", "judged_ci_low", "judged_ci_high", "published_gain")
+GAINS = ("gain", "gain_ci_low", "gain_ci_high", "judged_gain", "judged_ci_low", "judged_ci_high", "published_gain")
 SAID = ("replicated", "judged_by", "verdict", "status", "instead", "source")
 COLUMNS = (*TEXT, *NUMBERS, "n_seeds", *GAINS, *SAID)
 
@@ -416,6 +416,7 @@ def frame(plan: Plan, results: list[CellResult]) -> pd.DataFrame:
             "gain": result.gain.mean,
             "gain_ci_low": result.gain.low,
             "gain_ci_high": result.gain.high,
+            "judged_gain": result.judged.estimate.mean,
             "judged_ci_low": result.judged.estimate.low,
             "judged_ci_high": result.judged.estimate.high,
             "published_gain": result.published_gain,
@@ -449,7 +450,11 @@ def validated(table: pd.DataFrame) -> pd.DataFrame:
 
     text, number = pa.Column(str), pa.Column(float, nullable=True)
     ordered = pa.Check(
-        lambda f: ~((f["ci_low"] > f["measured"]) | (f["ci_high"] < f["measured"]) | (f["gain_ci_low"] > f["gain"])),
+        lambda f: (
+            ~((f["ci_low"] > f["measured"]) | (f["ci_high"] < f["measured"]))
+            & ~((f["gain_ci_low"] > f["gain"]) | (f["gain_ci_high"] < f["gain"]))
+            & ~((f["judged_ci_low"] > f["judged_gain"]) | (f["judged_ci_high"] < f["judged_gain"]))
+        ),
         error="an interval contains its mean",
     )
     schema = pa.DataFrameSchema(

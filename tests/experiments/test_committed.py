@@ -3,6 +3,7 @@
 import json
 import lzma
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -71,6 +72,28 @@ def test_a_file_comes_back_as_it_was_written_and_equal_content_is_equal_bytes(pl
         write(compact(plan, Records(plan, store, None)), path)
     assert read(paths[0]) == file
     assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_runs_that_another_table_has_committed_are_taken_as_they_stand_there(plan, store, references, file, tmp_path):
+    other = replace(plan, table="other_table")
+    ours, theirs = next(key for key in plan.runs if key.startswith("teacher")), list(plan.runs)[-1]
+    little = Store(tmp_path / "little")
+    shutil.copytree(store.folder(ours), little.folder(ours))
+    assert list(Records(other, little, references)) == [ours]  # nothing is committed for the table itself
+    found = Records(other, little, references, ["none_such", plan.table])
+    assert list(found) == list(plan.runs)
+    assert (found[ours].committed, found[theirs].committed) == (None, "committed 2026-11-22, A processor")
+    again = compact(other, found)
+    assert {key: as_it_stands(again, key) for key in again.by_key} == {
+        key: as_it_stands(file, key) for key in file.by_key
+    }
+    assert np.array_equal(again.predictions(theirs)["correct"], file.predictions(theirs)["correct"])
+
+
+def as_it_stands(file, key):
+    """A run with what it refers to in its file."""
+    held = file.by_key[key]
+    return held.model_copy(update={"environment": 0, "correct": None}), file.environments[held.environment]
 
 
 def test_of_a_record_all_is_kept_but_artifacts_the_time_of_day_and_digits_of_costs(plan, store, references):
@@ -357,7 +380,7 @@ def test_an_interrupted_run_is_not_taken_for_a_record(plan, store, references, t
 
 def test_a_file_is_not_looked_at_where_all_is_measured_here(plan, store, references):
     path_of(references, plan.profile, plan.table).write_bytes(b"")
-    assert Records(plan, store, references).committed is None
+    assert not Records(plan, store, references).holders
 
 
 def test_without_a_file_there_are_own_records_alone(plan, store, tmp_path):

@@ -350,7 +350,11 @@ def test_the_plain_interval_stands_beside_the_one_that_judges(synthetic):
     plain = comparison.cells[2].gain
     assert (found["gain_ci_low"], found["gain_ci_high"]) == (plain.low, plain.high)
     judged = comparison.cells[2].judged.estimate
-    assert (found["judged_ci_low"], found["judged_ci_high"]) == (judged.low, judged.high)
+    assert (found["judged_gain"], found["judged_ci_low"], found["judged_ci_high"]) == (
+        judged.mean,
+        judged.low,
+        judged.high,
+    )
     halves = [(r.judged.estimate.half_width, r.gain.half_width) for r in comparison.cells if r.gain.n]
     assert np.median([a for a, _ in halves]) < 0.7 * np.median([b for _, b in halves])
 

@@ -1,5 +1,6 @@
 """Run keys: what changes them and, as important, what does not."""
 
+import json
 import shutil
 from dataclasses import fields, replace
 from pathlib import Path
@@ -192,3 +193,51 @@ def test_a_proof_on_one_kind_of_device_says_nothing_of_another(library):
     path = library.path / "methods" / "kd.py"
     path.write_text("# a comment\n" + path.read_text())
     assert library.key(kind="cuda") == before
+
+
+# -- what was read is kept for the next command -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    folder = tmp_path / "store"
+    monkeypatch.setenv("HKD_RUNS", str(folder))
+    return folder
+
+
+def digest_of_a_method():
+    return Code(Path(hkd.__file__).parent.parent).digest(["hkd.methods.scalekd"])
+
+
+def test_sources_are_read_once_for_all_commands(runs, monkeypatch):
+    runs.mkdir()
+    first = digest_of_a_method()
+    assert [path.name.startswith("code-") for path in (runs / ".cache").iterdir()] == [True]
+    monkeypatch.setattr(code.ast, "parse", None)  # would fail
+    assert digest_of_a_method() == first
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"digest": "", "entries": {}}', "a digit"])
+def test_what_was_kept_and_is_damaged_is_read_anew(runs, damage):
+    runs.mkdir()
+    first = digest_of_a_method()
+    (path,) = (runs / ".cache").iterdir()
+    held = path.read_text()
+    other = "0" if first[0] != "0" else "1"
+    if damage == "a digit":  # of what was kept of some file: valid JSON, another key
+        entry = next(iter(json.loads(held)["entries"].values()))[0]
+        damage = held.replace(entry, other + entry[1:] if entry[0] != other else "2" + entry[1:]).encode()
+    path.write_bytes(damage)
+    assert digest_of_a_method() == first
+
+
+def test_nothing_is_kept_where_there_is_no_store_and_a_read_only_one_is_no_error(runs, monkeypatch):
+    first = digest_of_a_method()
+    assert not runs.exists()
+    runs.mkdir()
+
+    def refused(path):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(code, "atomic_write", refused)
+    assert digest_of_a_method() == first

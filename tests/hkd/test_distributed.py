@@ -87,6 +87,7 @@ def test_two_processes_resume_and_end_as_if_never_killed(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_divergence_in_two_processes_is_one_divergence_here(tmp_path):
     wild = replace(ONE_UPDATE, epochs=50, lr=1e6)
     with pytest.raises(Diverged) as caught:

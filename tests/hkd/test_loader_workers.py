@@ -34,8 +34,8 @@ CHANGED = {"crop": "resized", "flip": True, "shift": 2, "randaugment": "rand-m9-
 MIXED = {"mixup": 0.8, "cutmix": 1.0}
 BIRDS = {"folder": "birds", "classes": 2, "image_size": SIDE}  # options of the class folder below
 # How worker processes start. All but the first import torch anew, which takes long.
-FORK, SPAWN = "fork", pytest.param("spawn", marks=[pytest.mark.slow, pytest.mark.long])
-FORKSERVER = pytest.param("forkserver", marks=pytest.mark.slow)
+FORK = "fork"
+SPAWN, FORKSERVER = (pytest.param(way, marks=[pytest.mark.slow, pytest.mark.long]) for way in ("spawn", "forkserver"))
 
 
 @pytest.fixture(scope="module")

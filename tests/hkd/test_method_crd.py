@@ -311,6 +311,7 @@ def part_of_a_batch(rank, port, folder):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_have_the_banks_and_the_z_of_the_whole_batch(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -94,6 +94,7 @@ def test_a_method_that_knows_samples_again_is_refused():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_compiled_task_gives_the_same():
     script = (
         "import torch; from tests.hkd.test_timm_task import LABELS, images, task\n"
