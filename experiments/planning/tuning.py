@@ -113,7 +113,8 @@ def sentence(tuning: Tuning | None, profile: str, columns: Mapping[str, str]) ->
     if profile not in tuning.profiles:
         return "No loss weight was tuned at this profile: all methods have their defaults."
     tuned = tuning.profiles[profile]
-    tried = ", ".join(f"{factor:.3g}" for factor in factors(tuned.trials))
+    order = factors(tuned.trials)
+    tried = ", ".join(f"{factor:.3g}" for factor in order)
     moved = [f"{label} {tuned.factors[name]:.3g}" for name, label in columns.items() if tuned.factors.get(name, 1) != 1]
     left = [label for name, label in columns.items() if name not in tuned.factors]
     seeds = "one seed" if tuned.seeds == 1 else f"{tuned.seeds} seeds"
@@ -122,6 +123,10 @@ def sentence(tuning: Tuning | None, profile: str, columns: Mapping[str, str]) ->
         f"Each method's own loss weight was tuned by one rule with {tuned.trials} trials each: {tried} times the "
         f"default, on validation rows of {rows}, {seeds}. Moved: {', '.join(moved) or 'none'}"
     )
+    taken = [tuned.factors.get(name, 1) for name in columns]
+    ends = [factor for factor in taken if factor != 1 and factor in (min(order), max(order))]
+    if ends:
+        text += f" ({len(ends)} to an end of what was tried: the best may lie beyond)"
     return text + (f"; not tuned: {', '.join(left)}." if left else ".")
 
 

@@ -92,7 +92,7 @@ def test_a_caption_says_what_was_tuned():
     found = tuning.load(TABLE).model_copy(update={"profiles": {"laptop": tuned(kd=3.162, dkd=1.0)}})
     text = tuning.sentence(found, "laptop", {"kd": "KD", "dkd": "DKD", "fd": "FD"})
     assert "3 trials each: 1, 0.316, 3.16 times the default, on validation rows of one pair, one seed" in text
-    assert text.endswith("Moved: KD 3.16; not tuned: FD.")
+    assert text.endswith("Moved: KD 3.16 (1 to an end of what was tried: the best may lie beyond); not tuned: FD.")
     assert tuning.sentence(found, "paper", {}).startswith("No loss weight was tuned at this profile")
     assert tuning.sentence(None, "laptop", {}) is None
 
