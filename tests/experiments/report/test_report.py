@@ -21,7 +21,7 @@ from experiments.planning.asked import planned
 from experiments.planning.plan import plan as plan_of
 from experiments.records.committed import path_of, read
 from experiments.records.store import Record, Store
-from experiments.report import pages, svg, words
+from experiments.report import facts, svg, words
 from experiments.report.build import build, keep_live
 from experiments.report.gather import Entry, Findings, last_epoch
 from experiments.report.pages import Site
@@ -391,10 +391,10 @@ def test_how_many_more_seeds_would_exclude_zero(synthetic):
     def reach(more):
         return distributions.t.ppf(0.975, df + more) * math.sqrt(variance / (n + more))
 
-    more = int(re.search(r"about (\d+) more", pages.more_seeds(judged(1.0)))[1])
+    more = int(re.search(r"about (\d+) more", facts.more_seeds(judged(1.0)))[1])
     assert reach(more) < 1.0 <= reach(more - 1)
-    assert pages.more_seeds(judged(9.0)) == ""
-    assert "not even" in pages.more_seeds(judged(0.01))
+    assert facts.more_seeds(judged(9.0)) == ""
+    assert "not even" in facts.more_seeds(judged(0.01))
 
 
 def test_configurations_differ_where_they_do():
@@ -402,9 +402,9 @@ def test_configurations_differ_where_they_do():
         {"method": {"name": "kd", "options": {"tau": 4.0}}, "seed": 0},
         {"method": {"name": "supervised"}, "seed": 1},
     )
-    found = pages.different(pages.flat(ours), pages.flat({**theirs, "seed": 0}))
+    found = facts.different(facts.flat(ours), facts.flat({**theirs, "seed": 0}))
     assert found == [("method.name", "kd", "supervised"), ("method.options.tau", "4.0", "–")]
-    assert pages.flow({"b": [1, None, True], "a": {}}) == "{a: {}, b: [1, null, true]}"
+    assert facts.flow({"b": [1, None, True], "a": {}}) == "{a: {}, b: [1, null, true]}"
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------
