@@ -446,8 +446,9 @@ def claims(*, profile: str | None = None) -> int:
     """
     from experiments.results.claims.check import check_all, everywhere
     from experiments.results.claims.report import markdown, summary, write
+    from experiments.until import shown
 
-    found = everywhere() if profile is None else check_all([profile])
+    found = everywhere(bought=shown) if profile is None else check_all([profile], bought=shown)
     write(found, places.results() / "claims")
     print_markdown(markdown(found), out())
     out().print(Text(f"{summary(found)}; written to {places.results() / 'claims'}"))

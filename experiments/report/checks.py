@@ -2,16 +2,17 @@
 
 from experiments import places
 from experiments.records.store import Store
+from experiments.report.facts import subject
 from experiments.report.gather import Entry, Findings
-from experiments.results import regression
-from experiments.results.claims.check import COMMITTED, RUNS, Checked, Measured, Profile, by_row, check
+from experiments.results.claims.check import Checked, Measured, Profile, check, measured_of
 from experiments.results.claims.documents import load_claims, papers
 from hkd.errors import UserError
 
 
 def checked_claims(findings: Findings) -> tuple[list[Checked], list[str]]:
-    """Every claim at every profile that is shown, and a sentence for each file or figure that could not be read."""
+    """Every claim on what is shown, at each of its profiles, and a sentence for each file that could not be read."""
     found, problems = [], []
+    shown = {entry.name for entry in findings.entries}
     for name in findings.profiles:
         level = Profile(name, Store(places.runs()), places.results(), places.references())
         level.tables = {entry.name: measured(entry) for entry in findings.at(name)}
@@ -22,6 +23,8 @@ def checked_claims(findings: Findings) -> tuple[list[Checked], list[str]]:
                 problems.append(str(error))
                 continue
             for claim in claims:
+                if subject(claim) not in shown:
+                    continue
                 try:
                     found.append(check(claim, paper, level))
                 except UserError as error:
@@ -33,6 +36,4 @@ def measured(entry: Entry) -> Measured:
     """An entry's values as claims want them."""
     if entry.plan is None or not entry.records:
         return Measured({}, "")
-    kinds = ((RUNS, entry.own), (COMMITTED, entry.records.keys() - entry.own))
-    basis = " and ".join(kind for kind, keys in kinds if keys)
-    return Measured(by_row(regression.measured_values(entry.plan, entry.records).cells), basis)
+    return measured_of(entry.plan, entry.records, entry.own, entry.cells)

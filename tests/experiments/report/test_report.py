@@ -23,15 +23,19 @@ from experiments.records.committed import path_of, read
 from experiments.records.store import Record, Store
 from experiments.report import facts, svg, words
 from experiments.report.build import build, keep_live
+from experiments.report.checks import checked_claims
 from experiments.report.gather import Entry, Findings, last_epoch
 from experiments.report.pages import Site
 from experiments.results import compare as comparing
+from experiments.results.claims.check import Profile, check
 from experiments.results.claims.documents import VERDICTS as OF_CLAIMS
+from experiments.results.claims.documents import load_claims
 from experiments.results.compare import compare
 from experiments.results.judging import Judged
 from experiments.results.moderated import Spread
 from experiments.results.render import costs
 from experiments.results.stats import Estimate
+from experiments.until import shown
 from tests.experiments.report.reading import ids, page
 from tests.experiments.report.reading import read as tree
 
@@ -320,6 +324,17 @@ def test_the_whole_report_of_the_laptop_profile_is_small_and_quick(tmp_path):
     assert size < 150e3 * len(schema.table_ids())
     assert seconds < 40  # twenty on a quiet machine; a busy one takes more seconds for the same work
     assert len([*(tmp_path / "pages/t").glob("*.html")]) == len(schema.table_ids())
+
+
+def test_claims_of_the_report_are_those_of_the_command(report):
+    level = Profile("laptop", Store(Path("none")), Path("none"), places.references(), shown)
+    wanted = [check(c, "scalekd", level) for c in load_claims("scalekd").claims if facts.subject(c) == "scalekd_table3"]
+    assert len(wanted) > 5
+    found, problems = checked_claims(report.findings)
+    assert not problems
+    here = [each for each in found if each.profile == "laptop"]
+    assert [each for each in here if facts.subject(each.claim) == "scalekd_table3"] == wanted
+    assert {facts.subject(each.claim) for each in found} <= {*TABLES}
 
 
 # -- words and pictures ------------------------------------------------------------------------------------------------
