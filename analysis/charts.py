@@ -43,6 +43,7 @@ FEW_SEEDS = 5  # that are drawn one by one
 LABEL_LETTERS, MORE_LETTERS = 30, 36  # of a line's label before it is wrapped; where lines are of one method
 MAP, MAP_RANGE = "RdBu", 1.9  # of gain maps: the scale ends where ink is still read, at 1 / MAP_RANGE of the colours
 MAP_LIMIT = 10  # points at which the scale ends, in all maps
+MOST_ACROSS = 13  # methods side by side; their numbers would touch
 GAP = 0.32  # inches between panels of dots: room for the numbers at the ends of two axes
 
 
@@ -403,7 +404,8 @@ class MapCell(TypedDict):
 def gain_map(cells: Sequence[MapCell], path: Path, *, title: str, caption: str = "") -> None:
     """Gains of every method (columns) on every pair (rows), as numbers on a diverging scale centred at 0.
 
-    Blue is a gain, red a loss. All maps have one scale, which ends at `MAP_LIMIT` points, with its key below.
+    More than `MOST_ACROSS` methods stand in rows, and pairs in columns. Blue is a gain, red a loss. All maps have one
+    scale, which ends at `MAP_LIMIT` points, with its key below.
 
     Args:
         cells: pairs and methods stand in the order of their first cell; pairs wrap at "→".
@@ -412,29 +414,41 @@ def gain_map(cells: Sequence[MapCell], path: Path, *, title: str, caption: str =
     """
     pairs = list(dict.fromkeys(cell["pair"] for cell in cells))
     methods = list(dict.fromkeys(cell["method"] for cell in cells))
-    gains = np.full((max(1, len(pairs)), max(1, len(methods))), math.nan)
+    turned = len(methods) > MOST_ACROSS
+    down, across = (methods, pairs) if turned else (pairs, methods)
+    gains = np.full((max(1, len(down)), max(1, len(across))), math.nan)
+    place = {
+        (cell["pair"], cell["method"]): (across.index(cell["pair" if turned else "method"]),
+                                         down.index(cell["method" if turned else "pair"]))
+        for cell in cells
+    }  # fmt: skip
     for cell in cells:
-        gains[pairs.index(cell["pair"]), methods.index(cell["method"])] = cell["gain"]
-    labels = [pair.replace(" → ", " →\n") for pair in pairs]
-    tilted = max(map(len, methods), default=0) * len(methods) > 50
-    plot = 0.47 * max(2, len(pairs))
+        x, y = place[cell["pair"], cell["method"]]
+        gains[y, x] = cell["gain"]
+    two_lines = [pair.replace(" → ", " →\n") for pair in pairs]
+    labels, names = (methods, two_lines) if turned else (two_lines, [each.replace(", ", ",\n") for each in methods])
+    tilted = turned or max(map(len, methods), default=0) * len(methods) > 50
+    longest = max((len(line) for name in names for line in name.split("\n")), default=0)
+    height = 0.062 * longest if turned else 0.35 if tilted else 0.0
+    plot = (0.31 if turned else 0.47) * max(2, len(down))
     texts: dict[str, Any] = {"title": title, "caption": caption, "lettering": TABLE, "vector": False}
-    with sheet(path, WIDTH, plot, above=0.5 + (0.35 if tilted else 0.0), below=0.85, **texts) as page:
+    with sheet(path, WIDTH, plot, above=0.5 + height, below=0.85, **texts) as page:
         left = 0.03 + 0.0148 * max((len(line) for label in labels for line in label.split("\n")), default=4)
-        names = [method.replace(", ", ",\n") for method in methods]
         # The last tilted label leans out of the axes by most of its length.
-        right = 0.97 - (0.007 * max(map(len, names[-1].split("\n"))) if tilted else 0.0)
+        lean = 0.0045 if turned else 0.007
+        right = 0.97 - (lean * max(map(len, names[-1].split("\n"))) if tilted else 0.0)
         axes = page.axes(left * WIDTH, page.bottom, (right - left) * WIDTH, plot)
         ends = MAP_RANGE * MAP_LIMIT
         shown = gains.clip(-MAP_LIMIT, MAP_LIMIT)
         axes.pcolormesh(shown, cmap=MAP, vmin=-ends, vmax=ends, edgecolors="white", linewidth=1.5)
         for cell in cells:
-            draw_map_cell(axes, methods.index(cell["method"]), pairs.index(cell["pair"]), cell)
+            draw_map_cell(axes, *place[cell["pair"], cell["method"]], cell, 9.5 if turned else 11.5)
         axes.xaxis.tick_top()
         axes.tick_params(length=0)
         angle: dict[str, Any] = {"rotation": 35, "ha": "left", "rotation_mode": "anchor"} if tilted else {}
+        angle |= {"rotation": 60, "fontsize": 10} if turned else {}
         axes.set_xticks([x + 0.5 for x in range(len(names))], names, linespacing=1.0, **angle)
-        axes.set_yticks([y + 0.5 for y in range(len(pairs))], labels, linespacing=1.05)
+        axes.set_yticks([y + 0.5 for y in range(len(labels))], labels, linespacing=1.05)
         axes.set_ylim(gains.shape[0], 0)
         axes.spines[["left", "bottom"]].set_visible(False)
         draw_key(page.axes(left * WIDTH, page.bottom - 0.42, min(2.6, (right - left) * WIDTH), 0.14))
@@ -454,13 +468,13 @@ def draw_key(axes: Axes) -> None:
     axes.spines[:].set_visible(False)
 
 
-def draw_map_cell(axes: Axes, x: int, y: int, cell: MapCell) -> None:
-    """The number of one cell, or why there is none."""
+def draw_map_cell(axes: Axes, x: int, y: int, cell: MapCell, size: float) -> None:
+    """The number of one cell in points of this size, or why there is none."""
     centred: dict[str, Any] = {"ha": "center", "va": "center_baseline"}
     if not math.isnan(cell["gain"]):
         number = f"{cell['gain']:+.0f}" if abs(cell["gain"]) >= 9.95 else f"{cell['gain']:+.1f}"
         weight = "bold" if cell["sure"] else "normal"
-        axes.text(x + 0.5, y + 0.5, number.replace("-", "−"), fontsize=11.5, fontweight=weight, **centred)
+        axes.text(x + 0.5, y + 0.5, number.replace("-", "−"), fontsize=size, fontweight=weight, **centred)
         return
     hatch: dict[str, Any] = {"hatch": "////", "edgecolor": HATCH} if cell["refused"] else {}
     axes.add_patch(Rectangle((x + 0.03, y + 0.03), 0.94, 0.94, facecolor=EMPTY, linewidth=0, **hatch))

@@ -67,7 +67,7 @@ def tables(*table: str, profile: str | None = None, published: bool = False) -> 
     for column in ("verdicts", "title") if wide else ("verdicts, or what it shows",):
         shown.add_column(column)
     for entry, level in asked:
-        title, line = standins.named(entry.title, level), states[level.name][entry.id]
+        title, line = standins.titled(entry.title, level), states[level.name][entry.id]
         texts = (line.verdicts(), title) if wide else (line.verdicts() or title,)
         shown.add_row(entry.id, line.state, line.minutes(), *map(Text, texts))
     console.print(shown)

@@ -242,7 +242,7 @@ class _Planner:
         overridden = self.overridden()
         return Plan(
             table=self.table.id,
-            title=standins.named(self.table.title, self.profile)
+            title=standins.titled(self.table.title, self.profile)
             + (f" (overridden: {', '.join(overridden)})" if overridden else ""),
             paper=self.table.paper,
             profile=self.profile.name,

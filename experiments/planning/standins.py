@@ -33,6 +33,12 @@ def named(text: str, profile: Profile) -> str:
     return re.sub(rf"(?<![\w-])(?P<said>stand-in for )?(?P<name>{names})(?![\w-])", replaced, text)
 
 
+def titled(text: str, profile: Profile) -> str:
+    """A title as `named` has it, with a capital."""
+    made = named(text, profile)
+    return made[:1].upper() + made[1:]
+
+
 def used(profile: Profile, rows: Iterable[tuple[str, tuple[str, ...]]], cards: Iterable[str]) -> str:
     """What stood in, as a sentence; "" where nothing did.
 

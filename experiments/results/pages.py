@@ -148,7 +148,7 @@ def page(paper: str, tables: Iterable[Table], summaries: Mapping[str, Mapping[st
 
 def section(table: Table, summaries: Mapping[str, Mapping[str, Summary]], laptop: Profile) -> Iterator[str]:
     """A table: its finding by profile, verdicts, cost, and its picture where the docs have one."""
-    yield f"## {standins.named(table.title, laptop)}"
+    yield f"## {standins.titled(table.title, laptop)}"
     yield ""
     for profile in PROFILES:
         if profile not in table.finding:

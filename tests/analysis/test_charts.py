@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from analysis import charts
 from analysis.charts import (
     FEW_SEEDS,
     MAP,
@@ -163,12 +164,24 @@ def test_rankings_of_any_size_draw_without_complaint(tmp_path, rows):
         [cell("a → b", "KD", math.nan)],
         [cell("a → b", "KD", math.nan, refused=True), cell("a → b", "HCD", -0.04)],
         [cell(f"ConvNeXt-T → model {i}", f"method {j}", (i - 3) * 5.0) for i in range(12) for j in range(10)],
+        [cell(f"ConvNeXt-T → model {i}", f"method {j}", (i - 3) * 5.0) for i in range(12) for j in range(23)],
     ],
 )
 def test_maps_of_any_size_draw_without_complaint_and_equal_bytes(tmp_path, cells):
     for name in ("a.png", "b.png"):
         gain_map(cells, tmp_path / name, title="A table", caption="Five seeds.")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_more_methods_than_fit_side_by_side_stand_below_each_other(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(charts, "draw_map_cell", lambda axes, x, y, cell, size: drawn.append((x, y, cell["method"])))
+    for count in (charts.MOST_ACROSS, charts.MOST_ACROSS + 1):
+        drawn.clear()
+        cells = [cell(pair, f"method {j}") for pair in ("a → b", "c → d") for j in range(count)]
+        gain_map(cells, tmp_path / "a.png", title="A table")
+        turned = count > charts.MOST_ACROSS
+        assert [(y, x) if turned else (x, y) for x, y, _ in drawn] == [(j, i) for i in range(2) for j in range(count)]
 
 
 def test_a_refused_cell_looks_other_than_one_that_was_not_run(tmp_path):

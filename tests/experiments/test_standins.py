@@ -43,6 +43,12 @@ def test_a_name_becomes_what_stood_in_and_stays_where_it_is_the_papers_own(text,
     assert standins.named(text, PAPER) == text
 
 
+def test_a_title_begins_with_a_capital():
+    laptop = schema.load_profile("laptop")
+    assert standins.titled("CIFAR-100, two pairs", laptop) == "Stand-in for CIFAR-100, two pairs"
+    assert standins.titled("HCD on CIFAR-100", laptop) == "HCD on a stand-in for CIFAR-100"
+
+
 def test_a_data_set_that_a_profile_lacks_is_said_to_be_missing():
     hour = schema.load_profile("gpu_hour")
     assert standins.named("HCD on CUB-200", hour) == "HCD on CUB-200 (not in this profile)"
