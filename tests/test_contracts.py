@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ print(json.dumps([outs, found.resolve_metrics(), found.resolve_plots()]))
 HEAVY = ("dvc", "dvclive", "pandas", "matplotlib", "seaborn", "sklearn", "distributed", "spconv")
 
 
+@cache
 def stages():
     return YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
 

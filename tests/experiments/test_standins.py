@@ -71,6 +71,8 @@ def test_the_sentence_names_data_and_the_range_of_sizes_of_the_models_used():
     assert standins.in_short(PAPER) == ""
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_sizes_are_those_of_the_networks_that_are_built():
     cards = ZOO | {
         name: card for each in schema.names("profiles") for name, card in schema.read_profile(each).cards.items()

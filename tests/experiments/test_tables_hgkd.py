@@ -150,6 +150,15 @@ def test_cae_teaches_at_the_laptop_as_it_was_pre_trained_there(plans):
     assert not refused_cells(table)
 
 
-@pytest.mark.parametrize("name", ["hgkd_methods", "hgkd_teachers", "hgkd_coco", "hgkd_segmentation", "hgkd_grids"])
+LONG = [pytest.mark.slow, pytest.mark.long]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hgkd_methods",
+        *(pytest.param(f"hgkd_{rest}", marks=LONG) for rest in ("teachers", "coco", "segmentation", "grids")),
+    ],
+)
 def test_nothing_of_the_newer_tables_is_refused_at_the_papers_scale(name):
     assert not refused_cells(plan(name, "paper", 1))
