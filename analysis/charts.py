@@ -417,13 +417,10 @@ def gain_map(cells: Sequence[MapCell], path: Path, *, title: str, caption: str =
     turned = len(methods) > MOST_ACROSS
     down, across = (methods, pairs) if turned else (pairs, methods)
     gains = np.full((max(1, len(down)), max(1, len(across))), math.nan)
-    place = {
-        (cell["pair"], cell["method"]): (across.index(cell["pair" if turned else "method"]),
-                                         down.index(cell["method" if turned else "pair"]))
-        for cell in cells
-    }  # fmt: skip
-    for cell in cells:
-        x, y = place[cell["pair"], cell["method"]]
+    places = [(methods.index(cell["method"]), pairs.index(cell["pair"]), cell) for cell in cells]
+    if turned:
+        places = [(y, x, cell) for x, y, cell in places]
+    for x, y, cell in places:
         gains[y, x] = cell["gain"]
     two_lines = [pair.replace(" → ", " →\n") for pair in pairs]
     labels, names = (methods, two_lines) if turned else (two_lines, [each.replace(", ", ",\n") for each in methods])
@@ -441,8 +438,8 @@ def gain_map(cells: Sequence[MapCell], path: Path, *, title: str, caption: str =
         ends = MAP_RANGE * MAP_LIMIT
         shown = gains.clip(-MAP_LIMIT, MAP_LIMIT)
         axes.pcolormesh(shown, cmap=MAP, vmin=-ends, vmax=ends, edgecolors="white", linewidth=1.5)
-        for cell in cells:
-            draw_map_cell(axes, *place[cell["pair"], cell["method"]], cell, 9.5 if turned else 11.5)
+        for x, y, cell in places:
+            draw_map_cell(axes, x, y, cell, 9.5 if turned else 11.5)
         axes.xaxis.tick_top()
         axes.tick_params(length=0)
         angle: dict[str, Any] = {"rotation": 35, "ha": "left", "rotation_mode": "anchor"} if tilted else {}

@@ -8,7 +8,7 @@ whatever else they import that is not installed: a file beside it, a checkout on
 recorded by its version, like any library.
 
 Reading a hundred files as syntax trees takes longer than all else of planning a table; so what was read of a file's
-bytes is kept beside the runs (`Read`).
+bytes is kept beside the runs (`Kept`).
 """
 
 import ast
