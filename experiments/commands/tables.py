@@ -446,9 +446,8 @@ def claims(*, profile: str | None = None) -> int:
     """
     from experiments.results.claims.check import check_all, everywhere
     from experiments.results.claims.report import markdown, summary, write
-    from experiments.until import shown
 
-    found = everywhere(bought=shown) if profile is None else check_all([profile], bought=shown)
+    found = everywhere() if profile is None else check_all([profile])
     write(found, places.results() / "claims")
     print_markdown(markdown(found), out())
     out().print(Text(f"{summary(found)}; written to {places.results() / 'claims'}"))

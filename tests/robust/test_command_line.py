@@ -140,7 +140,7 @@ def test_an_unset_place_is_the_default(monkeypatch):
 
 def test_claims_on_results_that_cannot_be_written_are_one_sentence(hkd, monkeypatch):
     monkeypatch.setenv("HKD_RESULTS", "/proc/nowhere")
-    monkeypatch.setattr("experiments.results.claims.check.everywhere", lambda bought: [])
+    monkeypatch.setattr("experiments.results.claims.check.everywhere", list)
     assert refused(hkd("claims"), "Cannot write /proc/nowhere/claims", "set HKD_RESULTS")
 
 

@@ -1,15 +1,15 @@
 """Each claim against what was measured.
 
 Values come from own records and committed ones and from the numbers that figures left as measures.json; nothing is
-executed. Of a table whose seeds were bought all seeds count, and the look that decided judges its gains. An interval is
-Student's t over seeds, paired by seed, and for the gain of one cell the moderated one that judges it in its table;
-where a figure's numbers have no second seed it is the one over images. Rows of other data than their table's are in no
-mean over rows. A claim holds if the 95 % interval lies wholly where the claim says, fails if it lies wholly outside,
-and is undecided between; without the values it is untested.
+executed. Where seeds were bought the table's fixed design counts: rows then have unequal seeds, and a mean over rows
+needs equal ones. An interval is Student's t over seeds, paired by seed, and for the gain of one cell the moderated one
+that judges it in its table; where a figure's numbers have no second seed it is the one over images. Rows of other data
+than their table's are in no mean over rows. A claim holds if the 95 % interval lies wholly where the claim says, fails
+if it lies wholly outside, and is undecided between; without the values it is untested.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,10 +41,7 @@ from hkd.errors import UserError
 from hkd.registry import nearest
 
 if TYPE_CHECKING:  # pandas takes a second to import
-    from experiments.reproduce import Reproduction
     from experiments.results.compare import CellResult
-
-    Bought = Callable[[Plan, Store], Reproduction | None]
 
 MEASURES = "measures.json"  # what a figure's drawing leaves for claims
 RUNS, COMMITTED = "runs", "committed"  # what a verdict is based on
@@ -88,12 +85,11 @@ class Profile:
         name: of the profile.
         store: records of runs.
         results, references: folders, as in `places`.
-        bought: makes a table as its looks left it, where seeds were bought (`experiments.until.shown`).
     """
 
-    def __init__(self, name: str, store: Store, results: Path, references: Path, bought: "Bought" = lambda *_: None):
+    def __init__(self, name: str, store: Store, results: Path, references: Path):
         schema.load_profile(name)
-        self.name, self.store, self.results, self.references, self.bought = name, store, results, references, bought
+        self.name, self.store, self.results, self.references = name, store, results, references
         self.tables: dict[str, Measured] = {}
         self.figures: dict[str, tuple[dict[str, Any], str]] = {}
 
@@ -103,11 +99,9 @@ class Profile:
             self.tables[name] = Measured({}, "")
             somewhere = self.store.root.is_dir() or path_of(self.references, self.name, name).is_file()
             if somewhere and name in schema.table_ids():
-                plan, cells = planned(name, self.name, shown_from=self.store), None
+                plan = planned(name, self.name, shown_from=self.store)
                 records = Records(plan, self.store, self.references)
-                if (held := self.bought(plan, self.store)) is not None:
-                    plan, records, cells = held.plan, held.records, held.comparison.cells
-                self.tables[name] = measured_of(plan, records, records.own.keys(), cells)
+                self.tables[name] = measured_of(plan, records, records.own.keys())
         return self.tables[name]
 
     def figure(self, name: str) -> tuple[dict[str, Any], str]:
@@ -367,23 +361,22 @@ def apart(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[Estimate, str]:
     return Estimate(mean=centre, low=centre - half, high=centre + half, n=images), "images"
 
 
-def check_all(profiles: Sequence[str], store: Store | None = None, bought: "Bought" = lambda *_: None) -> list[Checked]:
+def check_all(profiles: Sequence[str], store: Store | None = None) -> list[Checked]:
     """Every claim of every paper at every profile.
 
     Args:
         profiles: names.
         store: None: the usual one.
-        bought: as for `Profile`.
     """
     store = store or Store(places.runs())
-    levels = [Profile(name, store, places.results(), places.references(), bought) for name in profiles]
+    levels = [Profile(name, store, places.results(), places.references()) for name in profiles]
     return [check(claim, paper, level) for level in levels for paper in papers() for claim in load_claims(paper).claims]
 
 
-def everywhere(store: Store | None = None, bought: "Bought" = lambda *_: None) -> list[Checked]:
+def everywhere(store: Store | None = None) -> list[Checked]:
     """Every claim at the chosen profile, then at every other one at which at least one was tested."""
     chosen = load_params().profile
     others = [name for name in schema.names("profiles") if name != chosen]
-    found = check_all([chosen, *others], store, bought)
+    found = check_all([chosen, *others], store)
     tested = {each.profile for each in found if each.verdict != "untested"} | {chosen}
     return [each for each in found if each.profile in tested]
