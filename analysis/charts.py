@@ -44,6 +44,7 @@ LABEL_LETTERS, MORE_LETTERS = 30, 36  # of a line's label before it is wrapped; 
 MAP, MAP_RANGE = "RdBu", 1.9  # of gain maps: the scale ends where ink is still read, at 1 / MAP_RANGE of the colours
 MAP_LIMIT = 10  # points at which the scale ends, in all maps
 MOST_ACROSS = 13  # methods side by side; their numbers would touch
+MOST_TICKS = 16  # ranks with a number below them; two digits would touch
 GAP = 0.32  # inches between panels of dots: room for the numbers at the ends of two axes
 
 
@@ -379,7 +380,7 @@ def ranking_figure(rows: Sequence[RankRow], path: Path, *, title: str, caption: 
             axes.text(1.02, y, f"{row['rank']:.1f}", transform=place, va="center_baseline", fontweight=weight)
             axes.get_yticklabels()[y].set_fontweight(weight)
         axes.set_xlim(0.5, max(1, len(ordered)) + 0.5)
-        axes.set_xticks(range(1, len(ordered) + 1))
+        axes.set_xticks(range(1, len(ordered) + 1, 1 + (len(ordered) - 1) // MOST_TICKS))
         if not rows:
             axes.text(0.5, 0.5, "nothing measured on every pair yet", transform=axes.transAxes, ha="center", color=GREY)
         axes.set_xlabel("Mean rank over pairs (1 is the best)")

@@ -23,6 +23,7 @@ from scipy import stats as scipy_stats
 
 from experiments.documents import read_json
 from experiments.planning.plan import SELECTION_SEED
+from experiments.planning.recorded import identity
 from experiments.records import committed
 from experiments.results.stats import LEVEL, Estimate, holm
 from hkd.errors import UserError
@@ -186,10 +187,13 @@ def as_good(first: Mapping[Pair, Measured], other: Mapping[Pair, Measured]) -> f
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """One finished run as it is found in a table. method: as the table's column has it, `method/variant`."""
+    """One finished run as it is found in a table. method: as the table's column has it, `method/variant`. identity: of
+    its spec, equal whenever it was written down.
+    """
 
     method: str
     spec: dict[str, Any]
+    identity: dict[str, Any]
     top1: float
     cost: dict[str, float]
 
@@ -236,7 +240,13 @@ def seen_of(method: str, variant: str, run: Mapping[str, Any]) -> Seen | None:
     plain = spec.get("task") == "train" and spec.get("init") is None and spec.get("evaluate_on") == "test"
     if run.get("status") != "done" or value is None or not plain or spec["seed"] >= SELECTION_SEED:
         return None
-    return Seen(method=f"{method}/{variant}".rstrip("/"), spec=spec, top1=float(value), cost=dict(run.get("cost", {})))
+    return Seen(
+        method=f"{method}/{variant}".rstrip("/"),
+        spec=spec,
+        identity=identity(spec),
+        top1=float(value),
+        cost=dict(run.get("cost", {})),
+    )
 
 
 def gains_of(seen: Iterable[Seen], student: str, teacher: str | None = None) -> Gains:
@@ -248,13 +258,13 @@ def gains_of(seen: Iterable[Seen], student: str, teacher: str | None = None) -> 
     taught: list[Seen] = []
     for each in seen:
         if each.spec["method"]["name"] == ALONE and not each.spec["teachers"]:
-            alone.setdefault(setting(each.spec), {})[each.spec["seed"]] = each
+            alone.setdefault(setting(each), {})[each.spec["seed"]] = each
         elif each.spec["teachers"]:
             taught.append(each)
     runs: dict[str, dict[Pair, dict[int, tuple[Seen, Seen]]]] = {}
     for each in taught:
-        pair, seed = pair_of(each.spec), each.spec["seed"]
-        base = alone.get(setting(each.spec), {}).get(seed)
+        pair, seed = pair_of(each), each.spec["seed"]
+        base = alone.get(setting(each), {}).get(seed)
         families = {family(each.spec["student"])}, {family(one["model"]) for one in each.spec["teachers"].values()}
         if base is None or not is_of(student, families[0]) or (teacher and not is_of(teacher, families[1])):
             continue
@@ -290,17 +300,18 @@ def is_of(asked: str, families: Iterable[str]) -> bool:
     return all(asked in (each, kind_of(each)) for each in families)
 
 
-def setting(spec: Mapping[str, Any]) -> str:
+def setting(seen: Seen) -> str:
     """What a student alone and its distilled twin share: data, student, recipe."""
-    return json.dumps([spec["data"], spec["student"], spec["recipe"]], sort_keys=True)
+    return json.dumps([seen.identity[name] for name in ("data", "student", "recipe")], sort_keys=True)
 
 
-def pair_of(spec: Mapping[str, Any]) -> Pair:
+def pair_of(seen: Seen) -> Pair:
     """The pair of a run with teachers."""
+    spec = seen.spec
     teachers = [each["model"] for each in spec["teachers"].values()]
     return Pair(
         student=kind_of(family(spec["student"])),
         teacher="+".join(kind_of(family(each)) for each in teachers),
         name=f"{'+'.join(each['name'] for each in teachers)} to {spec['student']['name']} on {spec['data']['name']}",
-        identity=json.dumps([setting(spec), spec["teachers"]], sort_keys=True),
+        identity=json.dumps([setting(seen), seen.identity["teachers"]], sort_keys=True),
     )

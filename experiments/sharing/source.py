@@ -1,6 +1,6 @@
 """Which run is meant: a key, or a cell of a table; with the same run at other seeds, whose spread its card tells."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from experiments.planning.asked import planned
 from experiments.planning.plan import Cell
+from experiments.planning.recorded import siblings
 from experiments.planning.schema import table_ids
 from experiments.records.store import ENDED, Record, Store
 from hkd.errors import UserError
@@ -62,7 +63,7 @@ def found(name: str, store: Store, profile: str | None = None) -> Found:
             weights=weights_of(record, spec, store),
             record=record,
             spec=spec,
-            seeds=siblings(record, store, keys),
+            seeds=siblings(record, store.load_all(keys).values()),
         )
     if matching:
         raise UserError(f"'{name}' is the beginning of {len(matching)} runs; give more of it.")
@@ -147,14 +148,3 @@ def weights_of(record: Record, spec: RunSpec, store: Store) -> Path:
     if path is None:
         raise UserError(f"Run {record.key} has no {WEIGHTS} in {store.folder(record.key)}; have it done again.")
     return path
-
-
-def siblings(record: Record, store: Store, keys: Iterable[str]) -> dict[int, Record]:
-    """Runs of a store that differ from one in their seed alone, and it, by seed."""
-    same = {name: value for name, value in record.spec.items() if name != "seed"}
-    others = (store.load(key) for key in keys)
-    return {
-        other.spec["seed"]: other
-        for other in sorted(filter(None, others), key=lambda other: other.spec.get("seed", 0))
-        if other.status == "done" and {name: v for name, v in other.spec.items() if name != "seed"} == same
-    } | {record.spec["seed"]: record}

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from experiments.planning.recorded import complete, setting_of, siblings
 from experiments.records.committed import Curves, kept_curves, kept_predictions
 from experiments.records.live import series
-from experiments.records.store import Record, Store, canonical
+from experiments.records.store import Record, Store
 from experiments.results import stats
 from experiments.results.stats import NOTHING, Estimate
 
@@ -55,9 +56,10 @@ class Pair:
 def compare(store: Store, first: Record, second: Record) -> Pair:
     """Compare two runs of a store."""
     records = first, second
-    specs = [flat(record.spec) for record in records]
+    specs = [flat(complete(record.spec)) for record in records]
     environments = [flat(machine(record)) for record in records]
-    families = [siblings(store, record) for record in records]
+    others = store.load_all(store.keys()).values()
+    families = [siblings(record, others) for record in records]
     same = setting_of(first) == setting_of(second)  # two seeds of one setting: there is nothing to compare over seeds
     seeds = () if same else tuple(sorted(families[0].keys() & families[1].keys()))
     names = [name for name in first.metrics if name in second.metrics]
@@ -102,21 +104,6 @@ def without_parts(found: list[tuple[str, str, str]]) -> list[tuple[str, str, str
     """Without the sizes of models that are others by name: these follow from it."""
     named = tuple(name.removesuffix("name") for name, *_ in found if MODEL.fullmatch(name))
     return [line for line in found if MODEL.fullmatch(line[0]) or not named or not line[0].startswith(named)]
-
-
-def siblings(store: Store, record: Record) -> dict[int, Record]:
-    """Finished runs of the same setting by seed, this one among them."""
-    setting = setting_of(record)
-    found = {}
-    for other in store.load_all(store.keys()).values():
-        if other.status == "done" and setting_of(other) == setting and type(other.spec.get("seed")) is int:
-            found[other.spec["seed"]] = other
-    return found
-
-
-def setting_of(record: Record) -> bytes:
-    """The spec without the seed, as bytes."""
-    return canonical({name: value for name, value in record.spec.items() if name != "seed"})
 
 
 def metric(

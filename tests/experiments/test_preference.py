@@ -1,6 +1,8 @@
 """Which method to take: the random-effects model by hand and by simulation, what counts as a pair, and the command."""
 
+import copy
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -9,8 +11,9 @@ from statsmodels.stats.meta_analysis import combine_effects
 
 from experiments.cli import main
 from experiments.commands import rank
+from experiments.planning.asked import planned
 from experiments.results import preference
-from experiments.results.preference import Measured, Pair, Seen, effect, gains_of, prefer
+from experiments.results.preference import Measured, Pair, Seen, effect, family, gains_of, kind_of, prefer, seen_of
 from hkd.errors import UserError
 
 
@@ -89,7 +92,7 @@ def seen(method, top1, *, seed=0, student="resmlp", teacher=None, data="numbers1
         "data": {"name": data}, "student": {"name": f"{student}_s", "family": student}, "teachers": teachers,
         "method": {"name": method.partition("/")[0], "options": {}},
     }  # fmt: skip
-    return Seen(method=method, spec=spec, top1=top1, cost=cost or {})
+    return Seen(method=method, spec=spec, identity=spec, top1=top1, cost=cost or {})
 
 
 def test_gains_are_paired_by_seed_within_a_setting_and_a_run_of_two_tables_counts_once():
@@ -171,3 +174,16 @@ def test_it_says_what_to_take_what_that_rests_on_and_what_it_costs(nothing, monk
     assert "it is shown to be the best" in said
     assert "30s is not enough" in said
     assert "2.00" in said
+
+
+def test_runs_that_were_written_down_at_other_times_are_paired():
+    plan = planned("scalekd_table3", "smoke")
+    specs = [asdict(run.spec) for run in plan.runs.values() if run.spec.task == "train"]
+    alone, taught = (next(spec for spec in specs if bool(spec["teachers"]) == has) for has in (False, True))
+    taught |= {name: alone[name] for name in ("data", "student", "recipe", "seed")}
+    older = copy.deepcopy(alone)
+    assert older["recipe"].pop("validate_every") is None  # a field that came later
+    runs = [("supervised", older, 50.0), ("kd", taught, 53.0)]
+    found = [seen_of(name, "", {"status": "done", "spec": spec, "metrics": {"top1": x}}) for name, spec, x in runs]
+    (pairs,) = gains_of(found, kind_of(family(alone["student"]))).values()
+    assert [each.gains for each in pairs.values()] == [{alone["seed"]: 3.0}]
