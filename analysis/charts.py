@@ -36,7 +36,7 @@ from analysis.style import (
     zebra,
 )
 
-TABLE = Lettering(heading_line=HEADING_LINE, caption_line=0.21, heading_letter=0.124, caption_letter=0.075)
+TABLE = Lettering(heading_line=HEADING_LINE, caption_line=0.21, heading_letter=0.124, caption_letter=0.078)
 LINE, PAGE = 0.37, 24  # inches of a line of gains, and how many fill a page
 PANEL_TITLE, PANEL_GAP = 0.32, 0.1  # inches above a panel that has a title, and between panels
 FEW_SEEDS = 5  # that are drawn one by one
@@ -380,7 +380,7 @@ def ranking_figure(rows: Sequence[RankRow], path: Path, *, title: str, caption: 
             axes.text(1.02, y, f"{row['rank']:.1f}", transform=place, va="center_baseline", fontweight=weight)
             axes.get_yticklabels()[y].set_fontweight(weight)
         axes.set_xlim(0.5, max(1, len(ordered)) + 0.5)
-        axes.set_xticks(range(1, len(ordered) + 1, 1 + (len(ordered) - 1) // MOST_TICKS))
+        axes.set_xticks(range(1, len(ordered) + 1, -(-max(1, len(ordered)) // MOST_TICKS)))
         if not rows:
             axes.text(0.5, 0.5, "nothing measured on every pair yet", transform=axes.transAxes, ha="center", color=GREY)
         axes.set_xlabel("Mean rank over pairs (1 is the best)")
@@ -527,7 +527,7 @@ def dots_figure(
                 axes.axvline(0, color=GREY, linewidth=0.9)
             if ends and min(ends) >= 0:
                 axes.set_xlim(left=0)
-            axes.locator_params(axis="x", nbins=3 if wide < 3 else 7)
+            axes.locator_params(axis="x", nbins=4 if wide < 3 else 7)
             axes.tick_params(axis="x", labelsize=11)
             axes.set_xlabel(label)
 
