@@ -9,9 +9,11 @@ Assumptions, printed by `hkd plan`:
 - FLOPs are two per multiply-accumulate; a GPU sustains `GPU_FLOPS` per second (an A100-class device).
 """
 
+import json
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import fmean, median
 
@@ -95,7 +97,13 @@ def total(runs: Iterable[PlannedRun]) -> Cost:
 
 def counts(data: DataSpec) -> tuple[int, int]:
     """Training and test images of a data set with these options, as it counts them; 0 where it cannot tell."""
-    found = dataset(data).counts()
+    return counted(data.name, json.dumps(data.options, sort_keys=True))
+
+
+@cache
+def counted(name: str, options: str) -> tuple[int, int]:
+    """Training and test images of a data set; options as JSON."""
+    found = dataset(DataSpec(name=name, options=json.loads(options))).counts()
     return found.get("train", 0), found.get("test", 0)
 
 

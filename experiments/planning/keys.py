@@ -14,7 +14,7 @@ from typing import Any
 from experiments.planning import code, declared
 from experiments.planning.lock import Lock, read_lock
 from experiments.records.store import digest
-from hkd.spec import ModelCard, RunSpec
+from hkd.spec import ModelCard, Recipe, RunSpec
 from hkd.units import units_of
 
 
@@ -68,8 +68,22 @@ def reduced(value: Any) -> Any:
     """Dataclasses as dicts of the fields that differ from their default."""
     if isinstance(value, dict):
         return {key: reduced(item) for key, item in value.items()}
-    if not is_dataclass(value):
-        return value
+    if isinstance(value, ModelCard | Recipe):  # which hundreds of runs share
+        held = SHARED.get(id(value))
+        if held is None or held[0] is not value:
+            if len(SHARED) > MOST_SHARED:
+                SHARED.clear()
+            held = SHARED[id(value)] = value, of_fields(value)
+        return held[1]
+    return of_fields(value) if is_dataclass(value) else value
+
+
+SHARED: dict[int, tuple[Any, dict[str, Any]]] = {}  # cards and recipes by id, as they are reduced
+MOST_SHARED = 4096
+
+
+def of_fields(value: Any) -> dict[str, Any]:
+    """A dataclass, reduced."""
     named = set(value.identity()) if isinstance(value, ModelCard) else {item.name for item in fields(value)}
     return {
         item.name: reduced(getattr(value, item.name))

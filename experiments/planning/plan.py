@@ -197,6 +197,21 @@ class _Facts:
     data_root: str | None = None
 
 
+@dataclass
+class _Teacher:
+    """A teacher as it is planned once and asked for by many cells.
+
+    runs: that train it or measure its accuracy. facts: its own; needs are what a student of it waits for. key: of the
+    run whose accuracy is the teacher's, or None. expected: as Plan.expected.
+    """
+
+    spec: TeacherSpec
+    runs: list[PlannedRun]
+    facts: _Facts
+    key: str | None
+    expected: dict[str, Expected]
+
+
 class _Planner:
     """Collects runs while it walks a table's cells; every run is planned once."""
 
@@ -216,6 +231,8 @@ class _Planner:
         self.teachers: dict[str, str] = {}  # as Plan.teachers
         self.tuning = None if select else tuning.load(table.id)  # trials of settings see none that were chosen
         self.expected: dict[str, Expected] = {}  # as Plan.expected
+        self.planned_teachers: dict[tuple[str, str], _Teacher] = {}
+        self.planned_recipes: dict[tuple[str, str], Recipe] = {}
         self.data_root, self.weights = places.data(), places.weights()  # found once: hundreds of cells ask
         machine = profile.machine
         self.kind = kind or device_kind(device(machine.accelerator), machine.devices * machine.num_nodes)
@@ -437,10 +454,25 @@ class _Planner:
 
     def teacher(self, slug: str, data: str, facts: "_Facts") -> TeacherSpec:
         """A teacher; the run that trains it or measures its accuracy is planned and added to what is needed first."""
+        if (slug, data) not in self.planned_teachers:
+            self.planned_teachers[slug, data] = self.new_teacher(slug, data)
+        found = self.planned_teachers[slug, data]
+        for run in found.runs:
+            self.runs.setdefault(run.key, run)
+        self.expected.update(found.expected)
+        if found.key is not None:
+            self.teachers[f"{slug}@{data}"] = found.key
+        facts.needs += found.facts.needs
+        facts.files += found.facts.files
+        facts.missing = facts.missing or found.facts.missing
+        return found.spec
+
+    def new_teacher(self, slug: str, data: str) -> _Teacher:
+        """A teacher that no cell has asked for yet."""
         card, mapping = self.model(slug), self.profile.teacher(slug, data)
         if mapping is None:
             raise _NoMapping(f"profile '{self.profile.name}' says nothing of teacher '{slug}'")
-        own = _Facts()
+        own, runs, expected = _Facts(), [], {}
         weights = self.given_weights(slug, card, mapping, own)
         key = None
         if mapping.recipe:
@@ -454,9 +486,9 @@ class _Planner:
                 seed=mapping.seed,
                 evaluate_on=self.split,
             )
-            key = self.add(spec, f"teacher {slug}", own)
+            runs.append(self.run_of(spec, f"teacher {slug}", own))
+            key = runs[-1].key
             weights = Weights(kind="run", id=key)
-            facts.needs.append(key)
             own.needs.append(key)
         if mapping.probe is not None or (not mapping.recipe and mapping.classes != 0):
             task = "evaluate" if mapping.probe is None else "probe"
@@ -468,16 +500,14 @@ class _Planner:
                 init=weights,
                 evaluate_on=self.split,
             )
-            key = self.add(spec, f"{task} {slug}", own)
-            facts.needs.append(key)
+            runs.append(self.run_of(spec, f"{task} {slug}", own))
+            key = runs[-1].key
+            own.needs.append(key)
             if task == "evaluate" and (known := self.published_of(slug, mapping, data)):
-                self.expected[key] = known
-        if key is not None:
-            self.teachers[f"{slug}@{data}"] = key
-        facts.files += own.files
-        facts.missing = facts.missing or own.missing
+                expected[key] = known
         assert weights is not None
-        return TeacherSpec(model=card, weights=weights, classes=mapping.classes)
+        teacher = TeacherSpec(model=card, weights=weights, classes=mapping.classes)
+        return _Teacher(teacher, runs, own, key, expected)
 
     def published_of(self, slug: str, mapping: TeacherMapping, data: str) -> Expected | None:
         """What is published of a teacher whose weights are a file, where it is measured on the paper's own data."""
@@ -518,9 +548,14 @@ class _Planner:
 
     def add(self, spec: RunSpec, label: str, facts: "_Facts") -> str:
         """Plan a run unless it is planned already."""
-        key = run_key(spec, self.kind)
-        run = PlannedRun(
-            key=key,
+        run = self.run_of(spec, label, facts)
+        self.runs.setdefault(run.key, run)
+        return run.key
+
+    def run_of(self, spec: RunSpec, label: str, facts: "_Facts") -> PlannedRun:
+        """A run, with what it needs beside its spec."""
+        return PlannedRun(
+            key=run_key(spec, self.kind),
             spec=spec,
             needs=tuple(facts.needs),
             label=label,
@@ -529,8 +564,6 @@ class _Planner:
             kind=self.kind,
             data_root=facts.data_root,
         )
-        self.runs.setdefault(key, run)
-        return key
 
     # -- what the profile puts in place of the paper's names ------------------------------------------------
 
@@ -564,6 +597,13 @@ class _Planner:
 
     def recipe(self, name: str, overrides: Mapping[str, Any]) -> Recipe:
         """A recipe of the profile with some fields replaced."""
+        asked = name, json.dumps(overrides, sort_keys=True, default=str)
+        if asked not in self.planned_recipes:
+            self.planned_recipes[asked] = self.new_recipe(name, overrides)
+        return self.planned_recipes[asked]
+
+    def new_recipe(self, name: str, overrides: Mapping[str, Any]) -> Recipe:
+        """A recipe that no cell has asked for yet."""
         what = f"Recipe '{name}' of profile '{self.profile.name}'" + (f" with {dict(overrides)}" if overrides else "")
         return configured(Recipe, what, {**asdict(self.profile.recipes[name]), **overrides})
 

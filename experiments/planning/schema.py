@@ -517,12 +517,23 @@ def stages(table: Table) -> list[tuple[Loc, Stage]]:
     return found
 
 
+FOUND_RIGHT: dict[str, Profile] = {}  # profiles that were checked, as they were read
+
+
 def load_profile(name: str) -> Profile:
     """experiments/profiles/<name>.yaml, with recipes, models and all options checked."""
-    from hkd.models.cards.zoo import ZOO
-
     name = known_name("profiles", name, names("profiles"))
     profile = read_profile(name)
+    if FOUND_RIGHT.get(name) is not profile:
+        check_profile(name, profile)
+        FOUND_RIGHT[name] = profile
+    return profile
+
+
+def check_profile(name: str, profile: Profile) -> None:
+    """Refuse a profile that names what there is not, or gives it options that it cannot have."""
+    from hkd.models.cards.zoo import ZOO
+
     for slug, card in profile.cards.items():
         checked("profiles", name, ("cards", slug, "family"), "model family", card.family, KINDS["family"])
     for table in profile.table_seeds:
@@ -564,7 +575,6 @@ def load_profile(name: str) -> Profile:
                 checked("profiles", name, ("teachers", slug, key), "data set", other, profile.data)
         if teacher.recipe:
             checked("profiles", name, ("teachers", slug, "recipe"), "recipe", teacher.recipe, profile.recipes)
-    return profile
 
 
 def check_stand_ins(profile: Profile) -> None:
