@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from experiments.planning import plan as planning
+from experiments.planning import schema
 from experiments.planning.declared import settled
 from experiments.planning.plan import plan
 from hkd.errors import UserError
@@ -32,6 +33,18 @@ def test_dependencies_come_before_what_needs_them(table3):
     for key, run in table3.runs.items():
         assert set(run.needs) <= seen
         seen.add(key)
+
+
+def test_a_teacher_that_a_refused_row_asked_for_first_is_there_for_the_next(table3):
+    table, profile = schema.load_table("scalekd_table3"), schema.load_profile("laptop")
+    first = table.rows[0].student  # its row plans the teacher before it finds that nothing stands for the student
+    others = {slug: name for slug, name in profile.models.items() if slug != first}
+    found = planning.plan_with(table, profile.model_copy(update={"models": others}), (0,))
+    refused = {cell.row for cell in found.cells if cell.refused}
+    assert refused == {row.row for row in table.rows if row.student == first}
+    assert all(set(run.needs) <= found.runs.keys() for run in found.runs.values())
+    assert found.teachers == table3.teachers
+    assert all(found.runs[key] == table3.runs[key] for key in found.runs)
 
 
 def test_every_seed_of_a_cell_has_its_own_run_and_methods_of_a_pair_share_all_but_the_method(table3):
