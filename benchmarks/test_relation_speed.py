@@ -130,7 +130,7 @@ def test_scores_from_one_product_are_ten_times_faster_and_four_times_smaller_tha
     anchors = F.normalize(torch.randn(batch, 128), dim=1).requires_grad_()
 
     def ours(v: Tensor) -> Tensor:
-        return _Contrast.apply(v, bank, picks, log_z, tau)[0]
+        return _Contrast.apply(v, bank, picks, log_z, tau, True)[0]
 
     def gathered(v: Tensor) -> Tensor:
         entries = bank.index_select(0, picks.flatten()).view(*picks.shape, -1)

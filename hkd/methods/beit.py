@@ -35,7 +35,7 @@ from hkd.methods.base import Criterion, Method, Needs, refuse_size, refuse_stude
 from hkd.methods.parts.gathering import several_processes
 from hkd.methods.parts.initialisers import SPREAD, as_spark
 from hkd.methods.parts.logits import exact
-from hkd.methods.parts.masks import random_visible, some_visible
+from hkd.methods.parts.masks import HOST, places, random_visible, some_visible
 from hkd.methods.parts.patch_codebook import PatchCodebook
 from hkd.methods.parts.patches import patchify, square_patches
 from hkd.models.tap_model import Teacher
@@ -129,17 +129,16 @@ class BEiT(Method):
 
     def student_inputs(self, batch: Batch, taps_t: Mapping[str, Taps]) -> dict[str, Any]:
         """A new mask for every image, and the token that stands for what it hides."""
-        count, device = len(batch.x), batch.x.device
         if self.config.blockwise:
-            batch.extra["visible"] = blockwise_visible(count, self.grid, self.hidden, device)
+            batch.extra["visible"] = blockwise_visible(len(batch.x), self.grid, self.hidden, HOST)
         else:
-            batch.extra["visible"] = random_visible(count, self.grid, self.shown, device)
+            batch.extra["visible"] = random_visible(len(batch.x), self.grid, self.shown, HOST)
         return {"visible": batch.extra["visible"], "mask_token": self.mask_token}
 
     def forward(self, batch: Batch, taps_s: Taps, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:
         """One term, in nats per hidden patch; in training mode the codebook then moves towards the batch's patches."""
         patches = patchify(batch.x, self.grid, self.patch)
-        hidden = ~batch.extra["visible"].flatten()
+        hidden = places(~batch.extra["visible"], batch.x.device)
         codes = self.codebook(patches.flatten(0, 1))[hidden]
         logits = exact(self.head(to_tokens(taps_s.final).flatten(0, 1)[hidden]))
         if self.training:

@@ -36,7 +36,7 @@ from hkd.methods.base import Criterion, Method, Needs, refuse_size, refuse_stude
 from hkd.methods.beit import blockwise_visible
 from hkd.methods.parts.initialisers import SPREAD, xavier
 from hkd.methods.parts.logits import exact
-from hkd.methods.parts.masks import some_visible
+from hkd.methods.parts.masks import HOST, places, some_visible
 from hkd.methods.parts.patch_codebook import PatchCodebook
 from hkd.methods.parts.patches import patchify, square_patches
 from hkd.models.families.beit import AlignedTaps
@@ -164,7 +164,7 @@ class CAE(Method):
 
     def student_inputs(self, batch: Batch, taps_t: Mapping[str, Taps]) -> dict[str, Any]:
         """A new mask for every image."""
-        batch.extra["visible"] = blockwise_visible(len(batch.x), self.grid, self.hidden, batch.x.device)
+        batch.extra["visible"] = blockwise_visible(len(batch.x), self.grid, self.hidden, HOST)
         return {"aligned": batch.extra["visible"]}
 
     def regress(
@@ -176,10 +176,11 @@ class CAE(Method):
             final: the encoder's last map, which is read where patches are visible.
             visible: the masks.
         """
-        count, shown = len(final), visible.flatten(1)
-        positions = self.positions.to(final.dtype).expand(count, -1, -1)
-        at_seen, at_hidden = (positions[part].view(count, -1, positions.shape[2]) for part in (shown, ~shown))
-        seen = to_tokens(final)[shown].view_as(at_seen)
+        count = len(final)
+        positions = self.positions.to(final.dtype).expand(count, -1, -1).flatten(0, 1)
+        shown, hidden = (places(part, final.device) for part in (visible, ~visible))
+        at_seen, at_hidden = (positions[part].view(count, -1, positions.shape[1]) for part in (shown, hidden))
+        seen = to_tokens(final).flatten(0, 1)[shown].view_as(at_seen)
         latents = self.mask_token.to(final.dtype).expand_as(at_hidden)
         for block in self.regressor:
             latents = block(latents, torch.cat([seen, latents], 1), at_hidden, torch.cat([at_seen, at_hidden], 1))
@@ -189,12 +190,12 @@ class CAE(Method):
         """Two terms; in training mode the codebook then moves towards the batch's patches."""
         assert isinstance(taps_s, AlignedTaps)
         visible = batch.extra["visible"]
-        hidden = ~visible.flatten(1)
+        hidden = places(~visible, batch.x.device)
         latents, at_hidden = self.regress(taps_s.final, visible)
-        codes = self.codebook(patchify(batch.x, self.grid, self.patch).flatten(0, 1))[hidden.flatten()]
+        codes = self.codebook(patchify(batch.x, self.grid, self.patch).flatten(0, 1))[hidden]
         logits = exact(self.head(self.decoder(latents + at_hidden)).flatten(0, 1))
         losses = {"codes": F.cross_entropy(logits, codes)}
         if self.config.w_align:
-            target = exact(to_tokens(taps_s.hidden)[hidden])
+            target = exact(to_tokens(taps_s.hidden).flatten(0, 1)[hidden])
             losses["align"] = self.config.w_align * F.mse_loss(exact(latents.flatten(0, 1)), target)
         return losses

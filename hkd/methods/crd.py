@@ -24,6 +24,7 @@ from hkd.errors import UserError
 from hkd.methods.base import Criterion, Method, Needs, Samples
 from hkd.methods.parts.gathering import SHORTEST, gathered
 from hkd.methods.parts.logits import class_index, exact
+from hkd.methods.parts.on_host import OnHost
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
 from hkd.options import Count, NotNegative, Positive, ShareBelow1, Size, options
@@ -70,6 +71,7 @@ def contrast(
     log_z: Float[Tensor, ""],
     *,
     tau: float,
+    fixed: bool | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     r"""Loss of unit vectors against the entries of a bank, s = exp(v . m / tau) / Z.
 
@@ -80,12 +82,13 @@ def contrast(
         log_z: log Z, or -inf where it is to be fixed now: Z = N times the mean of exp(v . m / tau) over all picks,
             of all processes.
         tau: temperature, > 0.
+        fixed: whether log Z is a number, where that is known; None: it is looked up, which waits for a GPU.
 
     Returns:
         Loss as `crd_loss`, and log Z as it was used.
     """
     similarity = (anchors / tau @ bank.T).gather(1, picks)
-    if log_z.isneginf():
+    if log_z.isneginf() if fixed is None else not fixed:
         sums = gathered(similarity.detach().flatten().logsumexp(0, keepdim=True))
         log_z = sums.logsumexp(0) + math.log(len(bank) / (similarity.numel() * len(sums)))
     return crd_loss(similarity - log_z, len(bank)), log_z
@@ -96,27 +99,32 @@ class _Contrast(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, anchors: Tensor, bank: Tensor, picks: Tensor, log_z: Tensor, tau: float
+        ctx: Any, anchors: Tensor, bank: Tensor, picks: Tensor, log_z: Tensor, tau: float, fixed: bool | None
     ) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             leaf = anchors.detach().requires_grad_()
-            loss, log_z = contrast(leaf, bank, picks, log_z, tau=tau)
+            loss, log_z = contrast(leaf, bank, picks, log_z, tau=tau, fixed=fixed)
         ctx.save_for_backward(*torch.autograd.grad(loss, leaf))
         ctx.mark_non_differentiable(log_z)
         return loss.detach(), log_z
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         (grad,) = ctx.saved_tensors
-        return upstream * grad, None, None, None, None
+        return upstream * grad, None, None, None, None, None
+
+
+def all_numbers(log_z: Tensor) -> bool:
+    """Whether both constants were fixed."""
+    return not bool(log_z.isneginf().any())
 
 
 def value_alone(
-    anchors: Tensor, bank: Tensor, picks: Tensor, log_z: Tensor, tau: float
+    anchors: Tensor, bank: Tensor, picks: Tensor, log_z: Tensor, tau: float, fixed: bool | None
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """`contrast` where no gradient is wanted, which inference mode could not take."""
-    return contrast(anchors, bank, picks, log_z, tau=tau)
+    return contrast(anchors, bank, picks, log_z, tau=tau, fixed=fixed)
 
 
 class CRD(Method):
@@ -145,6 +153,7 @@ class CRD(Method):
         self.register_buffer("bank_s", None)
         self.register_buffer("bank_t", None)
         self.register_buffer("log_z", torch.full((2,), -math.inf))
+        self.fixed = OnHost(all_numbers)
 
     @classmethod
     def needs(cls, config: CRDConfig) -> Needs:
@@ -201,10 +210,12 @@ class CRD(Method):
             v_s = F.normalize(self.embed_s(exact(taps_s.pooled)), dim=1, eps=SHORTEST)
             v_t = F.normalize(self.embed_t(exact(pooled_t)), dim=1, eps=SHORTEST)
             picks = torch.cat([batch.index[:, None], self.negatives(batch.index)], dim=1)
-            crd_s, log_z_s = learn(v_s, self.bank_t, picks, self.log_z[0], config.tau)
-            crd_t, log_z_t = learn(v_t, self.bank_s, picks, self.log_z[1], config.tau)
+            fixed = self.fixed(self.log_z)
+            crd_s, log_z_s = learn(v_s, self.bank_t, picks, self.log_z[0], config.tau, fixed)
+            crd_t, log_z_t = learn(v_t, self.bank_s, picks, self.log_z[1], config.tau, fixed)
         if self.training:
-            self.log_z.copy_(torch.stack([log_z_s, log_z_t]))
+            if not fixed:
+                self.log_z.copy_(torch.stack([log_z_s, log_z_t]))
             rows = gathered(batch.index)
             for bank, new in ((self.bank_s, v_s), (self.bank_t, v_t)):
                 mixed = config.momentum * bank[rows] + (1 - config.momentum) * gathered(new.detach())

@@ -23,6 +23,7 @@ from hkd.methods.base import Criterion, Method, Needs
 from hkd.methods.kd import kd_loss
 from hkd.methods.parts.initialisers import as_ofa
 from hkd.methods.parts.logits import class_index, exact, same_classes
+from hkd.methods.parts.on_host import Passes
 from hkd.methods.parts.stage_projector import StageProjectors
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
@@ -238,6 +239,7 @@ class HCD(Method):
         self.mappers.apply(as_ofa)
         if config.warmup:
             self.register_buffer("passes", torch.tensor(0))
+            self.passed = Passes()
         if config.diagnose:
             self.register_buffer("sums", torch.zeros(1 + len(FIGURES), dtype=torch.float64))  # batches, then figures
 
@@ -278,7 +280,7 @@ class HCD(Method):
         if config.maps:
             losses |= self.target_losses(self.sub_logits(taps_s, taps_t["teacher"]), batch, taps_s, taps_t["teacher"])
             if config.warmup and self.training:
-                self.passes += 1
+                self.passed.step(self.passes)
         return losses
 
     def target_losses(
@@ -307,7 +309,7 @@ class HCD(Method):
     def w_hcd(self) -> float:
         """The weight of the target loss in this forward pass."""
         config = self.config
-        return config.w_hcd * min(int(self.passes) / config.warmup, 1.0) if config.warmup else config.w_hcd
+        return config.w_hcd * min(self.passed(self.passes) / config.warmup, 1.0) if config.warmup else config.w_hcd
 
     def note(self, fused: Float[Tensor, "B S n C"], teacher: Taps) -> None:
         """Add a batch to what `diagnostics` gives."""

@@ -27,6 +27,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hkd.data.batch import Batch
+from hkd.devices import sent
 from hkd.errors import Refused, UserError
 from hkd.methods.base import Criterion, Method, Needs, Samples, refuse_student
 from hkd.methods.parts.embedding_queue import EmbeddingQueue
@@ -34,7 +35,7 @@ from hkd.methods.parts.feature_mimicking import to_grid
 from hkd.methods.parts.gathering import SHORTEST
 from hkd.methods.parts.initialisers import as_spark
 from hkd.methods.parts.logits import exact
-from hkd.methods.parts.masks import MaskConfig, active_mean, mask_batch, mask_grid, refuse_conv, visible_cells
+from hkd.methods.parts.masks import MaskConfig, active_mean, mask_batch, mask_grid, mask_of, refuse_conv, visible_cells
 from hkd.methods.parts.unet import UNetDecoder, stage_maps, stage_shapes
 from hkd.models.families.base import accepts
 from hkd.models.masks import mask_at
@@ -323,15 +324,14 @@ class HGKD(Method):
 
     def forward(self, batch: Batch, taps_s: Taps, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:
         """The weighted terms; in training mode the batch's embeddings enter the queue."""
-        visible = batch.extra["visible"]
         if self.config.teacher_view == "visible":
-            taps_t = {"teacher": self.teachers["teacher"](batch.x, Want(), visible=visible)}
+            taps_t = {"teacher": self.teachers["teacher"](batch.x, Want(), visible=batch.extra["visible"])}
         map_t = exact(taps_t["teacher"].final.detach())
         losses = {}
         if self.config.w_sim:
-            losses["sim"] = self.config.w_sim * self.similarity(batch, taps_s.final, map_t, visible)
+            losses["sim"] = self.config.w_sim * self.similarity(batch, taps_s.final, map_t, mask_of(batch))
         if self.config.w_feat:
-            feat, scales = self.features(taps_s, map_t, visible)
+            feat, scales = self.features(taps_s, map_t, batch.extra["visible"])
             losses["feat"] = self.config.w_feat * feat
             if scales is not None:
                 losses["feat_scales"] = self.config.w_feat * scales
@@ -395,7 +395,8 @@ class HGKD(Method):
         """L_feat at the decoder's end, and its mean over the heads of all blocks if there are such."""
         predicted = self.predict(taps_s, visible)
         pairs = list(zip(predicted, self.targets(map_t, predicted), strict=True))
-        losses = [feature_loss(exact(p), f, self.selected(visible, p.shape[-1])) for p, f in pairs]
+        shown = sent(visible, map_t.device)
+        losses = [feature_loss(exact(p), f, self.selected(shown, p.shape[-1])) for p, f in pairs]
         return losses[0], torch.stack(losses[1:]).mean() if losses[1:] else None
 
     def predict(self, taps_s: Taps, visible: Bool[Tensor, "B 1 g g"]) -> list[Tensor]:

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from hkd.data.batch import Batch
 from hkd.methods.base import Criterion, Method, Needs, refuse_student
 from hkd.methods.parts.initialisers import SPREAD, xavier
-from hkd.methods.parts.masks import random_visible, visible_cells
+from hkd.methods.parts.masks import HOST, random_visible, visible_cells
 from hkd.methods.parts.relations import Shape, first_tokens, refuse_relations, shape_of
 from hkd.methods.parts.token_decoder import DecoderConfig, TokenDecoder
 from hkd.methods.parts.token_mask import kept_after, redundant_mask, share_kept
@@ -363,7 +363,7 @@ class Hybrid(Method):
         """The mask of each image, or None for the whole."""
         config, count = self.config, len(batch.x)
         if config.task != "direct" or config.mask == "random":
-            return random_visible(count, self.grid, self.counts[-1], batch.x.device)
+            return random_visible(count, self.grid, self.counts[-1], HOST)
         if config.mask == "none":
             return None
         steps = self.mask_steps(batch, taps_t["relations"])

@@ -30,7 +30,7 @@ from hkd.data.batch import Batch
 from hkd.methods.base import Criterion, Method, Needs, refuse_size, refuse_student
 from hkd.methods.parts.initialisers import SPREAD, xavier
 from hkd.methods.parts.logits import exact
-from hkd.methods.parts.masks import random_visible, visible_cells
+from hkd.methods.parts.masks import HOST, mask_of, random_visible, visible_cells
 from hkd.methods.parts.patches import mae_loss, painted, patchify, square_patches
 from hkd.methods.parts.token_decoder import DecoderConfig
 from hkd.models.tap_model import Teacher
@@ -98,7 +98,7 @@ class MAE(Method):
 
     def student_inputs(self, batch: Batch, taps_t: Mapping[str, Taps]) -> dict[str, Any]:
         """A new mask for every image."""
-        batch.extra["visible"] = random_visible(len(batch.x), self.grid, self.shown, batch.x.device)
+        batch.extra["visible"] = random_visible(len(batch.x), self.grid, self.shown, HOST)
         return {"visible": batch.extra["visible"]}
 
     def decode(self, final: Float[Tensor, "B D g g"], visible: Bool[Tensor, "B 1 g g"]) -> Float[Tensor, "B N V"]:
@@ -114,7 +114,7 @@ class MAE(Method):
 
     def forward(self, batch: Batch, taps_s: Taps, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:
         """One term."""
-        visible = batch.extra["visible"]
+        visible = mask_of(batch)
         predicted = exact(self.decode(taps_s.final, visible))
         return {"pixels": mae_loss(predicted, self.patches(batch), visible, norm_pix=self.config.norm_pix)}
 
@@ -126,6 +126,6 @@ class MAE(Method):
             batch: images, and in `extra` the mask that `student_inputs` drew for them.
             taps_s: of the student under that mask.
         """
-        visible = batch.extra["visible"]
+        visible = mask_of(batch)
         predicted = exact(self.decode(taps_s.final, visible))
         return painted(predicted, self.patches(batch), visible, norm_pix=self.config.norm_pix)

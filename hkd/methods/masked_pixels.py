@@ -23,7 +23,7 @@ from hkd.data.batch import Batch
 from hkd.methods.base import Criterion, Method, Needs, refuse_size, refuse_student
 from hkd.methods.parts.initialisers import as_spark
 from hkd.methods.parts.logits import exact
-from hkd.methods.parts.masks import MaskConfig, mask_batch, mask_grid, refuse_conv
+from hkd.methods.parts.masks import MaskConfig, mask_batch, mask_grid, mask_of, refuse_conv
 from hkd.methods.parts.patches import mae_loss, painted, patchify
 from hkd.methods.parts.unet import UNetDecoder, stage_maps, stage_shapes
 from hkd.models.tap_model import Teacher
@@ -87,9 +87,8 @@ class MaskedPixels(Method):
 
     def forward(self, batch: Batch, taps_s: Taps, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:
         """The one term."""
-        visible = batch.extra["visible"]
-        predicted = exact(self.predict(taps_s, visible))
-        return {"pixels": mae_loss(predicted, self.cells(batch), visible, norm_pix=True)}
+        predicted = exact(self.predict(taps_s, batch.extra["visible"]))
+        return {"pixels": mae_loss(predicted, self.cells(batch), mask_of(batch), norm_pix=True)}
 
     def cells(self, batch: Batch) -> Float[Tensor, "B N V"]:
         """Pixels of the images in [0, 1] by cell, at the size at which the student sees them."""
@@ -108,5 +107,5 @@ class MaskedPixels(Method):
             batch: images, and in `extra` the mask that `student_inputs` drew for them.
             taps_s: of the student under that mask.
         """
-        visible = batch.extra["visible"]
-        return painted(exact(self.predict(taps_s, visible)), self.cells(batch), visible, norm_pix=True)
+        predicted = exact(self.predict(taps_s, batch.extra["visible"]))
+        return painted(predicted, self.cells(batch), mask_of(batch), norm_pix=True)

@@ -26,6 +26,7 @@ from torch import Tensor
 from hkd.data.batch import Batch
 from hkd.methods.base import Criterion, Method, Needs, Samples, refuse_student
 from hkd.methods.parts.logits import several_samples
+from hkd.methods.parts.on_host import Passes
 from hkd.methods.parts.views import ViewConfig, everyone, head, two_views, unit
 from hkd.models.families.view_vit import MovingAverage, ViewTaps
 from hkd.models.tap_model import Teacher
@@ -77,6 +78,7 @@ class MoCo(Method):
         self.predict = head([config.width, config.hidden, config.width], normed=True)
         self.encoder, self.projection = MovingAverage(), MovingAverage()
         self.register_buffer("passes", torch.tensor(0))
+        self.passed = Passes()
         self.length = 1
 
     @classmethod
@@ -99,7 +101,7 @@ class MoCo(Method):
         """m of the next step."""
         if not self.config.rises:
             return self.config.momentum
-        done = min(int(self.passes) / self.length, 1)
+        done = min(self.passed(self.passes) / self.length, 1)
         return 1 - (1 - self.config.momentum) * (1 + math.cos(math.pi * done)) / 2
 
     def student_inputs(self, batch: Batch, taps_t: Mapping[str, Taps]) -> dict[str, Any]:
@@ -114,7 +116,7 @@ class MoCo(Method):
             return inputs
         momentum = self.momentum()
         self.projection.follow(self.project, momentum)
-        self.passes += 1
+        self.passed.step(self.passes)
         return inputs | {"momentum": momentum}
 
     def forward(self, batch: Batch, taps_s: Taps, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ from hkd.methods.base import Criterion, Method, Needs, Samples
 from hkd.methods.parts.gathering import gathered
 from hkd.methods.parts.hierarchical_context import hierarchical_context_loss
 from hkd.methods.parts.logits import exact
+from hkd.methods.parts.on_host import Passes
 from hkd.methods.parts.pairs import several_images, with_positions
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want
@@ -155,6 +156,7 @@ class ReviewKD(Method):
         if config.teacher_norm == "channel":
             self.norms.update({str(level): ChannelNorm(shape[0]) for level, shape in shapes_t.items()})
         self.register_buffer("passes", torch.tensor(0))
+        self.passed = Passes()
         self.epochs = self.steps = 1
 
     @classmethod
@@ -174,7 +176,7 @@ class ReviewKD(Method):
         """
         told = self.config.warmup
         warmup = math.ceil(self.epochs / TWELFTH) if told is None else told
-        return min((int(self.passes) // self.steps + 1) / warmup, 1.0) if warmup else 1.0
+        return min((self.passed(self.passes) // self.steps + 1) / warmup, 1.0) if warmup else 1.0
 
     def forward(self, batch: Batch, taps_s: Taps, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:
         """The task and one term per level, the deepest first.
@@ -195,5 +197,5 @@ class ReviewKD(Method):
                 target = self.norms[level](target)
             losses[f"review_s{level}"] = weight * hierarchical_context_loss(fused, target)
         if self.training:
-            self.passes += 1
+            self.passed.step(self.passes)
         return losses

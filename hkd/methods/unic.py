@@ -31,6 +31,7 @@ from hkd.methods.parts.feature_mimicking import to_grid
 from hkd.methods.parts.gathering import gathered
 from hkd.methods.parts.initialisers import as_ofa
 from hkd.methods.parts.logits import exact
+from hkd.methods.parts.on_host import Passes
 from hkd.methods.parts.pairs import coarser
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import TapInfo, Taps, Want, to_tokens
@@ -174,6 +175,7 @@ class UNIC(Method):
             raise Refused(f"Method 'unic' reads {empty[0]}, which has no positions: take larger images.")
         self.sources = nn.ModuleList(FromTeacher(student, teachers[role].info, config.hidden) for role in config.roles)
         self.register_buffer("passes", torch.tensor(0))
+        self.passed = Passes()
         self.length = 1
 
     @classmethod
@@ -187,7 +189,7 @@ class UNIC(Method):
 
     def momentum(self) -> float:
         """Of the running statistics: from 1 down by a cosine over the training."""
-        done = min(int(self.passes) / self.length, 1.0)
+        done = min(self.passed(self.passes) / self.length, 1.0)
         return LAST_MOMENTUM + (1 - LAST_MOMENTUM) * (1 + math.cos(math.pi * done)) / 2
 
     def forward(self, batch: Batch, taps_s: Taps, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:
@@ -197,7 +199,7 @@ class UNIC(Method):
         losses = torch.stack(each)
         rest = torch.zeros_like(losses, dtype=torch.bool)
         if self.training:
-            self.passes += 1
+            self.passed.step(self.passes)
             rest = torch.rand_like(losses) < config.drop
         loss = averaged(losses, kept(losses.detach(), rest), config.average)
         return {"task": config.w_task * self.task_loss(taps_s.logits, batch.y), "unic": config.weight * loss}

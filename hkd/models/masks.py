@@ -1,6 +1,8 @@
 """A mask of an image on other grids, and the tokens that it leaves.
 
 A mask lies on a coarse grid of g x g square cells, True where an image is seen; it reaches finer grids by repetition.
+It may lie in the memory of the host while the images are on a GPU: what must be read of it (how many cells it shows,
+and which) is then worked out there and sent after the images, so that nobody waits for the GPU.
 Shapes: B batch, D width, H W grid, N = H * W patch tokens, P prefix tokens, n visible patches, M = P + n.
 """
 

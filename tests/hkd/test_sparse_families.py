@@ -291,8 +291,8 @@ def test_gradient_checkpointing_is_refused():
 def test_auto_takes_what_was_measured_to_be_the_fastest(name, ratio, expected):
     net = model(name).eval()
     visible = random_mask(8, 4, ratio) if name == "resnet_twin" else random_mask(8, 2, ratio)
-    assert net.family.fastest(visible) == (expected if find_spec("spconv") else "rows")
+    assert net.family.fastest(visible, torch.device("cpu")) == (expected if find_spec("spconv") else "rows")
     with torch.no_grad():
         one, other = (net(images(name), visible=visible, backend=backend) for backend in ("auto", "masked"))
     agree(maps(one), maps(other), 1e-5)
-    assert net.family.fastest(visible.to("meta")) == "masked"
+    assert net.family.fastest(visible, torch.device("meta")) == "masked"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hkd.methods.parts.gathering import SHORTEST, gathered
 from hkd.methods.parts.logits import exact
+from hkd.methods.parts.on_host import OnHost
 
 UNKNOWN = -1  # sample of an entry of which nobody told
 
@@ -37,6 +38,7 @@ class EmbeddingQueue(nn.Module):
         self.register_buffer("samples", torch.full((size,), UNKNOWN))
         self.register_buffer("pointer", torch.tensor(0))
         self.register_buffer("fill", torch.tensor(0))
+        self.count = OnHost(int)
 
     @torch.no_grad()
     def enqueue(self, embeddings: Float[Tensor, "B D"], samples: Int[Tensor, " B"] | None = None) -> None:
@@ -57,9 +59,11 @@ class EmbeddingQueue(nn.Module):
         self.rows.index_copy_(0, places, new[count - kept :].to(self.rows.dtype))
         self.samples.index_copy_(0, places, rows[count - kept :].to(self.samples.dtype))
         self.pointer.copy_((self.pointer + count) % size)
-        self.fill.copy_((self.fill + count).clamp(max=size))
+        held = min(self.count(self.fill) + count, size)
+        self.fill.fill_(held)
+        self.count.note(self.fill, held)
 
     def filled(self) -> tuple[Float[Tensor, "k D"], Int[Tensor, " k"]]:
         """Entries so far and their samples, views in no order of age; the rest of the buffer is never read."""
-        count = int(self.fill)
+        count = self.count(self.fill)
         return self.rows[:count], self.samples[:count]

@@ -7,15 +7,18 @@ repetition (`hkd.models.masks`). Shapes: B batch, D width, H W grid, g side of t
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hkd.data.batch import Batch
+from hkd.devices import sent
 from hkd.errors import Refused
 from hkd.models.families.base import accepts
 from hkd.models.taps import TapInfo
 from hkd.options import Few, Size, options
 from hkd.spec import ModelCard
+
+HOST = torch.device("cpu")  # where masks are drawn, so that what they show is known without waiting for a GPU
 
 Conv = Literal["sparse", "dense"]
 Backend = Literal["auto", "masked", "rows", "spconv"]
@@ -113,7 +116,7 @@ def mask_grid(method: str, student: TapInfo, grid: int | None, ratio: float, *, 
 
 
 def mask_batch(batch: Batch, grid: int, ratio: float, options: MaskConfig) -> dict[str, Any]:
-    """Draw the masks of a batch into `batch.extra["visible"]`; arguments of a sparse student's forward.
+    """Draw the masks of a batch into `batch.extra["visible"]`, on the host; arguments of a sparse student's forward.
 
     Args:
         batch: whose images are masked.
@@ -122,9 +125,18 @@ def mask_batch(batch: Batch, grid: int, ratio: float, options: MaskConfig) -> di
         options: of the method.
     """
     shown = round(grid * grid * (1 - ratio))
-    visible = random_visible(len(batch.x), grid, shown, batch.x.device, options.mask_per)
-    batch.extra["visible"] = visible
+    batch.extra["visible"] = visible = random_visible(len(batch.x), grid, shown, HOST, options.mask_per)
     return {"visible": visible, "backend": options.backend if options.conv == "sparse" else "dense"}
+
+
+def mask_of(batch: Batch) -> Bool[Tensor, "B 1 g g"]:
+    """The masks that were drawn for a batch, where its images are."""
+    return sent(batch.extra["visible"], batch.x.device)
+
+
+def places(mask: Bool[Tensor, "B ..."], device: torch.device) -> Int[Tensor, " n"]:
+    """Flat places where a mask is True, on a device: worked out where the mask lies."""
+    return sent(mask.flatten().nonzero().squeeze(1), device)
 
 
 def refuse_conv(method: str, config: MaskConfig, student: ModelCard) -> str | None:

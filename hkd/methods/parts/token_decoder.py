@@ -11,6 +11,7 @@ from timm.layers import LayerNorm, build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from hkd.devices import sent
 from hkd.methods.parts.initialisers import SPREAD, xavier
 from hkd.models.masks import with_prefix
 from hkd.options import Few, Size, options, together
@@ -76,7 +77,7 @@ class TokenDecoder(nn.Module):
         x = self.embed(tokens)
         if visible is None:
             return self.predict(self.norm(self.blocks(x + self.positions)))
-        places = with_prefix(visible, self.prefix)
+        places = sent(with_prefix(visible, self.prefix), tokens.device)
         if self.mask_token is None:
             positions = self.positions[places]
         else:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from hkd.devices import sent
 from hkd.methods.parts.logits import exact
 from hkd.methods.parts.patches import patch_statistics
 from hkd.methods.parts.relations import SCALED, attended, before_affine, projected, relations
@@ -90,7 +91,8 @@ class Pair:
         start = 0 if self.class_token else prefix
         if visible is None:
             return tokens[:, start:]
-        return gather_tokens(tokens, with_prefix(~visible if self.hidden else visible, prefix)[:, start:])
+        places = with_prefix(~visible if self.hidden else visible, prefix)[:, start:]
+        return gather_tokens(tokens, sent(places, tokens.device))
 
     def normalised(self, target: Float[Tensor, "B n D"]) -> Float[Tensor, "B n D"]:
         """Features as they are compared."""

@@ -18,9 +18,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from hkd.devices import sent
 from hkd.errors import Refused
 from hkd.methods.parts.initialisers import SPREAD, as_spark
-from hkd.models.masks import mask_at
+from hkd.models.sparse.maps import repeated, shown_by
 from hkd.models.sparse.modules import sparse_batch_norm
 from hkd.models.taps import TapInfo, Taps
 
@@ -56,9 +57,9 @@ class Densify(nn.Module):
         if self.mask_token is None:
             return self.projection(self.norm(map_))
         assert visible is not None, "a sparse map comes with its mask"
-        active = mask_at(visible, (map_.shape[2], map_.shape[3]))
-        normed = sparse_batch_norm(map_, active, self.norm)
-        return self.projection(torch.where(active, normed, self.mask_token.to(normed.dtype)))
+        level = repeated(sent(visible, map_.device), (map_.shape[2], map_.shape[3]), shown_by(visible))
+        normed = sparse_batch_norm(map_, level.mask, self.norm, level.count)
+        return self.projection(torch.where(level.mask, normed, self.mask_token.to(normed.dtype)))
 
 
 def block(width: int) -> nn.Sequential:

@@ -74,6 +74,6 @@ class ChannelResNetFamily(ResNetFamily):
             return super().encode(net, x, indices)
         if backend != "dense":
             raise UserError(PLAIN)
-        active = Active(visible, (x.shape[2], x.shape[3]))
+        active = Active(visible, (x.shape[2], x.shape[3]), x.device)
         hidden = ~active.levels[active.image].mask
         return super().encode(net, torch.cat([active.enter(x), hidden.to(x.dtype)], dim=1), indices)

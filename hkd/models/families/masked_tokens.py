@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hkd.devices import sent
 from hkd.errors import UserError
 from hkd.models.families.base import Encoded, Family
 from hkd.models.masks import gather_tokens, visible_tokens, with_prefix
@@ -54,10 +55,11 @@ class MaskedTokens(Family):
         embedded = net.patch_embed(x)
         kept: Tensor | None = None
         if mask_token is None:
-            kept = with_prefix(shown, prefix)
+            kept = sent(with_prefix(shown, prefix), x.device)
             tokens = gather_tokens(self.position(net, embedded), kept)
         else:
-            seen = shown.view(*embedded.shape[:-1], 1)  # the grid is not flattened in models of dynamic size
+            # The grid is not flattened in models of dynamic size.
+            seen = sent(shown, x.device).view(*embedded.shape[:-1], 1)
             tokens = self.position(net, torch.where(seen, embedded, mask_token.to(embedded.dtype)))
         wanted: dict[int, Tensor] = {}
         for index, block in enumerate(self.block_functions(net, kept)):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any, ClassVar, Literal
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -77,17 +78,19 @@ class SparseFamily(Family):
             raise UserError(f"{len(visible)} masks were given for {len(x)} images; each image needs its own.")
         if backend == "dense":
             with all_active():
-                return super().forward(net, card, Active(visible, size).enter(x), want, **options)
-        with active_in(visible, size, self.fastest(visible) if backend == "auto" else backend) as active:
+                return super().forward(net, card, Active(visible, size, x.device).enter(x), want, **options)
+        chosen = self.fastest(visible, x.device) if backend == "auto" else backend
+        with active_in(visible, size, chosen, x.device) as active:
             return super().forward(net, card, active.enter(x), want, **options)
 
-    def fastest(self, visible: Bool[Tensor, "B 1 g g"]) -> str:
-        """The backend for these masks by benchmarks/test_sparse_speed.py: one CPU thread, whole training steps.
+    def fastest(self, visible: Bool[Tensor, "B 1 g g"], device: torch.device) -> str:
+        """The backend for these masks of images on a device.
 
         spconv was the fastest where at least half of a ResNet's cells are hidden, rows with dense kernels elsewhere and
-        for depthwise convolutions, which spconv has no kernel for. On a GPU nothing was measured: `masked`.
+        for depthwise convolutions, which spconv has no kernel for (benchmarks/test_sparse_speed.py: one CPU thread,
+        whole training steps). On a GPU nothing was measured: `masked`.
         """
-        if visible.device.type != "cpu":
+        if device.type != "cpu":
             return "masked"
         hidden = 1 - float(visible[0].float().mean())
         return "spconv" if self.has_kernels and hidden >= SPARSE and find_spec("spconv") else "rows"

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hkd.devices import sent
 from hkd.errors import UserError
 from hkd.models.masks import mask_at
 
@@ -70,17 +71,21 @@ class Level:
     Attributes:
         mask: [B, 1, H, W].
         size: (H, W).
+        count: n, where the host knows it; every image then has active positions.
     """
 
-    def __init__(self, mask: Bool[Tensor, "B 1 H W"]) -> None:
-        self.mask = mask
+    def __init__(self, mask: Bool[Tensor, "B 1 H W"], count: int | None = None) -> None:
+        self.mask, self.count = mask, count
         self.size = (mask.shape[2], mask.shape[3])
         self._factors: dict[torch.dtype, Tensor] = {}
 
     @cached_property
     def index(self) -> Int[Tensor, " n"]:
         """Flat positions in row-major order."""
-        return self.mask.flatten().nonzero().squeeze(1)
+        flat = self.mask.flatten()
+        if self.count is not None and flat.device.type in ("cuda", "meta"):  # others lack it, or do not wait
+            return flat.nonzero_static(size=self.count).squeeze(1)
+        return flat.nonzero().squeeze(1)
 
     @cached_property
     def images(self) -> Int[Tensor, " n"]:
@@ -109,6 +114,17 @@ class Level:
         return scatter(rows.flatten(1), self.index, (len(self.mask), rows.shape[1], *self.size))
 
 
+def shown_by(visible: Bool[Tensor, "B 1 g g"]) -> int | None:
+    """How many cells a mask shows in all, where that is known without waiting for a device: the mask is the host's."""
+    return int(visible.sum()) if visible.device.type == "cpu" else None
+
+
+def repeated(visible: Bool[Tensor, "B 1 g g"], size: tuple[int, int], shown: int | None) -> Level:
+    """The level of a map size (H, W) that divides into the mask's cells, of which `shown` are seen."""
+    per_cell = size[0] * size[1] // visible.shape[-1] ** 2
+    return Level(mask_at(visible, size), None if shown is None else shown * per_cell)
+
+
 def pair(value: Any) -> tuple[int, int]:
     """A layer's geometry, which torch keeps as one number or two."""
     return (value, value) if isinstance(value, int) else (value[0], value[1])
@@ -121,8 +137,11 @@ class Active:
     linear layers likewise, except that batch norm takes its statistics from the active rows of the whole batch.
     """
 
-    def __init__(self, visible: Tensor, size: tuple[int, int]) -> None:
-        """For a mask [B, 1, g, g] of images of this size in px. Raises UserError as `active_in` says."""
+    def __init__(self, visible: Tensor, size: tuple[int, int], device: torch.device | None = None) -> None:
+        """For a mask [B, 1, g, g] of images of this size in px, on this device (None: the mask's).
+
+        Raises UserError as `active_in` says.
+        """
         if (
             visible.dtype != torch.bool
             or visible.ndim != 4
@@ -140,9 +159,10 @@ class Active:
         counts = visible.flatten(1).sum(1)
         if empty := (counts == 0).nonzero().flatten().tolist():
             raise UserError(f"Image {empty[0]} of the batch (0-based) has no visible cell; every image needs one.")
-        self.visible, self.image = visible, size
+        self.shown = shown_by(visible)
+        self.visible, self.image = sent(visible, device or visible.device), size
         self.levels: dict[tuple[int, int], Level] = {}
-        self.add(Level(mask_at(visible, size)))
+        self.add(repeated(self.visible, size, self.shown))
 
     def add(self, level: Level) -> Level:
         """Keep a map size for the rest of the pass."""
@@ -167,7 +187,7 @@ class Active:
                 f"the network, which has stride {stride}; take cells of at least {stride} px, at most {most}x{most}."
             )
         if after[0] % g == 0 and after[1] % g == 0:
-            return self.add(Level(mask_at(self.visible, after)))
+            return self.add(repeated(self.visible, after, self.shown))
         mask = self.levels[before].mask
         for axis in (0, 1):
             kernel, stride, dilation = (
@@ -197,8 +217,9 @@ class Active:
             UserError: an image has none, which only sampled masks of sizes that are no multiple of g can have.
         """
         x = self.leave(x)
-        counts = self.levels[(x.shape[2], x.shape[3])].mask.sum((2, 3), keepdim=True)
-        if empty := (counts == 0).flatten().nonzero().flatten().tolist():
+        level = self.levels[(x.shape[2], x.shape[3])]
+        counts = level.mask.sum((2, 3), keepdim=True)
+        if level.count is None and (empty := (counts == 0).flatten().nonzero().flatten().tolist()):
             raise UserError(
                 f"Image {empty[0]} of the batch (0-based) has no active position left on the last map of "
                 f"{x.shape[2]}x{x.shape[3]}; take an image size whose maps divide into the mask's cells."
@@ -239,7 +260,9 @@ def current() -> Active | None:
 
 
 @contextmanager
-def active_in(visible: Tensor, size: tuple[int, int], backend: str = "masked") -> Iterator[Active]:
+def active_in(
+    visible: Tensor, size: tuple[int, int], backend: str = "masked", device: torch.device | None = None
+) -> Iterator[Active]:
     """Run converted networks masked while open; feed them `enter(x)`, read their features through `leave`.
 
     Args:
@@ -247,6 +270,8 @@ def active_in(visible: Tensor, size: tuple[int, int], backend: str = "masked") -
         size: (H, W) of the images in px.
         backend: `masked`, dense kernels everywhere; `rows`, active rows with dense kernels where positions mix;
             `spconv`, active rows with gather-GEMM-scatter kernels. The numbers are the same up to rounding.
+        device: of the images; None: the mask's. With a mask in the host's memory `masked` never waits for a GPU, where
+            the sizes of all maps divide into its cells.
 
     Raises:
         UserError: the mask is not Boolean [B, 1, g, g]; the image does not divide into its cells; an image of the
@@ -255,11 +280,11 @@ def active_in(visible: Tensor, size: tuple[int, int], backend: str = "masked") -
     if backend not in ("masked", "rows", "spconv"):
         raise UserError(f"Unknown backend '{backend}' of sparse convolution. Known: masked, rows, spconv.")
     if backend == "masked":
-        active = Active(visible, size)
+        active = Active(visible, size, device)
     else:
         from hkd.models.sparse.rows import Rows  # it builds on this module
 
-        active = Rows(visible, size, spconv=backend == "spconv")
+        active = Rows(visible, size, device, spconv=backend == "spconv")
     with _in_force(active):
         yield active
 

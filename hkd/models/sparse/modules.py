@@ -24,7 +24,7 @@ from hkd.models.sparse.maps import Level, current
 
 
 def sparse_batch_norm(
-    x: Float[Tensor, "B C H W"], active: Bool[Tensor, "B 1 H W"], norm: nn.BatchNorm2d
+    x: Float[Tensor, "B C H W"], active: Bool[Tensor, "B 1 H W"], norm: nn.BatchNorm2d, count: int | None = None
 ) -> Float[Tensor, "B C H W"]:
     """Batch norm over the active positions of the whole batch, zeros elsewhere.
 
@@ -32,8 +32,9 @@ def sparse_batch_norm(
         x: a map; what it holds at inactive positions does not matter.
         active: True at active positions.
         norm: its affine parameters and running statistics; the latter are updated in training mode.
+        count: of active positions, where the host knows it (`Level.count`).
     """
-    level = Level(active)
+    level = Level(active, count)
     return level.scatter(norm(level.gather(x)))
 
 

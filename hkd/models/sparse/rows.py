@@ -117,12 +117,14 @@ def kernel_pairs(
 class Rows(Active):
     """One masked forward pass on rows of active positions."""
 
-    def __init__(self, visible: Tensor, size: tuple[int, int], *, spconv: bool) -> None:
+    def __init__(
+        self, visible: Tensor, size: tuple[int, int], device: torch.device | None = None, *, spconv: bool
+    ) -> None:
         """spconv: whether convolutions use its kernels. Raises UserError as `active_in` says."""
         self.kernels = spconv_kernels() if spconv else None
         self.by_count: dict[int, Level] = {}
         self.pairs: dict[tuple[Any, ...], Pairs] = {}
-        super().__init__(visible, size)
+        super().__init__(visible, size, device)
 
     def add(self, level: Level) -> Level:
         """Keep a map size.
