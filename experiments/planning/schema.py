@@ -188,6 +188,7 @@ class Machine(Document):
     tf32: Switch = False
     cudnn_benchmark: Switch = False
     channels_last: Switch = False
+    compile: Switch = False
 
 
 Points = Annotated[float, Strict(), Field(gt=0, le=100)]  # of a metric in percent

@@ -21,8 +21,8 @@ class Runtime:
     """The machine's side of a run.
 
     Results are equal to the bit for equal `devices`, `num_nodes`, `micro_batch`, `tf32`, `cudnn_benchmark`,
-    `channels_last` and accelerator; everything else changes no digit. bf16 is no setting of the machine: it is a
-    recipe's `precision`, and so part of a run's key.
+    `channels_last`, `compile` and accelerator; everything else changes no digit. bf16 is no setting of the machine: it
+    is a recipe's `precision`, and so part of a run's key.
     """
 
     accelerator: Accelerator = "auto"
@@ -41,11 +41,12 @@ class Runtime:
     tf32: Switch = False  # GPU: matrix products of float32 numbers with 10 bits of each (convolutions always have it)
     cudnn_benchmark: Switch = False  # GPU: convolutions by the algorithm that was fastest when tried
     channels_last: Switch = False  # student and teachers in this memory format, whatever their cards say
+    compile: Switch = False  # student and teachers through torch.compile, where a method puts nothing into their passes
 
     @property
     def settings(self) -> tuple[str, ...]:
         """The switches that are on and may move digits by rounding: part of a record's environment."""
-        return tuple(name for name in ("tf32", "cudnn_benchmark", "channels_last") if getattr(self, name))
+        return tuple(name for name in ("tf32", "cudnn_benchmark", "channels_last", "compile") if getattr(self, name))
 
     @property
     def processes(self) -> int:

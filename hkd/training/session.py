@@ -24,6 +24,7 @@ from hkd.models.hooks import evaluation_mode
 from hkd.models.weights import save_weights
 from hkd.training.cache import Teachers
 from hkd.training.checkpoint import Checkpoints, Unfit
+from hkd.training.compiled import compile_models
 from hkd.training.cost import Meter, memory_told, millions
 from hkd.training.distributed import give_buffers, make_fabric
 from hkd.training.job import Job, Outcome
@@ -144,6 +145,8 @@ def begun(job: Job, fabric: Fabric, build: Callable[[Job, Fabric], Built]) -> tu
     if job.runtime.channels_last:
         for module in (built.step, *getattr(built.step.method, "teachers", {}).values()):
             module.to(memory_format=torch.channels_last)
+    if job.runtime.compile:
+        compile_models(built.step)
     if job.recipe.validate_every and built.validate is None:
         raise Refused(f"The task '{job.spec.task}' has no accuracy to read between epochs: leave validate_every out.")
     run = assembled(job, fabric, built)
