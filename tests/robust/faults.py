@@ -7,7 +7,7 @@ scheduler and some `hkd worker` processes, as docs/cluster.md says, with two cli
 - the scheduler is killed, and another one started in its place;
 - a worker stands still for some seconds, as if its network were gone, and then goes on;
 - a client is killed;
-- the store is read-only for some seconds (where this system lets us mount).
+- the store is read-only for some seconds (where this system lets us mount; a worker is killed where it is never idle).
 
 What ended is started again, as a batch system would. At the end the digits are compared, the tables asked for once
 more must execute nothing, and nothing may be left (see `tests.robust.kills`). One line is printed for a fault and one
@@ -45,6 +45,7 @@ WORKERS = 2
 STILL_S = (1.0, 8.0)  # for which a worker stands still
 LONG_S = 30.0  # one time in eight
 READ_ONLY_S = (0.5, 3.0)
+BUSY_S = 5.0  # that a store may be written to without a pause before a worker is killed instead
 SHARES = {"worker": 0.35, "scheduler": 0.15, "network": 0.2, "client": 0.15, "read-only": 0.15}
 
 
@@ -143,11 +144,10 @@ class Disturbed(Trial):
         """Do one thing to the cluster; what it was."""
         what = self.rng.choices(list(SHARES), list(SHARES.values()))[0]
         worker = self.rng.choice(workers)
-        if what == "read-only" and mounted:
+        if what == "read-only" and mounted and made_read_only(place / "runs"):
             seconds = self.rng.uniform(*READ_ONLY_S)
-            for mode in ("ro", "rw"):
-                subprocess.run(["mount", "-o", f"remount,{mode},bind", place / "runs"], check=True)
-                time.sleep(seconds if mode == "ro" else 0)
+            time.sleep(seconds)
+            subprocess.run(["mount", "-o", "remount,rw,bind", place / "runs"], check=True)
             return f"the store was read-only for {seconds:.1f} s"
         if what == "network":
             seconds = LONG_S if self.rng.random() < 1 / 8 else self.rng.uniform(*STILL_S)
@@ -165,6 +165,17 @@ class Disturbed(Trial):
         part.signal(signal.SIGKILL)
         part.process.wait()
         return f"{part.name} was killed"
+
+
+def made_read_only(folder: Path) -> bool:
+    """Whether a mounted folder could be made read-only: the kernel refuses it while a file there is being written."""
+    command = ["mount", "-o", "remount,ro,bind", folder]
+    until = time.monotonic() + BUSY_S
+    while subprocess.run(command, capture_output=True).returncode:
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def main(arguments: list[str] | None = None) -> int:
