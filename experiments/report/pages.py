@@ -45,6 +45,7 @@ from experiments.results.claims.check import Checked
 from experiments.results.claims.documents import Difference, Value
 from experiments.results.claims.report import sample
 from experiments.results.compare import CellResult
+from experiments.results.pages import HEADLINE
 from experiments.results.verdicts import SMALLEST_GAIN
 from experiments.teachers import how_made
 
@@ -198,16 +199,17 @@ class Site:
         )
 
     def paper(self, key: str, entries: Sequence[Entry]) -> dict[str, str]:
-        """A paper, and the pooled effect of its method on most pairs."""
+        """A paper, and what came out: the sentence that the README has, else the pooled effect of its method."""
         facts: dict[str, Any] = {}
         if key in schema.names("published"):
             facts = schema.load_published(key).paper
         own = [(entry, gain) for entry in entries for gain in self.headline(entry)]
         effect = Markup("no gain is pooled over its pairs")
-        told = next((entry for entry in entries if entry.finding), None)
-        if told is not None:
+        found = [entry for entry in entries if entry.finding]
+        chosen = next((entry for entry in found if entry.name == HEADLINE.get(key)), None)
+        if told := chosen or next(iter(found), None):
             effect = Markup('{} (<a href="t/{}.html">{}</a>)').format(told.finding, told.page, told.title)
-        if own:
+        if own and chosen is None:
             entry, gain = max(own, key=lambda each: len(each[1].pooled.rows))
             estimate = gain.pooled.estimate
             effect = Markup('{} over {} pairs, <a href="t/{}.html">{}</a>').format(

@@ -33,6 +33,7 @@ from experiments.results.claims.documents import load_claims
 from experiments.results.compare import compare
 from experiments.results.judging import Judged
 from experiments.results.moderated import Spread
+from experiments.results.pages import HEADLINE
 from experiments.results.render import costs
 from experiments.results.stats import Estimate
 from tests.experiments.report.reading import ids, page
@@ -150,6 +151,13 @@ def test_the_first_page_says_papers_scale_and_what_held(report):
     assert re.search(r"\d+ holds, \d+ contradicted", text)
     assert "ScaleKD: Strong Vision Transformers Could Be Excellent Teachers" in text
     assert text.index("were measured") < text.index("Nothing here") < text.index("ScaleKD: Strong")
+
+
+def test_the_first_page_says_of_a_paper_what_the_readme_says(report):
+    (line,) = (each.text for each in page(report.start).all("li") if "Excellent Teachers" in each.text)
+    sentence = schema.load_table(HEADLINE["scalekd"]).finding["laptop"]
+    assert sentence in line
+    assert sentence in (ROOT / "README.md").read_text()
 
 
 def test_the_finding_stands_first_on_a_tables_page_and_only_at_its_profile(report):
