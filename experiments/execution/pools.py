@@ -95,7 +95,8 @@ class Workers(Pool):
         self.happened: queue.SimpleQueue[Event | Finished | Exception] = queue.SimpleQueue()
         self.futures: dict[str, Any] = {}  # held: dask forgets a run whose future is dropped
         self.asked, self.count, self.declared = 0.0, 0, False
-        client.subscribe_topic(TOPIC, self.progress)
+        with asked_of_scheduler():
+            client.subscribe_topic(TOPIC, self.progress)
 
     def slots(self) -> int:
         if time.monotonic() - self.asked > 2:
@@ -113,26 +114,30 @@ class Workers(Pool):
         """
         if self.client.status in ("closing", "closed"):  # dask gave up to reach it
             raise SchedulerLost(WENT_AWAY)
-        workers: dict[str, Any] = self.client.scheduler_info(n_workers=-1)["workers"]
-        return workers
+        with asked_of_scheduler():
+            info = self.client.scheduler_info(n_workers=-1)
+        if "workers" not in info:  # in the moment in which dask has noticed that it is gone, it knows of none
+            raise SchedulerLost(WENT_AWAY)
+        return dict(info["workers"])
 
     def capacity(self, worker: Mapping[str, Any]) -> int:
         """Runs a worker takes at once: one, or none where it declares fewer GPUs than a run needs."""
         return int(worker.get("resources", {}).get("GPU", self.runtime.devices) >= self.runtime.devices)
 
     def start(self, run: PlannedRun, weights: Mapping[str, str]) -> None:
-        future = self.client.submit(
-            in_worker,
-            run,
-            weights,
-            str(self.store.root.resolve()),
-            self.runtime,
-            self.source,
-            self.own,
-            key=f"run-{run.key}-{time.time_ns()}",  # a failed run that is tried again is another task
-            resources={"GPU": self.runtime.devices} if self.declared else None,
-            pure=False,
-        )
+        with asked_of_scheduler():
+            future = self.client.submit(
+                in_worker,
+                run,
+                weights,
+                str(self.store.root.resolve()),
+                self.runtime,
+                self.source,
+                self.own,
+                key=f"run-{run.key}-{time.time_ns()}",  # a failed run that is tried again is another task
+                resources={"GPU": self.runtime.devices} if self.declared else None,
+                pure=False,
+            )
         self.futures[run.key] = future
         future.add_done_callback(lambda future: self.finished(run.key, future))
 
@@ -174,6 +179,17 @@ class Workers(Pool):
                 del self.futures[item.key]
             told.append(item)
         return told
+
+
+@contextmanager
+def asked_of_scheduler() -> Iterator[None]:
+    """Whatever dask raises because its scheduler is gone, as `SchedulerLost`."""
+    from distributed.client import ClosedClientError
+
+    try:
+        yield
+    except (ClosedClientError, OSError, TimeoutError) as error:  # of connections that were closed, or are not answered
+        raise SchedulerLost(WENT_AWAY) from error
 
 
 def refuse_threads(workers: Mapping[str, Mapping[str, Any]]) -> None:

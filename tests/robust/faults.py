@@ -126,9 +126,9 @@ class Disturbed(Trial):
         life.codes.update(code for client in clients for code in client.codes)
         life.found += different(self.expected, facts(place / "runs", place / "results" / "kills"))
         life.found += [
-            f"a traceback in {client.log}"
+            f"a traceback in {client.log.name}: {told[told.index('Traceback') :]}"
             for client in clients
-            if TRACEBACK.search(client.log.read_text(errors="replace"))
+            if TRACEBACK.search(told := client.log.read_text(errors="replace"))
         ]
         return life
 
