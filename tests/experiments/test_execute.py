@@ -13,12 +13,14 @@ from pathlib import Path
 import dask
 import distributed  # noqa: F401 (adds its defaults to the configuration, once)
 import pytest
+from distributed.client import ClosedClientError
+from distributed.comm import CommClosedError
 from filelock import FileLock
 
 from experiments.execution import schedule
 from experiments.execution.events import Event
 from experiments.execution.graph import Graph
-from experiments.execution.pools import choose_gpus, refuse_threads
+from experiments.execution.pools import SchedulerLost, Workers, choose_gpus, refuse_threads
 from experiments.execution.run import log_to, write_live
 from experiments.execution.schedule import bound, run_plan
 from experiments.execution.storage import StorageError, disk_error
@@ -450,3 +452,37 @@ def test_workers_write_their_live_curves_in_turns(tmp_path):
         assert not (folder / "plots").exists()
     worker.join(60)
     assert (folder / "plots" / "metrics" / "loss.tsv").is_file()
+
+
+class Cut:
+    """A dask client whose scheduler goes away at one of its calls."""
+
+    status = "running"
+
+    def __init__(self, at):
+        self.at = at
+
+    def subscribe_topic(self, *_):
+        if self.at == "subscribe":
+            raise CommClosedError("closed")
+
+    def scheduler_info(self, **_):
+        if self.at == "info":
+            raise TimeoutError
+        return {} if self.at == "identity" else {"workers": {}}
+
+    def submit(self, *_, **__):
+        raise ClosedClientError("Client is closed")
+
+
+@pytest.mark.parametrize("at", ["subscribe", "info", "identity", "submit"])
+def test_a_scheduler_that_goes_away_at_any_call_is_known_as_lost(tmp_path, at):
+    run = next(iter(plan("scalekd_table3", "smoke").runs.values()))
+
+    def go():
+        pool = Workers(Cut(at), Store(tmp_path), Runtime(accelerator="cpu"), own=False)
+        assert pool.slots() == 0
+        pool.start(run, {})
+
+    with pytest.raises(SchedulerLost, match="went away"):
+        go()

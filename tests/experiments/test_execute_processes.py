@@ -9,13 +9,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from distributed.client import ClosedClientError
-from distributed.comm import CommClosedError
 
-from experiments.execution.pools import SchedulerLost, Workers
-from experiments.planning.asked import planned
 from experiments.records.store import Store
-from hkd.training.job import Runtime
 
 ROOT = Path(__file__).parents[2]
 DRIVER = """
@@ -206,40 +201,6 @@ def test_a_scheduler_that_is_started_again_is_gone_on_with(driver, tmp_path):
         for each in reversed(started):
             each.kill()
             each.wait(timeout=20)
-
-
-class Cut:
-    """A dask client whose scheduler goes away at one of its calls."""
-
-    status = "running"
-
-    def __init__(self, at):
-        self.at = at
-
-    def subscribe_topic(self, *_):
-        if self.at == "subscribe":
-            raise CommClosedError("closed")
-
-    def scheduler_info(self, **_):
-        if self.at == "info":
-            raise TimeoutError
-        return {} if self.at == "identity" else {"workers": {}}
-
-    def submit(self, *_, **__):
-        raise ClosedClientError("Client is closed")
-
-
-@pytest.mark.parametrize("at", ["subscribe", "info", "identity", "submit"])
-def test_a_scheduler_that_goes_away_at_any_call_is_known_as_lost(tmp_path, at):
-    run = next(iter(planned("scalekd_table3", "smoke").runs.values()))
-
-    def go():
-        pool = Workers(Cut(at), Store(tmp_path), Runtime(accelerator="cpu"), own=False)
-        assert pool.slots() == 0
-        pool.start(run, {})
-
-    with pytest.raises(SchedulerLost, match="went away"):
-        go()
 
 
 def test_a_scheduler_file_that_is_not_there_is_one_sentence(driver, tmp_path):
