@@ -44,6 +44,7 @@ LABEL_LETTERS, MORE_LETTERS = 30, 36  # of a line's label before it is wrapped; 
 MAP, MAP_RANGE = "RdBu", 1.9  # of gain maps: the scale ends where ink is still read, at 1 / MAP_RANGE of the colours
 MAP_LIMIT = 10  # points at which the scale ends, in all maps
 MOST_ACROSS = 13  # methods side by side; their numbers would touch
+MOST_LETTERS = 30  # of a line of a pair's name; the rest goes below
 MOST_TICKS = 16  # ranks with a number below them; two digits would touch
 GAP = 0.32  # inches between panels of dots: room for the numbers at the ends of two axes
 
@@ -423,12 +424,14 @@ def gain_map(cells: Sequence[MapCell], path: Path, *, title: str, caption: str =
         places = [(y, x, cell) for x, y, cell in places]
     for x, y, cell in places:
         gains[y, x] = cell["gain"]
-    two_lines = [pair.replace(" → ", " →\n") for pair in pairs]
-    labels, names = (methods, two_lines) if turned else (two_lines, [each.replace(", ", ",\n") for each in methods])
+    halves = [pair.replace(" → ", " →\n").split("\n") for pair in pairs]
+    folded = ["\n".join(line for half in both for line in textwrap.wrap(half, MOST_LETTERS)) for both in halves]
+    labels, names = (methods, folded) if turned else (folded, [each.replace(", ", ",\n") for each in methods])
     tilted = turned or max(map(len, methods), default=0) * len(methods) > 50
     longest = max((len(line) for name in names for line in name.split("\n")), default=0)
     height = 0.062 * longest if turned else 0.35 if tilted else 0.0
-    plot = (0.31 if turned else 0.47) * max(2, len(down))
+    lines = max((label.count("\n") + 1 for label in labels), default=1)
+    plot = (0.31 if turned else 0.235 * max(2, lines)) * max(2, len(down))
     texts: dict[str, Any] = {"title": title, "caption": caption, "lettering": TABLE, "vector": False}
     with sheet(path, WIDTH, plot, above=0.5 + height, below=0.85, **texts) as page:
         left = 0.03 + 0.0148 * max((len(line) for label in labels for line in label.split("\n")), default=4)

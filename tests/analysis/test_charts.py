@@ -229,3 +229,17 @@ def contrast(a, b):
 def luminance(rgb):
     linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
     return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+
+def test_long_names_of_pairs_leave_room_for_the_map(tmp_path):
+    names = [f"Teacher → Student, half of the labels, long, strong augmentation {i}" for i in range(3)]
+    cells = [
+        {"pair": name, "method": method, "gain": 1.0, "sure": False, "refused": False}
+        for name in names
+        for method in ("KD", "FitNet", "ScaleKD")
+    ]
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charts, "draw_map_cell", lambda axes, *_: drawn.append(axes.get_position().width))
+        charts.gain_map(cells, tmp_path / "map.png", title="Gains")
+    assert min(drawn) > 0.4
