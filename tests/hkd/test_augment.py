@@ -84,6 +84,23 @@ def test_resized_crop_boxes_have_torchvisions_distribution():
         assert gap < 1.95 * math.sqrt(2 / 3000)  # Kolmogorov-Smirnov, 99.9 %
 
 
+@given(height=st.integers(1, 600), width=st.integers(1, 600), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=30)
+def test_a_box_is_the_first_proposal_that_fits_whether_alone_or_among_others(height, width, seed):
+    augment = Augment(recipe(crop="resized", crop_scale=(0.08, 1.0)), 32, seed=seed)
+    draws = augment.draw(6, 0, 0)
+    boxes = augment.boxes(draws, height, width)
+    for i in range(6):
+        assert augment.boxes(draws[i : i + 1], height, width).tolist() == [boxes[i].tolist()]
+        for area, log_ratio in zip(draws.area[i], draws.log_ratio[i], strict=True):  # single precision, as drawn
+            area, ratio = area * height * width, log_ratio.exp()
+            w, h = round((area * ratio).sqrt().item()), round((area / ratio).sqrt().item())
+            if 0 < w <= width and 0 < h <= height:
+                y, x = draws.place[i]
+                assert boxes[i].tolist() == [int(y * (height - h + 1)), int(x * (width - w + 1)), h, w]
+                break
+
+
 def test_a_box_that_never_fits_is_the_largest_centred_one():
     augment = Augment(recipe(crop="resized", crop_scale=(1.0, 1.0)), 32, seed=0)
     assert augment.boxes(augment.draw(4, 0, 0), 10, 100).tolist() == [[0, 43, 10, 13]] * 4

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from timm.data.auto_augment import _FILL, AugmentOp, rand_augment_transform
 
-from hkd.data.loading.randaugment import FILL, INCREASING, OPERATIONS, RandAugment, parse
+from hkd.data.loading.randaugment import FILL, INCREASING, OPERATIONS, RandAugment, parse, warp_part, warp_straight
 from hkd.errors import UserError
 
 GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
@@ -63,6 +63,25 @@ def test_operations_agree_with_timm_on_an_image_that_is_not_square(monkeypatch):
         ours = OPERATIONS[name](as_batch(picture), torch.tensor([7.0]).double(), torch.ones(1).double())
         theirs = timm_op(name, 7.0, 1.0, picture, monkeypatch).astype(int)
         assert np.abs(ours[0].permute(1, 2, 0).numpy().astype(int) - theirs).max() <= 1, name
+
+
+@pytest.mark.parametrize("name", GEOMETRIC)
+def test_how_many_images_are_warped_at_once_changes_no_pixel(name, monkeypatch):
+    images = as_batch(*(photograph(seed=i) for i in range(7)))
+    levels, signs = torch.linspace(0, 10, 7).double(), torch.tensor([1.0, -1.0] * 4)[:7].double()
+    whole = OPERATIONS[name](images, levels, signs)
+    for pixels in (1, 2 * 32 * 32):
+        monkeypatch.setattr("hkd.data.loading.randaugment.WARPED_PX", pixels)
+        assert torch.equal(OPERATIONS[name](images, levels, signs), whole)
+
+
+def test_rows_and_columns_apart_give_the_pixels_of_both_at_once():
+    images = as_batch(photograph(40)[:24], photograph(40, seed=1)[:24])
+    for across, down in ((0.0, 0.0), (3.0, 0.0), (-2.7, 0.0), (0.0, 5.3), (1.25, -39.5), (100.0, 0.4)):
+        matrix = torch.tensor(
+            [[[1.0, 0.0, across], [0.0, 1.0, down]], [[0.8, 0.0, -across], [0.0, 1.3, down]]]
+        ).double()
+        assert torch.equal(warp_straight(images, matrix), warp_part(images, matrix))
 
 
 def test_the_notation_is_read_as_timm_reads_it():

@@ -12,6 +12,7 @@ import random
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -148,18 +149,20 @@ class Augment:
 
         The first of ten proposals that fits is taken; if none does, the largest centred box of allowed aspect.
         """
-        area = draws.area * height * width
-        ratio = draws.log_ratio.exp()
-        w, h = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
+        # NumPy, because files ask for one box at a time, and calling torch costs more than these few numbers do.
+        area = draws.area.numpy() * np.float32(height) * np.float32(width)
+        ratio = draws.log_ratio.exp().numpy()
+        w, h = (np.rint(np.sqrt(part)).astype(np.int64) for part in (area * ratio, area / ratio))
         fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
-        first = fits.int().argmax(1, keepdim=True)
-        w, h = w.gather(1, first).squeeze(1), h.gather(1, first).squeeze(1)
-        top = (draws.place[:, 0] * (height - h + 1)).long()
-        left = (draws.place[:, 1] * (width - w + 1)).long()
+        at, first = np.arange(len(fits)), fits.argmax(1)
+        w, h = w[at, first], h[at, first]
+        room = np.stack([height - h + 1, width - w + 1], 1).astype(np.float32)
+        corner = (draws.place.numpy() * room).astype(np.int64)
         centre_w = min(width, round(height * ASPECT[1]))
         centre_h = min(height, round(width / ASPECT[0]))
-        centre = torch.tensor([(height - centre_h) // 2, (width - centre_w) // 2, centre_h, centre_w])
-        return torch.where(fits.any(1, keepdim=True), torch.stack([top, left, h, w], 1), centre)
+        centre = np.array([(height - centre_h) // 2, (width - centre_w) // 2, centre_h, centre_w])
+        drawn = np.concatenate([corner, h[:, None], w[:, None]], 1)
+        return torch.from_numpy(np.where(fits.any(1)[:, None], drawn, centre))
 
 
 def within(position: Int[Tensor, "*shape"], size: int) -> Bool[Tensor, "*shape"]:

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from hkd.errors import UserError
 
 FILL = (124, 116, 104)  # ImageNet's mean colour
+WARPED_PX = 2**16  # of an output at once: what its sixteen reads need then stays in the cache
 SCALE = 10.0  # levels run from 0 to 10 unless the notation says `mmax`
 
 Images = UInt8[Tensor, "G 3 H W"]
@@ -157,8 +158,8 @@ def solarize(images: Images, levels: Levels, signs: Signs, *, increasing: bool =
 
 def solarize_add(images: Images, levels: Levels, signs: Signs) -> Images:
     """Brighten pixels below 128 by up to 110."""
-    added = (levels / SCALE * 110).long().clamp(max=128).view(-1, 1, 1, 1)
-    return torch.where(images < 128, (images + added).clamp(max=255), images.long()).to(torch.uint8)
+    added = (levels / SCALE * 110).long().clamp(max=128).to(torch.uint8).view(-1, 1, 1, 1)
+    return torch.where(images < 128, images + added, images)  # at most 127 + 128: no byte overflows
 
 
 def enhance(
@@ -214,37 +215,85 @@ def warp(images: Images, matrix: Float[Tensor, "G 2 3"]) -> Images:
     Returns:
         [G, 3, H, W]; pixels whose source lies outside take `FILL`.
     """
-    groups, _, height, width = images.shape
-    centres = torch.stack(
-        [
-            (torch.arange(width, dtype=torch.float64) + 0.5).expand(height, width),
-            (torch.arange(height, dtype=torch.float64) + 0.5).unsqueeze(1).expand(height, width),
-            torch.ones(height, width, dtype=torch.float64),
-        ]
-    ).flatten(1)
-    x, y = (matrix @ centres).unbind(1)  # [G, H * W] each
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    left, top = (x - 0.5).floor(), (y - 0.5).floor()
-    dx, dy = ((x - 0.5 - left).float().unsqueeze(1), (y - 0.5 - top).float().unsqueeze(1))
-    columns = [(left.long() + tap).clamp(0, width - 1) for tap in (-1, 0, 1, 2)]
-    rows = [(top.long() + tap).clamp(0, height - 1) * width for tap in (-1, 0, 1, 2)]
+    at_once = max(1, WARPED_PX // (images.shape[2] * images.shape[3]))
+    straight = not matrix[:, [0, 1], [1, 0]].any()
+    parts = zip(images.split(at_once), matrix.split(at_once), strict=True)
+    return torch.cat([(warp_straight if straight else warp_part)(*part) for part in parts])
+
+
+def warp_part(images: Images, matrix: Float[Tensor, "G 2 3"]) -> Images:
+    """Images that are warped at once."""
+    height, width = images.shape[2:]
+    x, y = positions(matrix, centres(width).expand(height, width), centres(height).unsqueeze(1).expand(height, width))
+    columns, dx, inside_x = taps(x, width)
+    rows, dy, inside_y = taps(y, height)
+    begins = [row.mul_(width) for row in rows]
     source = images.flatten(2).float()
 
-    def along_x(row: Tensor) -> Tensor:
+    def along_x(begin: Tensor) -> Tensor:
         def read(column: Tensor) -> Tensor:
-            return source.gather(2, (row + column).unsqueeze(1).expand(-1, 3, -1))
+            return source.gather(2, (begin + column).unsqueeze(1).expand(-1, 3, -1))
 
-        return cubic([read(column) for column in columns], dx) if dx.any() else read(columns[1])
+        return cubic([read(column) for column in columns], dx.unsqueeze(1)) if dx.any() else read(columns[1])
 
-    values = cubic([along_x(row) for row in rows], dy) if dy.any() else along_x(rows[1])
-    fill = torch.tensor(FILL, dtype=torch.float32).view(1, 3, 1)
-    return to_bytes(torch.where(inside.unsqueeze(1), values, fill)).view(groups, 3, height, width)
+    values = cubic([along_x(begin) for begin in begins], dy.unsqueeze(1)) if dy.any() else along_x(begins[1])
+    return filled(values, (inside_x & inside_y).unsqueeze(1)).view_as(images)
+
+
+def warp_straight(images: Images, matrix: Float[Tensor, "G 2 3"]) -> Images:
+    """As `warp_part` where a column of the source depends on the column alone and a row on the row: equal to the bit,
+    one after the other.
+    """
+    height, width = images.shape[2:]
+    columns, dx, inside_x = taps(positions(matrix, centres(width), torch.ones(width, dtype=torch.float64))[0], width)
+    rows, dy, inside_y = taps(positions(matrix, torch.ones(height, dtype=torch.float64), centres(height))[1], height)
+    values = images.float()
+    if dx.any():
+        read = [values.gather(3, column[:, None, None].expand(-1, 3, height, -1)) for column in columns]
+        values = cubic(read, dx[:, None, None])
+    else:
+        values = values.gather(3, columns[1][:, None, None].expand(-1, 3, height, -1))
+    if dy.any():
+        read = [values.gather(2, row[:, None, :, None].expand(-1, 3, -1, width)) for row in rows]
+        values = cubic(read, dy[:, None, :, None])
+    else:
+        values = values.gather(2, rows[1][:, None, :, None].expand(-1, 3, -1, width))
+    return filled(values, inside_x[:, None, None] & inside_y[:, None, :, None])
+
+
+def centres(size: int) -> Float[Tensor, " size"]:
+    """Of the pixels of a side, in px."""
+    return torch.arange(size, dtype=torch.float64) + 0.5
+
+
+def positions(
+    matrix: Float[Tensor, "G 2 3"], x: Float[Tensor, "*grid"], y: Float[Tensor, "*grid"]
+) -> tuple[Float[Tensor, "G P"], Float[Tensor, "G P"]]:
+    """Where the P pixels with these centres come from: x and y in the source."""
+    across, down = (matrix @ torch.stack([x, y, torch.ones_like(x)]).flatten(1)).unbind(1)
+    return across, down
+
+
+def taps(at: Float[Tensor, "G P"], size: int) -> tuple[list[Tensor], Float[Tensor, "G P"], Bool[Tensor, "G P"]]:
+    """Of positions along a side: the four pixels that are read, the distance from the second, and whether inside."""
+    second = (at - 0.5).floor()
+    read = [(second.long() + tap).clamp(0, size - 1) for tap in (-1, 0, 1, 2)]
+    return read, (at - 0.5 - second).float(), (at >= 0) & (at < size)
+
+
+def filled(values: Float[Tensor, "G 3 *P"], inside: Bool[Tensor, "G 1 *P"]) -> UInt8[Tensor, "G 3 *P"]:
+    """As bytes, with `FILL` outside."""
+    fill = torch.tensor(FILL, dtype=torch.float32).view(1, 3, *[1] * (values.ndim - 2))
+    return to_bytes(torch.where(inside, values, fill))
 
 
 def cubic(taps: list[Tensor], d: Tensor) -> Tensor:
     """At distance d from the second of four taps, with Pillow's coefficient (-1); exact where all four are equal."""
-    v0, v1, v2, v3 = taps
-    return v1 + d * (v2 - v0 + d * (2 * (v0 - v1) + v2 - v3 + d * (v1 - v0 + v3 - v2)))
+    v0, v1, v2, v3 = taps  # v1 + d (v2 - v0 + d (2 (v0 - v1) + v2 - v3 + d (v1 - v0 + v3 - v2))), in three buffers
+    third = (v1 - v0).add_(v3).sub_(v2).mul_(d)
+    second = (v0 - v1).mul_(2.0).add_(v2).sub_(v3).add_(third).mul_(d)
+    first = torch.sub(v2, v0, out=third).add_(second).mul_(d)
+    return first.add_(v1)
 
 
 def affine(levels: Levels, **entries: Tensor | float) -> Float[Tensor, "G 2 3"]:
