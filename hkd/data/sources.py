@@ -56,7 +56,8 @@ class MemorySource:
         if view is not None:
             return Shown(to_float(self.view(self.augment, view)[index]), index)
         assert draws is not None
-        return Shown(self.augment(self.images[index], draws), index)
+        x = self.augment.as_bytes(self.images[index], draws)
+        return Shown(x, index, patches=self.augment.patches(draws))
 
     def view(self, augment: Augment, view: int) -> UInt8[Tensor, "N 3 S S"]:
         """All images in one of their fixed views."""

@@ -216,3 +216,28 @@ def test_what_leaves_a_worker_are_bytes_and_what_arrives_are_numbers(root):
     for image, top, left, values in sent.patches:
         untouched[image, :, top : top + values.shape[1], left : left + values.shape[2]] = False
     assert torch.equal(arrived.x[untouched], (sent.batch.x / 255)[untouched])
+
+
+@pytest.mark.parametrize("fields", [CHANGED, CHANGED | MIXED], ids=["changed", "mixed"])
+def test_images_in_memory_are_augmented_ahead_for_a_gpu_and_are_the_same(fields, monkeypatch):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (16, 3, SIDE, SIDE), dtype=np.uint8)
+    memory = Split(images, None, np.arange(16) % 2, np.arange(16))
+    here, helped = (
+        Loader(memory, recipe(**fields), num_classes=2, seed=3, workers=workers, device=torch.device("cpu"))
+        for workers in (0, 2)
+    )
+    fixed = Loader(memory, recipe(**CHANGED, views=2), num_classes=2, seed=3, workers=2)
+    plain = Loader(memory, None, num_classes=2, seed=3, workers=2, train=False)
+    assert not helped.ahead  # on a CPU nobody would wait
+    expected = list(here.epoch(1))
+    monkeypatch.setattr(Loader, "on_gpu", property(lambda self: True))
+    assert helped.ahead
+    assert not here.ahead
+    assert not fixed.ahead
+    assert not plain.ahead
+    arrived = list(helped.epoch(1))
+    assert len(arrived) == len(expected) > 1
+    assert all(map(same, arrived, expected))
+    assert helped._pipeline is not None
+    assert here._pipeline is None

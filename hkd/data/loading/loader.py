@@ -45,8 +45,8 @@ class Loaded(Generic[B]):
     """A batch as it leaves a worker (None: no image of it is left), the files that could not be read, and what is to be
     pasted into its images.
 
-    Images of files are bytes here, a quarter of what numbers would take of the memory that processes share. mix: which
-    item the batch is, if mixup is still to come.
+    Augmented images, and those of files, are bytes here, a quarter of what numbers would take of the memory that
+    processes share. mix: which item the batch is, if mixup is still to come.
     """
 
     batch: B | None
@@ -63,7 +63,7 @@ class BatchLoader(ABC, Generic[B]):
     """Batches of a data set, one after the other: order, shares of processes, workers and what cannot be read.
 
     Training: shuffled by (seed, epoch), full batches only. Evaluation: all images in order, the last batch smaller.
-    Subclasses say in `load` what a batch is; it is called in this process for images in memory, else in `workers`.
+    Subclasses say in `load` what a batch is; it is called in `workers` where they are `ahead`, else in this process.
 
     Args:
         count: N, number of images.
@@ -71,7 +71,7 @@ class BatchLoader(ABC, Generic[B]):
         seed: of the run.
         rank, world: this process and their number; each gets its contiguous part of every global batch.
         train: training or evaluation.
-        workers: processes that load batches ahead; 0 loads in this one.
+        workers: processes that load batches ahead (images in memory: `Loader.ahead`); 0 loads in this one.
         on_corrupt: "stop" raises UserError naming the file; "skip" counts it in `corrupt` and shows the next readable
             image of the batch in its place (training) or leaves it out (evaluation).
         device: where batches are wanted: those from workers go there while they are bytes. None: they stay on the CPU.
@@ -118,6 +118,11 @@ class BatchLoader(ABC, Generic[B]):
         """This process's part of one global batch, on the CPU."""
 
     @property
+    def ahead(self) -> bool:
+        """Whether batches are made by workers, where there are any, while others are used."""
+        return not self.in_memory
+
+    @property
     def steps(self) -> int:
         """Global batches per epoch."""
         return self.count // self.batch_size if self.train else -(-self.count // self.batch_size)
@@ -131,7 +136,7 @@ class BatchLoader(ABC, Generic[B]):
 
     def batches(self, items: list[Item]) -> Iterator[B]:
         """The batches of some items, one after the other."""
-        for loaded in map(self.load, items) if self.in_memory else self._through_workers(items):
+        for loaded in self._through_workers(items) if self.ahead else map(self.load, items):
             if loaded.corrupt and self.on_corrupt == "stop":
                 name, reason = next(iter(loaded.corrupt.items()))
                 raise UserError(f"Cannot read image {name} ({reason}): replace it, or ask to skip corrupt images.")
@@ -141,7 +146,7 @@ class BatchLoader(ABC, Generic[B]):
 
     def finished(self, batch: B, loaded: Loaded[B]) -> B:
         """A batch as it is used: numbers where it is bytes, on the device, with the patches of random erasing."""
-        if self.device is not None and not self.in_memory:
+        if self.device is not None and self.ahead:
             batch = batch.to(self.device)
         if batch.x.dtype == torch.uint8:
             batch = replace(batch, x=paste(to_float(batch.x), loaded.patches))
@@ -269,11 +274,23 @@ class Loader(BatchLoader[Batch]):
         )
 
     @property
+    def ahead(self) -> bool:
+        """Of images in memory those that are augmented while a GPU would wait: on a CPU nobody would gain, and fixed
+        views are made but once.
+        """
+        return super().ahead or (self.workers > 0 and self.on_gpu and self.augment is not None and not self.views)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether batches are wanted on a GPU."""
+        return self.device is not None and self.device.type == "cuda"
+
+    @property
     def mixes_late(self) -> bool:
-        """Whether images of files are mixed on the device: mixed ones are numbers, four times as large.
+        """Whether images that workers made are mixed on the device: mixed ones are numbers, four times as large.
         On a CPU the workers have the time for it.
         """
-        return not self.in_memory and self.device is not None and self.device.type == "cuda"
+        return self.ahead and self.on_gpu
 
     def finished(self, batch: Batch, loaded: Loaded[Batch]) -> Batch:
         """As every loader's, and mixed where that was left for here."""
