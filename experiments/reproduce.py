@@ -15,13 +15,13 @@ from experiments import places
 from experiments.documents import read_json
 from experiments.execution.events import Event
 from experiments.execution.progress import time_left
-from experiments.execution.schedule import ExecutionReport, default_workers, run_plan
+from experiments.execution.schedule import ExecutionReport, default_workers, run_plan, unfinished
 from experiments.execution.storage import not_written
 from experiments.planning import schema
 from experiments.planning.estimate import Durations
 from experiments.planning.plan import Plan
 from experiments.records.committed import Records
-from experiments.records.store import FINAL, Store
+from experiments.records.store import Store
 from hkd.errors import UserError
 from hkd.training.job import Runtime
 
@@ -61,6 +61,7 @@ def reproduce(
     scheduler_file: Path | None = None,
     runtime: Runtime | None = None,
     looks: "Design | None" = None,
+    new_only: bool = False,
     on_event: Callable[[Event], None] = lambda event: None,
     wait: bool = True,
     on_wait: Callable[[str], None] = lambda sentence: None,
@@ -73,6 +74,7 @@ def reproduce(
         workers, scheduler_file, on_event: as for `run_plan`.
         runtime: None takes the profile's.
         looks: that are taken with this one, where seeds are bought; it counts only if no run failed.
+        new_only: runs of which a record is committed are not done here again, unless another needs their weights.
         wait: for another process that is at this table; False refuses.
         on_wait: told who holds the table before waiting.
 
@@ -87,6 +89,7 @@ def reproduce(
             scheduler_file=scheduler_file,
             runtime=runtime or runtime_for(plan.profile),
             on_event=on_event,
+            known=Records(plan, store, places.references()) if new_only else None,
         )
         folder = places.tables(plan.profile) / plan.table
         if looks is not None and report.failed:
@@ -127,14 +130,12 @@ def compared(plan: Plan, store: Store, looks: "Design | None" = None) -> Reprodu
     return Reproduction(plan=plan, records=found, comparison=comparison)
 
 
-def expected_here(plan: Plan, records: Records) -> float | None:
+def expected_here(plan: Plan, records: Records, *, new_only: bool = False) -> float | None:
     """Seconds that the rest of a table should take with the default workers, going by own records and committed ones.
 
-    None if nothing similar was ever run.
+    None if nothing similar was ever run. new_only: as for `reproduce`.
     """
-    todo = {
-        key: run for key, run in plan.runs.items() if key not in records.own or records.own[key].status not in FINAL
-    }
+    todo = unfinished(plan, records.own, records if new_only else {})
     return time_left(todo, {}, {}, Durations(records, plan.runs), default_workers(runtime_for(plan.profile)), 0.0)
 
 

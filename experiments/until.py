@@ -92,6 +92,7 @@ def buy(
     store: Store,
     *,
     minutes: float | None = None,
+    new_only: bool = False,
     tell: Callable[[str], None] = lambda sentence: None,
     watch: Callable[[Plan, str], Any],
     **how: Any,
@@ -103,6 +104,7 @@ def buy(
         looks: its design, with the looks that were taken before.
         store: where records are.
         minutes: from now; the first look is always taken.
+        new_only: as for `reproduce`.
         tell: told after every look how many cells are open, and what the next look should take.
         watch: makes a context that listens to a plan's runs, with a note.
         how: as for `reproduce`.
@@ -113,7 +115,7 @@ def buy(
     while looks.taken < len(looks.looks) and (rows := going_on(whole, now.cells)):
         taking = looks.model_copy(update={"taken": looks.taken + 1})
         plan = narrowed(whole, {**now.seeds, **dict.fromkeys(rows, taking.seeds)})
-        expected = expected_here(plan, Records(plan, store, places.references()))
+        expected = expected_here(plan, Records(plan, store, places.references()), new_only=new_only)
         if looks.taken:
             tell(f"{note}; next: {len(rows)} rows at {taking.seeds} seeds" + about(expected))
             left = None if minutes is None else 60 * minutes - (time.monotonic() - began)
@@ -121,7 +123,7 @@ def buy(
                 stopped = f"{minutes:g} minutes do not reach to {taking.seeds} seeds"
                 break
         with watch(plan, f"look {taking.taken} of {len(looks.looks)} at {taking.seeds} seeds; {note}") as listener:
-            done = reproduce(plan, store, looks=taking, on_event=listener, **how)
+            done = reproduce(plan, store, looks=taking, new_only=new_only, on_event=listener, **how)
         if done.report is not None and done.report.failed:
             stopped = f"{len(done.report.failed)} runs failed, and a look needs all of them"
             break

@@ -13,6 +13,7 @@ from rich.text import Text
 from experiments.commands.printed import is_wide
 from experiments.execution.makespan import simulate
 from experiments.execution.progress import clock
+from experiments.execution.schedule import unfinished
 from experiments.grids import new_table
 from experiments.planning import schema
 from experiments.planning.estimate import Cost, Durations, cost, total
@@ -192,11 +193,9 @@ def shown_hours(value: float) -> str:
     return f"{value:.3g}" if value >= 0.001 or value == 0 else "<0.001"
 
 
-def confirm(plan: Plan, records: dict[str, Record], yes: bool) -> None:
-    """Ask before many GPU-hours; without somebody to ask, refuse."""
-    left = sum(
-        cost(run).gpu_hours for key, run in plan.runs.items() if key not in records or records[key].status not in FINAL
-    )
+def confirm(plan: Plan, records: Mapping[str, Record], yes: bool, known: Mapping[str, Record] | None = None) -> None:
+    """Ask before many GPU-hours; without somebody to ask, refuse. records, known: as for `unfinished`."""
+    left = sum(cost(run).gpu_hours for run in unfinished(plan, records, known or {}).values())
     if yes or left < EXPENSIVE:
         return
     asked = f"hkd plan {called('tables', plan.table)}"

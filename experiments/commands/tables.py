@@ -154,6 +154,7 @@ def run(
     margin: float | None = None,
     minutes: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
     teacher_seeds: Whole | None = None,
+    new_only: bool = False,
 ) -> int:
     """Reproduce a table: execute the runs that are missing, compare, write results/PROFILE/TABLE/, print it.
 
@@ -172,6 +173,8 @@ def run(
         margin: with --until: points inside which an effect is none that matters; the default is the profile's.
         minutes: with --until: begin no look that would not end in time; the first one is always taken.
         teacher_seeds: train the teachers so many times and say how much gains differ between them.
+        new_only: do not train again what results/reference/ has a record of, unless a new run needs its weights: for
+            more seeds, or looks, of a table that others have run.
     """
     if until or max_seeds is not None or margin is not None:
         from experiments.until import check_asked
@@ -191,12 +194,14 @@ def run(
 
         whole, looks = asked(table, profile, margin, max_seeds)
         tell_parameters(profile, seeds)
-        confirm(whole, store.load_all(whole.runs), yes)
+        held = Records(whole, store, places.references())
+        confirm(whole, held.own, yes, held if new_only else None)
         bought = buy(
             whole,
             looks,
             store,
             minutes=minutes,
+            new_only=new_only,
             tell=lambda sentence: console.print(Text(sentence)),
             watch=lambda plan, note: Progress(plan, Records(plan, store, places.references()), console, note),
             workers=workers,
@@ -216,7 +221,7 @@ def run(
 
         under = plans(chosen, teacher_seeds)
     records = Records(chosen, store, places.references())  # committed ones say how long a run takes
-    confirm(chosen, records.own, yes)
+    confirm(chosen, records.own, yes, records if new_only else None)
     began = time.monotonic()
     with Progress(chosen, records, console) as progress:
         done = reproduce(
@@ -227,6 +232,7 @@ def run(
             on_event=progress,
             wait=wait,
             on_wait=lambda sentence: console.print(Text(sentence)),
+            new_only=new_only,
         )
     show_table(done, console)
     assert done.report is not None

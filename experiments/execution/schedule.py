@@ -55,6 +55,7 @@ def run_plan(
     scheduler_file: Path | None = None,
     runtime: Runtime,
     on_event: Callable[[Event], None] = lambda event: None,
+    known: Mapping[str, Record] | None = None,
 ) -> ExecutionReport:
     """Execute what has no final record; start nothing (nor import torch or dask) if everything has.
 
@@ -67,6 +68,7 @@ def run_plan(
         scheduler_file: of a running dask scheduler to use instead of own workers.
         runtime: device, data and caches.
         on_event: told what happens, in the calling thread.
+        known: records from elsewhere; runs with a final one are done only where another needs their weights.
 
     Raises:
         UserError: nothing can start for lack of data or weights, an option is wrong, or the results cannot be written.
@@ -74,7 +76,7 @@ def run_plan(
     """
     began = time.monotonic()
     records = store.load_all(plan.runs)
-    todo = {key: run for key, run in plan.runs.items() if key not in records or records[key].status not in FINAL}
+    todo = unfinished(plan, records, known or {})
     left_out = lacking(todo)
     if left_out and len(left_out) == len(plan.runs):
         raise UserError(f"None of the {len(left_out)} runs can start: {next(iter(left_out.values()))}")
@@ -101,6 +103,24 @@ def run_plan(
         failed={**left_out, **execution.failed},
         seconds=time.monotonic() - began,
     )
+
+
+def unfinished(plan: Plan, own: Mapping[str, Record], known: Mapping[str, Record]) -> dict[str, PlannedRun]:
+    """The runs of a plan that are to be done, in its order.
+
+    Args:
+        own: records of this machine, beside which the weights are.
+        known: records from elsewhere, without weights.
+    """
+    todo = {key: run for key, run in plan.runs.items() if key not in own or own[key].status not in FINAL}
+    wanted = [key for key in todo if key not in known or known[key].status not in FINAL]
+    found: set[str] = set()
+    while wanted:
+        key = wanted.pop()
+        if key not in found:
+            found.add(key)
+            wanted += [need for need in todo[key].needs if need in todo]
+    return {key: run for key, run in todo.items() if key in found}
 
 
 def default_workers(runtime: Runtime) -> int:

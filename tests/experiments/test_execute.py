@@ -107,6 +107,28 @@ def test_only_weights_from_files_at_the_papers_own_scale_are_held_against_what_i
     assert not plan("hcd_cifar100", "paper", 1).expected  # fine-tuned here
 
 
+# -- records from elsewhere -----------------------------------------------------------------------------------
+
+
+def test_a_run_with_a_record_elsewhere_is_done_only_where_its_weights_are_needed(store, tmp_path):
+    runs = [
+        fake_run("teacher"),
+        fake_run("student", needs=("teacher",)),
+        fake_run("new", needs=("teacher",)),
+        fake_run("alone"),
+        fake_run("failed"),
+    ]
+    elsewhere = Store(tmp_path / "elsewhere")
+    known = dict(execute(elsewhere, *runs[:2], *runs[3:]).records)
+    known["failed"] = replace(known["failed"], status="failed")
+    report = run_plan(fake_plan(*runs), store, workers=0, runtime=RUNTIME, known=known)
+    assert set(report.executed) == {"teacher", "new", "failed"}
+    assert not report.failed
+    again = run_plan(fake_plan(*runs), store, workers=0, runtime=RUNTIME, known=known)
+    assert again.executed == {}
+    assert set(run_plan(fake_plan(*runs), store, workers=0, runtime=RUNTIME).executed) == {"student", "alone"}
+
+
 # -- one process ----------------------------------------------------------------------------------------------
 
 
