@@ -246,7 +246,11 @@ def teachers(plan: Plan, records: Mapping[str, Record]) -> list[str]:
     """The teachers' accuracies, measured before they taught."""
     committed = any(record.committed for record in records.values())
     absent, where = ("not in the committed records", "") if committed else ("not measured", " here")
-    labels = {cell.teacher: cell.row_label[0] for cell in plan.cells}
+    labels: dict[str, set[str]] = {}  # rows may say more than the name: "Swin-T, Aircraft", "Swin-T, Cars"
+    for cell in plan.cells:
+        labels.setdefault(cell.teacher, set()).add(cell.row_label[0])
+    heads = {slug: {label.partition(", ")[0] for label in found} for slug, found in labels.items() if len(found) > 1}
+    named = {slug: next(iter(found)) for slug, found in (labels | heads).items() if len(found) == 1}
     texts = []
     # One teacher may be named on several data sets (labelled and not) and be the same run.
     slugs = {key: slug.partition("@")[0] for slug, key in plan.teachers.items()}
@@ -256,7 +260,7 @@ def teachers(plan: Plan, records: Mapping[str, Record]) -> list[str]:
         values = record.metrics if record and record.status == "done" else {}
         main = next((metric for metric in (*plan.metrics, "top1") if metric in values), None)
         spec = plan.runs[key].spec
-        name = labels.get(slug, slug) + (f" on {spec.data.name}" if slug in several else "")
+        name = named.get(slug, slug) + (f" on {spec.data.name}" if slug in several else "")
         how = " (linear probe)" if spec.task == "probe" else ""
         texts.append(f"{name} {values[main]:.2f}{how}" if main else f"{name} {absent}")
     return [f"Teachers, re-measured{where} on the same test images: {', '.join(texts)}."] if texts else []

@@ -534,7 +534,7 @@ def draw(plan: Plan, comparison: Comparison, path: Path, metrics: tuple[str, ...
     if any(not math.isnan(row["published"]) for row in rows):
         signs += "; hollow: published." if others else "; hollow: the paper's gain."
         signs += "" if plan.by_value else " Measured gains are compared with published ones by direction only."
-    signs += " All methods: gains.png and ranking.png." if others else ""
+    signs = signs.rstrip(".") + (". All methods: gains.png and ranking.png." if others else ".")
     comparison_figure(
         rows,
         path,

@@ -10,7 +10,7 @@ import pytest
 from experiments.planning.plan import Published
 from experiments.records.committed import Records
 from experiments.records.store import Store
-from experiments.results.caption import caption
+from experiments.results.caption import caption, teachers
 from experiments.results.compare import COLUMNS, compare, sources
 from experiments.results.stats import Estimate
 from experiments.results.verdicts import BY_DIRECTION, CANNOT_TELL, UNVERIFIED, verdict
@@ -395,3 +395,14 @@ def test_a_cell_whose_teacher_crashed_waits_for_it(synthetic):
     assert line(comparison, "supervised")["status"] == "not run"
     assert comparison.cells[2].reasons == ("waiting (teacher swin_l failed)",)
     assert comparison.exit_status == 1
+
+
+def test_a_teacher_is_named_without_the_data_of_its_rows(synthetic):
+    plan = synthetic.plan(pairs=2)
+    cells = tuple(replace(cell, row_label=(f"Swin-L, data {cell.row}", cell.row_label[1])) for cell in plan.cells)
+    records = synthetic.records(plan)
+    told = teachers(replace(plan, cells=cells), records)[0]
+    assert "Swin-L 97.50" in told
+    assert "data" not in told
+    one_row = tuple(replace(cell, row_label=("Swin-L, distilled", cell.row_label[1])) for cell in cells)
+    assert "Swin-L, distilled 97.50" in teachers(replace(plan, cells=one_row), records)[0]

@@ -181,6 +181,19 @@ def test_costs_are_counted(tmp_path):
     assert 50 < cost["peak_memory_mib"] < 4096
 
 
+def test_a_step_on_a_cpu_takes_its_own_time_not_that_of_what_else_runs_there():
+    steps = 4
+    journal = journal_module.Journal(
+        make_fabric(RUNTIME, "32-true"), epochs=1, steps=steps, report=lambda told: None, every_s=9.0, norms=False
+    )
+    for _ in range(steps):
+        time.sleep(0.05)  # another process has the core
+        journal.note({"task": torch.zeros(())}, None, images=1, epoch=0)
+    journal.close_epoch(0, lr=0.1)
+    assert 0 < journal.step_ms < 25
+    assert journal.curves[0]["seconds"] > steps * 0.05
+
+
 def test_progress_is_told_no_more_often_than_asked(tmp_path):
     told = []
     train(Job(run_spec(), {}, tmp_path, replace(RUNTIME, report_every_s=1e6), told.append))
