@@ -97,8 +97,8 @@ class Outcome:
 
     metrics: top1 in percent; skipped_images where some could not be read.
     cost: wall_s, cpu_s and gpu_s (of this process, or of rank 0; interrupted attempts included), step_ms (median
-    training step, on a CPU of CPU time), steps (updates), device_batch (images of one forward pass), student_params_m and extra_params_m
-    (adapters) in millions, peak_memory_mib; corrupt_images where training images were skipped.
+    training step, on a CPU of CPU time), steps (updates), device_batch (images of one forward pass), student_params_m
+    and extra_params_m (adapters) in millions, peak_memory_mib; corrupt_images where training images were skipped.
     curves: one flat dict per epoch: epoch (from 1), loss and loss/<term> (means over the epoch), lr (of its last
     update), train_top1 (percent, of augmented images while training), seconds; grad_norm/<term> at about five epochs;
     val_top1 (percent, of the validation rows) where the recipe asks for it.

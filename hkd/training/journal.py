@@ -121,7 +121,8 @@ class Journal:
     def step_ms(self) -> float:
         """Median time of a training step, loading and teachers included; gradient norms and checkpoints not.
 
-        On a CPU in seconds of this process's CPU time, on a GPU of the clock. The mean of all steps in a run so short that each of them measured gradient norms.
+        On a CPU it is CPU time of this process, on a GPU the clock's. The mean of all steps in a run so short that each
+        of them measured gradient norms.
         """
         if self.step_s:
             return 1e3 * statistics.median(self.step_s)
