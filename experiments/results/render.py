@@ -310,8 +310,8 @@ def cost_summary(plan: Plan, frame: pd.DataFrame) -> str:
 def costs(plan: Plan, records: Mapping[str, Record], comparison: Comparison) -> pd.DataFrame:
     """Costs per row and method: medians over the seeds that were run; step time also relative to supervised.
 
-    step_ms: one optimiser step. extra_params_m: parameters beside the student's, in millions. peak_memory_mib: of the
-    process. cpu_s, gpu_s, wall_s: of one run.
+    step_ms: one optimiser step, on a CPU of CPU time. extra_params_m: parameters beside the student's, in millions.
+    peak_memory_mib: of the process. cpu_s, gpu_s, wall_s: of one run.
     """
     first = {result.cell.id: result for result in reversed(comparison.cells)}  # metrics share runs
     found = {
