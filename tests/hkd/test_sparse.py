@@ -43,7 +43,7 @@ LAYERS = {
     "large_kernel": nn.Conv2d(4, 6, (5, 3), padding=(2, 1), bias=False),
     "pointwise": nn.Conv2d(4, 6, 1),
     "strided": nn.Conv2d(4, 6, 3, stride=2, padding=1),
-    # Eight channels: on CPUs with AVX2 alone, torch writes beyond its memory in the gradient of one of two to seven.
+    # Eight channels: on CPUs with AVX2 alone, torch writes beyond its memory in the gradient of one of fewer.
     "strided_pointwise": nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 6, 1, stride=2, bias=False)),
     "dilated": nn.Conv2d(4, 6, 3, padding=2, dilation=2),
     "unpadded": nn.Conv2d(4, 6, 3),
