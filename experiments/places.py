@@ -67,6 +67,16 @@ def runs() -> Path:
     return place("HKD_RUNS", main_checkout() / "results" / "runs")
 
 
+def cache() -> Path:
+    """What commands remember for those after them and can find again: $HKD_CACHE, or `hkd` in the user's cache folder.
+
+    Where a user has no home, as in some containers, it is beside the runs.
+    """
+    home = os.path.expanduser("~")
+    default = Path(home, ".cache", "hkd") if home != "~" else runs() / ".cache"
+    return place("HKD_CACHE", Path(xdg, "hkd") if (xdg := os.environ.get("XDG_CACHE_HOME")) else default)
+
+
 def results() -> Path:
     """Where results are written: $HKD_RESULTS, or results/ of the checkout, or of the working folder outside of one."""
     return place("HKD_RESULTS", (checkout() or Path.cwd()) / "results")

@@ -8,7 +8,7 @@ whatever else they import that is not installed: a file beside it, a checkout on
 recorded by its version, like any library.
 
 Reading a hundred files as syntax trees takes longer than all else of planning a table; so what was read of a file's
-bytes is kept beside the runs (`Kept`).
+bytes is kept in the user's cache folder (`Kept`).
 """
 
 import ast
@@ -42,7 +42,7 @@ class Code:
 
     def __init__(self, root: Path):
         self.root = Path(root)
-        self.kept = Kept(places.runs() / ".cache")
+        self.kept = Kept(places.cache())
         self._trees: dict[str, ast.Module | None] = {}
         self._read: dict[str, tuple[str, tuple[Import, ...]]] = {}
         self._imports: dict[str, frozenset[str]] = {}
@@ -149,8 +149,8 @@ def imported(tree: ast.Module) -> Iterable[Import]:
 class Kept:
     """What `Code.read` found, by the bytes of files, for the commands after this one.
 
-    It is kept where runs are, if there is such a folder and it can be written. The file's name says by which code, and
-    under which version of Python, it was read; a file that is not what was written is left aside.
+    The file's name says by which code, and under which version of Python, it was read; a file that is not what was
+    written is left aside, and where none can be written the next command reads the sources again.
 
     Args:
         folder: it is kept in.
@@ -179,11 +179,11 @@ class Kept:
         self.new = True
 
     def write(self) -> None:
-        """Write what is new, where runs are kept at all."""
-        if self.new and self.path.parent.parent.is_dir():
+        """Write what is new."""
+        if self.new:
             self.new = False
-            with suppress(OSError):  # the next command reads the sources again
-                self.path.parent.mkdir(exist_ok=True)
+            with suppress(OSError):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_write(self.path) as temporary:
                     temporary.write_text(json.dumps({"digest": digest(self.entries), "entries": self.entries}))
 

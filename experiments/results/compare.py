@@ -231,9 +231,16 @@ def differing(one: Mapping[str, Any], two: Mapping[str, Any], at: str = "") -> t
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             if (found := differing(a, b, place)) is not None:
                 return found
-        elif json.dumps(a, sort_keys=True, default=list) != json.dumps(b, sort_keys=True, default=list):
+        elif not same(a, b):
             return place, a, b
     return None
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two settings would be written alike; whole cells are compared, so that scalars are not written for it."""
+    if type(a) is type(b) and isinstance(a, (str, int, float, type(None))):
+        return bool(a == b)
+    return json.dumps(a, sort_keys=True, default=list) == json.dumps(b, sort_keys=True, default=list)
 
 
 # -- what became of the runs -----------------------------------------------------------------------------------

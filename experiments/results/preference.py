@@ -1,11 +1,12 @@
 """Which method to take for a kind of pair, from every record at hand: a random-effects model over pairs.
 
-Of a method, the gain on pair i is the mean over seeds of method minus student alone (paired by seed); its variance is
-that within pairs, pooled over the method's pairs, divided by the seeds. Gains of pairs differ beyond that by a variance
-tau² (Paule and Mandel 1982); the mean over pairs has the interval of Hartung and Knapp (2001) with k - 1 degrees of
-freedom, never narrower than the plain one; a pair that was not measured is predicted with tau² added (Higgins et al.
-2009). The best method's lead over each other one is judged in the same way on the pairs that both have, by Holm.
-Pairs are taken to be independent draws; those that share a student or teacher are not quite, so that intervals are a
+Of a method, the gain in a setting is the mean over seeds of method minus student alone (paired by seed); that on pair i
+is the mean over the pair's settings (schedules, augmentations, labels of one data set), which are no further pairs. Its
+variance is that within settings, pooled over the method's, divided by the seeds. Gains of pairs differ beyond that by a
+variance tau² (Paule and Mandel 1982); the mean over pairs has the interval of Hartung and Knapp (2001) with k - 1
+degrees of freedom, never narrower than the plain one; a pair that was not measured is predicted with tau² added
+(Higgins et al. 2009). The best method's lead over each other one is judged in the same way on what both have, by Holm.
+Pairs are taken to be independent draws; those that share a student or a teacher are not quite, so that intervals are a
 little too narrow. Values are points of top-1.
 """
 
@@ -47,21 +48,20 @@ METRIC, ALONE = "top1", "supervised"
 
 @dataclass(frozen=True)
 class Pair:
-    """One setting that methods were measured in: everything of a run but its method and seed."""
+    """Models that teach and learn, and the data set they do it on."""
 
     student: str  # kind, or the family where it is of none
     teacher: str
     name: str  # "swin_t_ofa_mini to resnet18_mini on numbers100"
-    identity: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A method on a pair. gains: points by seed. seconds: of its runs (CPU). slower: its step over the student's alone;
-    nan where the records do not say.
+    """A method on a pair. gains: points by seed, of each setting: everything of a run but its method and seed.
+    seconds: of its runs (CPU). slower: its step over the student's alone. nan where the records do not say.
     """
 
-    gains: dict[int, float]
+    gains: dict[str, dict[int, float]]
     seconds: float = math.nan
     slower: float = math.nan
 
@@ -81,20 +81,21 @@ class Effect:
     chance: float
 
 
-def effect(gains: Sequence[Mapping[int, float]]) -> Effect | None:
+def effect(gains: Sequence[Sequence[Mapping[int, float]]]) -> Effect | None:
     """The random-effects model over the pairs of a method; None for fewer than `FEWEST`.
 
     Args:
-        gains: of each pair, points by seed, at least one.
+        gains: of each pair, of each of its settings, points by seed, at least one.
     """
     k = len(gains)
     if k < FEWEST:
         return None
-    y = np.array([np.mean(list(each.values())) for each in gains])
-    n = np.array([len(each) for each in gains])
-    within = sum(float(np.var(list(each.values()), ddof=1)) * (len(each) - 1) for each in gains if len(each) > 1)
-    free = int((n - 1).sum())
-    v = np.full(k, within / free if free else 0.0) / n
+    settings = [[np.array(list(each.values())) for each in pair] for pair in gains]
+    y = np.array([np.mean([each.mean() for each in pair]) for pair in settings])
+    repeated = [each for pair in settings for each in pair if len(each) > 1]
+    free = sum(len(each) - 1 for each in repeated)
+    within = sum(float(((each - each.mean()) ** 2).sum()) for each in repeated) / free if free else 0.0
+    v = np.array([within * sum(1 / len(each) for each in pair) / len(pair) ** 2 for pair in settings])
     tau2 = between(y, v)
     w = 1 / np.maximum(v + tau2, 1e-12)
     mean = float((w * y).sum() / w.sum())
@@ -152,7 +153,7 @@ class Preference:
 
 def prefer(gains: Gains) -> Preference:
     """Compare methods over the pairs of one kind."""
-    found = {name: effect([each.gains for each in pairs.values()]) for name, pairs in gains.items()}
+    found = {name: effect([[*each.gains.values()] for each in pairs.values()]) for name, pairs in gains.items()}
     known = {name: each for name, each in found.items() if each is not None}
     order = sorted(known, key=lambda name: -known[name].mean.mean)
     taken = next((name for name in order if known[name].mean.sign > 0), None)
@@ -168,13 +169,17 @@ def prefer(gains: Gains) -> Preference:
 
 
 def as_good(first: Mapping[Pair, Measured], other: Mapping[Pair, Measured]) -> float:
-    """Two-sided p of no mean difference on the pairs that both have; nan for too few pairs."""
+    """Two-sided p of no mean difference on the settings of pairs that both have; nan for too few pairs."""
     both = []
-    for pair in first.keys() & other.keys():
+    for pair in sorted(first.keys() & other.keys(), key=lambda pair: pair.name):
         one, two = first[pair].gains, other[pair].gains
-        if seeds := one.keys() & two.keys():
-            both.append((pair.identity, {seed: one[seed] - two[seed] for seed in sorted(seeds)}))
-    found = effect([difference for _, difference in sorted(both, key=lambda each: each[0])])
+        differences = [
+            {seed: one[at][seed] - two[at][seed] for seed in sorted(one[at].keys() & two[at].keys())}
+            for at in sorted(one.keys() & two.keys())
+        ]
+        if found_in := [each for each in differences if each]:
+            both.append(found_in)
+    found = effect(both)
     if found is None:
         return math.nan
     k = found.mean.n
@@ -261,30 +266,32 @@ def gains_of(seen: Iterable[Seen], student: str, teacher: str | None = None) -> 
             alone.setdefault(setting(each), {})[each.spec["seed"]] = each
         elif each.spec["teachers"]:
             taught.append(each)
-    runs: dict[str, dict[Pair, dict[int, tuple[Seen, Seen]]]] = {}
+    runs: dict[str, dict[Pair, dict[tuple[str, int], tuple[Seen, Seen]]]] = {}
     for each in taught:
-        pair, seed = pair_of(each), each.spec["seed"]
-        base = alone.get(setting(each), {}).get(seed)
+        at, seed = setting(each), each.spec["seed"]
+        base = alone.get(at, {}).get(seed)
         families = {family(each.spec["student"])}, {family(one["model"]) for one in each.spec["teachers"].values()}
         if base is None or not is_of(student, families[0]) or (teacher and not is_of(teacher, families[1])):
             continue
-        runs.setdefault(each.method, {}).setdefault(pair, {}).setdefault(seed, (each, base))
-    return {
-        method: {pair: measured(list(by_seed.items())) for pair, by_seed in pairs.items()}
-        for method, pairs in sorted(runs.items())
-    }
+        among = json.dumps([at, each.identity["teachers"]], sort_keys=True)
+        runs.setdefault(each.method, {}).setdefault(pair_of(each), {}).setdefault((among, seed), (each, base))
+    return {method: {pair: measured(found) for pair, found in pairs.items()} for method, pairs in sorted(runs.items())}
 
 
-def measured(runs: Sequence[tuple[int, tuple[Seen, Seen]]]) -> Measured:
-    """Of the runs of a method and of the student alone, by seed."""
-    seconds = [own.cost["cpu_s"] for _, (own, _) in runs if own.cost.get("cpu_s")]
+def measured(runs: Mapping[tuple[str, int], tuple[Seen, Seen]]) -> Measured:
+    """Of the runs of a method and of the student alone, by setting and seed."""
+    seconds = [own.cost["cpu_s"] for own, _ in runs.values() if own.cost.get("cpu_s")]
     steps = [
         own.cost["step_ms"] / base.cost["step_ms"]
-        for _, (own, base) in runs
+        for own, base in runs.values()
         if own.cost.get("step_ms") and base.cost.get("step_ms")
     ]
+    gains: dict[str, dict[int, float]] = {}
+    for at, seed in sorted(runs):
+        own, base = runs[at, seed]
+        gains.setdefault(at, {})[seed] = own.top1 - base.top1
     return Measured(
-        gains={seed: own.top1 - base.top1 for seed, (own, base) in sorted(runs)},
+        gains=gains,
         seconds=median(seconds) if seconds else math.nan,
         slower=median(steps) if steps else math.nan,
     )
@@ -313,5 +320,4 @@ def pair_of(seen: Seen) -> Pair:
         student=kind_of(family(spec["student"])),
         teacher="+".join(kind_of(family(each)) for each in teachers),
         name=f"{'+'.join(each['name'] for each in teachers)} to {spec['student']['name']} on {spec['data']['name']}",
-        identity=json.dumps([setting(seen), seen.identity["teachers"]], sort_keys=True),
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import hkd.spec
+from experiments import places
 from experiments.planning import code, keys
 from experiments.planning.code import Code
 from experiments.planning.lock import Entry, Lock
@@ -199,9 +200,9 @@ def test_a_proof_on_one_kind_of_device_says_nothing_of_another(library):
 
 
 @pytest.fixture
-def runs(tmp_path, monkeypatch):
-    folder = tmp_path / "store"
-    monkeypatch.setenv("HKD_RUNS", str(folder))
+def cache(tmp_path, monkeypatch):
+    folder = tmp_path / "cache" / "hkd"
+    monkeypatch.setenv("HKD_CACHE", str(folder))
     return folder
 
 
@@ -209,19 +210,17 @@ def digest_of_a_method():
     return Code(Path(hkd.__file__).parent.parent).digest(["hkd.methods.scalekd"])
 
 
-def test_sources_are_read_once_for_all_commands(runs, monkeypatch):
-    runs.mkdir()
+def test_sources_are_read_once_for_all_commands(cache, monkeypatch):
     first = digest_of_a_method()
-    assert [path.name.startswith("code-") for path in (runs / ".cache").iterdir()] == [True]
+    assert [path.name.startswith("code-") for path in cache.iterdir()] == [True]
     monkeypatch.setattr(code.ast, "parse", None)  # would fail
     assert digest_of_a_method() == first
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"digest": "", "entries": {}}', "a digit"])
-def test_what_was_kept_and_is_damaged_is_read_anew(runs, damage):
-    runs.mkdir()
+def test_what_was_kept_and_is_damaged_is_read_anew(cache, damage):
     first = digest_of_a_method()
-    (path,) = (runs / ".cache").iterdir()
+    (path,) = cache.iterdir()
     held = path.read_text()
     other = "0" if first[0] != "0" else "1"
     if damage == "a digit":  # of what was kept of some file: valid JSON, another key
@@ -231,13 +230,23 @@ def test_what_was_kept_and_is_damaged_is_read_anew(runs, damage):
     assert digest_of_a_method() == first
 
 
-def test_nothing_is_kept_where_there_is_no_store_and_a_read_only_one_is_no_error(runs, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_no_error(cache, monkeypatch):
     first = digest_of_a_method()
-    assert not runs.exists()
-    runs.mkdir()
+    (path,) = cache.iterdir()
+    path.unlink()
 
     def refused(path):
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(code, "atomic_write", refused)
     assert digest_of_a_method() == first
+    assert not list(cache.iterdir())
+
+
+def test_the_cache_is_in_the_folder_of_the_users_caches(monkeypatch, tmp_path):
+    monkeypatch.delenv("HKD_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert places.cache() == tmp_path / "hkd"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert places.cache() == tmp_path / ".cache" / "hkd"

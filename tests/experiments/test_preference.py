@@ -18,7 +18,7 @@ from hkd.errors import UserError
 
 
 def test_three_pairs_of_one_seed_by_hand():
-    found = effect([{0: 1.0}, {0: 2.0}, {0: 3.0}])  # variance of pairs 1; of the mean 1/3; t of 2 degrees 4.3027
+    found = effect([[{0: 1.0}], [{0: 2.0}], [{0: 3.0}]])  # variance of pairs 1; of the mean 1/3; t of 2 degrees 4.3027
     assert (found.mean.mean, found.tau) == pytest.approx((2.0, 1.0))
     assert found.mean.high - 2 == pytest.approx(4.302653 * math.sqrt(1 / 3), rel=1e-5)
     assert found.new.high - 2 == pytest.approx(4.302653 * math.sqrt(4 / 3), rel=1e-5)
@@ -26,7 +26,7 @@ def test_three_pairs_of_one_seed_by_hand():
 
 
 def test_pairs_that_differ_no_more_than_their_seeds_have_no_spread_of_their_own():
-    found = effect([{0: 1.0, 1: 3.0}, {0: 1.5, 1: 2.5}, {0: 0.0, 1: 4.0}])
+    found = effect([[{0: 1.0, 1: 3.0}], [{0: 1.5, 1: 2.5}], [{0: 0.0, 1: 4.0}]])
     assert found.tau == 0
     assert found.mean.mean == pytest.approx(2.0)
     pooled = (2.0 + 0.5 + 8.0) / 3  # of variances with one degree of freedom each
@@ -36,7 +36,7 @@ def test_pairs_that_differ_no_more_than_their_seeds_have_no_spread_of_their_own(
 def test_the_spread_of_pairs_and_the_mean_are_those_of_statsmodels():
     rng = np.random.default_rng(0)
     gains = [dict(enumerate(rng.normal(rng.normal(3, 4), 1, size=3))) for _ in range(7)]
-    found = effect(gains)
+    found = effect([[each] for each in gains])
     y = np.array([np.mean(list(each.values())) for each in gains])
     v = np.full(7, np.mean([np.var(list(each.values()), ddof=1) for each in gains]) / 3)
     theirs = combine_effects(y, v, method_re="iterated", use_t=True)
@@ -49,19 +49,29 @@ def test_intervals_of_mean_and_of_a_new_pair_hold_what_they_say():
     held = []
     for _ in range(400):
         truths = rng.normal(2, 3, size=7)
-        found = effect([dict(enumerate(rng.normal(truth, 1, size=3))) for truth in truths[:6]])
+        found = effect([[dict(enumerate(rng.normal(truth, 1, size=3)))] for truth in truths[:6]])
         held.append((found.mean.low <= 2 <= found.mean.high, found.new.low <= truths[6] <= found.new.high))
     for share in np.mean(held, axis=0):
         assert 0.92 < share < 0.98
 
 
 def test_fewer_than_three_pairs_say_nothing():
-    assert effect([{0: 5.0}, {0: 5.1}]) is None
+    assert effect([[{0: 5.0}], [{0: 5.1}]]) is None
+
+
+def test_settings_of_a_pair_are_no_further_pairs():
+    assert effect([[{0: 5.0}, {0: 5.1}, {0: 4.9}], [{0: 1.0}]]) is None
+    found = effect([[{0: 1.0}, {0: 3.0}, {0: 5.0}], [{0: 2.0}], [{0: 1.0}]])  # means 3, 2, 1
+    assert found == effect([[{0: 1.0}], [{0: 2.0}], [{0: 3.0}]])
+    # Two seeds in each of two settings: variances 2 and 8, 5 pooled; of the pair's mean 5 (1/2 + 1/2) / 4.
+    pair = [{0: 1.0, 1: 3.0}, {0: 0.0, 1: 4.0}]
+    found = effect([pair, pair, pair])
+    assert found.mean.high - 2 == pytest.approx(stats.t.ppf(0.975, 2) * math.sqrt(5 / 4 / 3), rel=1e-6)
 
 
 def pairs_of(*gains):
     return {
-        Pair("mlp", "cnn", f"pair {i}", str(i)): Measured(gains=dict(enumerate(each))) for i, each in enumerate(gains)
+        Pair("mlp", "cnn", f"pair {i}"): Measured(gains={"here": dict(enumerate(each))}) for i, each in enumerate(gains)
     }
 
 
@@ -85,10 +95,10 @@ def test_nothing_is_taken_where_nothing_is_shown_to_help():
     assert prefer({"kd": pairs_of((3.0,), (-3.0,), (0.5,))}).taken is None
 
 
-def seen(method, top1, *, seed=0, student="resmlp", teacher=None, data="numbers100", cost=None):
+def seen(method, top1, *, seed=0, student="resmlp", teacher=None, data="numbers100", cost=None, epochs=1):
     teachers = {"teacher": {"model": {"name": f"{teacher}_t", "family": teacher}}} if teacher else {}
     spec = {
-        "task": "train", "init": None, "evaluate_on": "test", "seed": seed, "recipe": {"epochs": 1},
+        "task": "train", "init": None, "evaluate_on": "test", "seed": seed, "recipe": {"epochs": epochs},
         "data": {"name": data}, "student": {"name": f"{student}_s", "family": student}, "teachers": teachers,
         "method": {"name": method.partition("/")[0], "options": {}},
     }  # fmt: skip
@@ -103,6 +113,8 @@ def test_gains_are_paired_by_seed_within_a_setting_and_a_run_of_two_tables_count
         seen("kd", 53.0, teacher="swin", cost={"step_ms": 15.0, "cpu_s": 4.0}),
         seen("kd", 53.0, teacher="swin", cost={"step_ms": 15.0, "cpu_s": 4.0}),
         seen("kd", 61.0, seed=1, teacher="swin"),
+        seen("supervised", 70.0, epochs=9),
+        seen("kd", 69.0, teacher="swin", epochs=9),
         seen("kd", 99.0, seed=2, teacher="swin"),  # whose student alone was not measured
         seen("kd", 12.0, teacher="convnext", data="cifar100"),
         seen("hcd/detached", 40.0, teacher="swin"),
@@ -110,8 +122,8 @@ def test_gains_are_paired_by_seed_within_a_setting_and_a_run_of_two_tables_count
     ]
     found = gains_of(runs, "mlp")
     by_name = {pair.name: each for pair, each in found["kd"].items()}
-    assert by_name["swin_t to resmlp_s on numbers100"].gains == {0: 3.0, 1: 1.0}
-    assert by_name["convnext_t to resmlp_s on cifar100"].gains == {0: 2.0}
+    assert [*by_name["swin_t to resmlp_s on numbers100"].gains.values()] == [{0: 3.0, 1: 1.0}, {0: -1.0}]
+    assert [*by_name["convnext_t to resmlp_s on cifar100"].gains.values()] == [{0: 2.0}]
     assert by_name["swin_t to resmlp_s on numbers100"].slower == 1.5
     assert by_name["swin_t to resmlp_s on numbers100"].seconds == 4.0
     assert len(found["hcd/detached"]) == 1
@@ -186,4 +198,4 @@ def test_runs_that_were_written_down_at_other_times_are_paired():
     runs = [("supervised", older, 50.0), ("kd", taught, 53.0)]
     found = [seen_of(name, "", {"status": "done", "spec": spec, "metrics": {"top1": x}}) for name, spec, x in runs]
     (pairs,) = gains_of(found, kind_of(family(alone["student"]))).values()
-    assert [each.gains for each in pairs.values()] == [{alone["seed"]: 3.0}]
+    assert [[*each.gains.values()] for each in pairs.values()] == [[{alone["seed"]: 3.0}]]

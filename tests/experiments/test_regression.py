@@ -75,6 +75,8 @@ def test_one_cell_that_collapses_is_found_by_itself(plan, reference, synthetic):
     assert any(reason.startswith(f"{ROW} kd top1 dropped by") for reason in report.reasons)
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_at_most_five_of_a_hundred_reruns_with_other_noise_raise_an_alarm(plan, reference, synthetic):
     alarms = sum(
         check(measured_values(plan, synthetic.records(plan, draw=draw)), reference).status == "regression"

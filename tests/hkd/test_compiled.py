@@ -27,6 +27,7 @@ def compared(*methods: str) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_compiled_distiller_gives_equal_bits():
     assert compared("kd") == {"kd": "equal"}
 

@@ -8,6 +8,8 @@ from timm.models import _registry
 from tests.hkd.families import BROKEN, EVERYWHERE, MEMBERS, PAGE, ROLES, Row, architectures, page, survey
 
 TELLING = ("cait", "hiera", "levit", "mobilevit", "regnet", "swin_transformer_v2", "volo", "xcit")
+LONG = [pytest.mark.slow, pytest.mark.long]
+MARKS = {"regnet": [], "levit": [pytest.mark.slow], "swin_transformer_v2": [pytest.mark.slow]}  # the quickest
 
 
 def check(row: Row) -> None:
@@ -17,9 +19,7 @@ def check(row: Row) -> None:
         assert not sentence or (sentence.endswith(".") and "\n" not in sentence), (row.family, where, sentence)
 
 
-@pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=[] if name == "regnet" else [pytest.mark.slow]) for name in TELLING]
-)
+@pytest.mark.parametrize("family", [pytest.param(name, marks=MARKS.get(name, LONG)) for name in TELLING])
 def test_a_telling_family_serves_in_both_roles(family):
     row = survey(family)
     check(row)

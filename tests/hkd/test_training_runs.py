@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -339,6 +340,23 @@ def of_version_1(content):
     return content[content.index(b"PK") :]
 
 
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """The folder of a run that was killed in its fifth step."""
+    folder, often = tmp_path_factory.mktemp("run") / "parts", replace(RUNTIME, checkpoint_every_s=0.0)
+    with pytest.raises(KilledError):
+        train(Job(run_spec(), {}, folder, often, kill_at(5)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of the same run, not interrupted."""
+    folder = tmp_path_factory.mktemp("run") / "whole"
+    train(Job(run_spec(), {}, folder, RUNTIME, silent))
+    return folder
+
+
 def flipped(place):
     """Changes one bit at a share of the file."""
 
@@ -359,26 +377,21 @@ def flipped(place):
         (of_version_1, "of an earlier version"),
     ],
 )
-def test_a_damaged_checkpoint_never_moves_a_digit(tmp_path, caplog, change, why):
+def test_a_damaged_checkpoint_never_moves_a_digit(killed, whole, tmp_path, caplog, change, why):
     """Each is set aside, told in one sentence, and the run ends as one that was not interrupted."""
-    often = replace(RUNTIME, checkpoint_every_s=0.0)
-    with pytest.raises(KilledError):
-        train(Job(run_spec(), {}, tmp_path / "parts", often, kill_at(5)))
+    shutil.copytree(killed, tmp_path / "parts")
     path = tmp_path / "parts" / "checkpoint.pt"
     path.write_bytes(change(path.read_bytes()))
     train(Job(run_spec(), {}, tmp_path / "parts", RUNTIME, silent))
     (told,) = (record.message for record in caplog.records if "checkpoint" in record.message)
     assert why in told
     assert told.endswith("kept as checkpoint.pt.damaged, and the run starts over")
-    train(Job(run_spec(), {}, tmp_path / "whole", RUNTIME, silent))
-    assert left_in(tmp_path / "parts") == left_in(tmp_path / "whole")
+    assert left_in(tmp_path / "parts") == left_in(whole)
 
 
 @pytest.mark.parametrize("part", ["student", "optimizer", "spent", "position"])
-def test_a_checkpoint_of_other_code_leaves_nothing_in_the_run_that_starts_over(tmp_path, caplog, part):
-    often = replace(RUNTIME, checkpoint_every_s=0.0)
-    with pytest.raises(KilledError):
-        train(Job(run_spec(), {}, tmp_path / "parts", often, kill_at(3)))
+def test_a_checkpoint_of_other_code_leaves_nothing_in_the_run_that_starts_over(killed, whole, tmp_path, caplog, part):
+    shutil.copytree(killed, tmp_path / "parts")
     path = tmp_path / "parts" / "checkpoint.pt"
     content = torch.load(io.BytesIO(of_version_1(path.read_bytes())), weights_only=True)
     content[part].popitem()
@@ -386,10 +399,9 @@ def test_a_checkpoint_of_other_code_leaves_nothing_in_the_run_that_starts_over(t
     rest = io.BytesIO()
     torch.save(content, rest)
     path.write_bytes(checkpoint_module.head(hashlib.sha256(rest.getvalue()).hexdigest()) + rest.getvalue())
-    train(Job(run_spec(), {}, tmp_path / "parts", often, silent))
+    train(Job(run_spec(), {}, tmp_path / "parts", replace(RUNTIME, checkpoint_every_s=0.0), silent))
     assert "it does not fit this run" in caplog.text
-    train(Job(run_spec(), {}, tmp_path / "whole", RUNTIME, silent))
-    assert left_in(tmp_path / "parts") == left_in(tmp_path / "whole")
+    assert left_in(tmp_path / "parts") == left_in(whole)
 
 
 def test_a_checkpoint_is_loaded_without_running_code(tmp_path, monkeypatch):

@@ -399,7 +399,7 @@ def check_hostile(hkd, monkeypatch, seed, count):
 
 
 def test_hostile_command_lines_end_with_a_code_and_a_sentence(hkd, monkeypatch):
-    check_hostile(hkd, monkeypatch, seed=15, count=120)
+    check_hostile(hkd, monkeypatch, seed=15, count=60)
 
 
 @pytest.mark.slow

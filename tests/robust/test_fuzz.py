@@ -13,7 +13,7 @@ from hkd.errors import UserError
 from tests.robust import fuzz
 from tests.robust.fuzz import Input, all_kinds, outcomes, tried
 
-FEW, SECONDS = 25, 6.0  # inputs of each kind, and for all of them
+FEW, SECONDS = 12, 3.0  # inputs of each kind, and for all of them
 
 
 def kind_of(attempt):
