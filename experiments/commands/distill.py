@@ -1,5 +1,6 @@
 """`hkd distill`: a user's own student, teacher and images; which method serves them best."""
 
+import math
 import os
 import shlex
 import time
@@ -24,7 +25,7 @@ from experiments.execution.progress import Progress, clock
 from experiments.grids import new_table
 from experiments.planning.plan import Plan
 from experiments.records.committed import Records
-from experiments.records.store import Store
+from experiments.records.store import Store, step_ms
 from experiments.reproduce import Reproduction, expected_here, reproduce
 from hkd.errors import UserError
 
@@ -250,9 +251,9 @@ def tell(done: Reproduction, console: Console) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     order = {name: place for place, name in enumerate(choice.means)} if choice else {}
     results = sorted(comparison.cells, key=lambda each: order.get(each.cell.label, len(order)))
-    alone = next((step_ms(done, each.cell.runs) for each in comparison.cells if each.cell.baseline is None), None)
+    alone = next((step_of(done, each.cell.runs) for each in comparison.cells if each.cell.baseline is None), None)
     for each in results:
-        step = step_ms(done, each.cell.runs)
+        step = step_of(done, each.cell.runs)
         gain = each.shown_gain.shown
         rank = choice.ranks[each.cell.label].shown if choice and each.cell.label in choice.ranks else None
         measured = each.measured.shown
@@ -291,12 +292,12 @@ def span(low: float, high: float, form: str) -> str:
     return "" if low != low else f"[{low:{form}}, {high:{form}}]"
 
 
-def step_ms(done: Reproduction, runs: Sequence[str]) -> float | None:
+def step_of(done: Reproduction, runs: Sequence[str]) -> float | None:
     """Median time of a training step in ms over the runs of a cell."""
     from statistics import median
 
-    costs = [done.records[key].cost for key in runs if key in done.records]
-    held = [cost["step_ms"] for cost in costs if "step_ms" in cost]
+    steps = [step_ms(done.records[key].cost) for key in runs if key in done.records]
+    held = [step for step in steps if not math.isnan(step)]
     return median(held) if held else None
 
 

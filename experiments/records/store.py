@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,20 @@ def canonical(value: Any) -> bytes:
 def digest(value: Any, size: int = 16) -> str:
     """BLAKE2b of the canonical form, as `2 * size` hexadecimal digits."""
     return hashlib.blake2b(canonical(value), digest_size=size).hexdigest()
+
+
+def step_ms(cost: Mapping[str, float]) -> float:
+    """Median time of a run's steps in ms; nan where it is not recorded, or where other work was timed with it.
+
+    Older records have time of the clock. On a CPU all steps together take no longer than the process did: where they
+    seem to, the run waited for its cores.
+
+    Args:
+        cost: of a record.
+    """
+    step, seconds = cost.get("step_ms", math.nan), cost.get("cpu_s", math.nan)
+    waited = not cost.get("gpu_s") and step * cost.get("steps", math.nan) > 1000 * seconds
+    return math.nan if waited else step
 
 
 @dataclass(frozen=True, kw_only=True)

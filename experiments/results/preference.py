@@ -26,6 +26,7 @@ from experiments.documents import read_json
 from experiments.planning.plan import SELECTION_SEED
 from experiments.planning.recorded import identity
 from experiments.records import committed
+from experiments.records.store import step_ms
 from experiments.results.stats import LEVEL, Estimate, holm
 from hkd.errors import UserError
 
@@ -281,11 +282,8 @@ def gains_of(seen: Iterable[Seen], student: str, teacher: str | None = None) -> 
 def measured(runs: Mapping[tuple[str, int], tuple[Seen, Seen]]) -> Measured:
     """Of the runs of a method and of the student alone, by setting and seed."""
     seconds = [own.cost["cpu_s"] for own, _ in runs.values() if own.cost.get("cpu_s")]
-    steps = [
-        own.cost["step_ms"] / base.cost["step_ms"]
-        for own, base in runs.values()
-        if own.cost.get("step_ms") and base.cost.get("step_ms")
-    ]
+    steps = [step_ms(own.cost) / step_ms(base.cost) for own, base in runs.values() if step_ms(base.cost) > 0]
+    steps = [ratio for ratio in steps if not math.isnan(ratio)]
     gains: dict[str, dict[int, float]] = {}
     for at, seed in sorted(runs):
         own, base = runs[at, seed]

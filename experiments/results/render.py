@@ -19,7 +19,7 @@ import pandas as pd
 
 from experiments.planning.plan import Cell, Plan
 from experiments.planning.replications import not_reached
-from experiments.records.store import Record
+from experiments.records.store import Record, step_ms
 from experiments.results.caption import caption, heading, listed, metric_name, pooled_texts, seeds_said, with_interval
 from experiments.results.compare import CellResult, Comparison, replications
 from experiments.results.statements import GAINS, performance_profile, probability_of_improvement
@@ -310,17 +310,22 @@ def cost_summary(plan: Plan, frame: pd.DataFrame) -> str:
 def costs(plan: Plan, records: Mapping[str, Record], comparison: Comparison) -> pd.DataFrame:
     """Costs per row and method: medians over the seeds that were run; step time also relative to supervised.
 
-    step_ms: one optimiser step, on a CPU of CPU time. extra_params_m: parameters beside the student's, in millions.
-    peak_memory_mib: of the process. cpu_s, gpu_s, wall_s: of one run.
+    step_ms: one optimiser step, on a CPU of CPU time (nan where other work was timed with it). extra_params_m:
+    parameters beside the student's, in millions. peak_memory_mib: of the process. cpu_s, gpu_s, wall_s: of one run.
     """
     first = {result.cell.id: result for result in reversed(comparison.cells)}  # metrics share runs
     found = {
-        which: [records[key].cost for key in result.cell.runs if key in records and records[key].status == "done"]
+        which: [
+            {**records[key].cost, "step_ms": step_ms(records[key].cost)}
+            for key in result.cell.runs
+            if key in records and records[key].status == "done"
+        ]
         for which, result in first.items()
     }
 
     def middle(which: tuple[str, str, str], name: str) -> float:
-        return median([cost[name] for cost in found.get(which, ()) if name in cost] or [math.nan])
+        held = [cost[name] for cost in found.get(which, ()) if name in cost]
+        return median([value for value in held if not math.isnan(value)] or [math.nan])
 
     rows = []
     for cell in dict.fromkeys(result.cell.id for result in comparison.cells):

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import math
 import os
 from dataclasses import replace
 
 import pytest
 
-from experiments.records.store import Record, Store, digest
+from experiments.records.store import Record, Store, digest, step_ms
 from hkd.errors import UserError
 
 
@@ -148,3 +149,17 @@ def test_a_folder_in_the_place_of_a_record_is_one_sentence(store):
     (store.folder("abc") / "record.json").mkdir(parents=True)
     with pytest.raises(UserError, match=r"abc/record\.json cannot be read \(Is a directory\); move it away"):
         store.load("abc")
+
+
+@pytest.mark.parametrize(
+    ("cost", "step"),
+    [
+        ({"step_ms": 20.0, "steps": 100.0, "cpu_s": 2.5}, 20.0),
+        ({"step_ms": 20.0, "steps": 100.0, "cpu_s": 1.9}, math.nan),  # 2 s of steps in a process of 1.9 s
+        ({"step_ms": 20.0, "steps": 100.0, "cpu_s": 0.1, "gpu_s": 2.1}, 20.0),  # where the GPU works, the CPU rests
+        ({"step_ms": 20.0}, 20.0),
+        ({"cpu_s": 1.9}, math.nan),
+    ],
+)
+def test_a_step_that_waited_for_its_cores_has_no_time(cost, step):
+    assert step_ms(cost) == pytest.approx(step, nan_ok=True)
