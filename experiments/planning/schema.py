@@ -227,6 +227,7 @@ class Profile(Document):
     by_value: Switch  # compare values (the paper's setting) or only directions
     seeds: Seeds  # per cell
     table_seeds: dict[Slug, Seeds] = {}  # of these tables instead
+    table_rows: dict[Slug, tuple[Slug, ...]] = {}  # that these tables have here; others have all their models allow
     data: dict[Slug, DataMapping]
     models: dict[Slug, str]  # the paper's model -> a name that hkd.models.cards.named knows, or of a card of its own
     sizes: dict[Slug, Size] = {}  # side in px of the images of these, where they take any
@@ -539,6 +540,8 @@ def check_profile(name: str, profile: Profile) -> None:
         checked("profiles", name, ("cards", slug, "family"), "model family", card.family, KINDS["family"])
     for table in profile.table_seeds:
         checked("profiles", name, ("table_seeds", table), "table", table, table_ids())
+    for table in profile.table_rows:
+        checked("profiles", name, ("table_rows", table), "table", table, table_ids())
     for table in profile.assay.table_controls:
         checked("profiles", name, ("assay", "table_controls", table), "table", table, table_ids())
     for key, columns in [("controls", profile.assay.controls), *profile.assay.table_controls.items()]:
@@ -731,7 +734,14 @@ def completed(folder: str, name: str, content: dict[str, Any]) -> dict[str, Any]
         cards = plain(parsed(beside, str(beside)))
     if isinstance(cards, dict):
         cards = {key: {"name": key, **card} if isinstance(card, dict) else card for key, card in cards.items()}
-    mine = {"name": name, "title": name, "by_value": False, "chosen": "", "alone": ["table_seeds"], "captions": []}
+    mine = {
+        "name": name,
+        "title": name,
+        "by_value": False,
+        "chosen": "",
+        "alone": ["table_seeds", "table_rows"],
+        "captions": [],
+    }
     return mine | content | ({} if cards is None else {"cards": cards})
 
 

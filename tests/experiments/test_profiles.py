@@ -5,6 +5,7 @@ import pytest
 from experiments.planning import schema
 from experiments.planning.estimate import total
 from experiments.planning.plan import plan
+from hkd.errors import UserError
 
 HOUR = ("scalekd_table3", "hcd_cifar100_core", "hgkd_resnet50", "hybrid_table1")
 
@@ -57,6 +58,24 @@ def test_a_table_says_what_it_cannot_have_and_runs_nothing_for_it():
     found = plan("hybrid_table10", "cifar", 1)
     assert {cell.refused for cell in found.cells if not cell.quoted} == {"profile 'cifar' has no data for 'coco'"}
     assert not found.runs
+
+
+def test_a_profile_has_the_rows_of_a_table_that_it_names_and_says_so_of_the_others():
+    found = plan("ofa_cifar100_controlled", "cifar_subset")
+    assert {row for row, _ in measured(found)} == {"swin_t-resnet18", "convnext_t-resmlp_s12"}
+    reasons = {cell.refused for cell in found.cells if not cell.runs}
+    assert reasons == {"profile 'cifar_subset' has 2 of its 12 rows"}
+    assert not any("resmlp_s12_from_swin" in run.label for run in found.runs.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"), [("no_row", "{scalekd_table3: [swin_l-resnet5]}"), ("no_table", "{scalekd_tabel3: []}")]
+)
+def test_rows_and_tables_that_there_are_not_are_named_with_the_nearest(tmp_path, name, rows):
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(f"extends: laptop\ntable_rows: {rows}\n")
+    with pytest.raises(UserError, match=r"Did you mean '(swin_l-resnet50|scalekd_table3)'\?"):
+        plan("scalekd_table3", str(path))
 
 
 @pytest.mark.parametrize("profile", ["cifar", "gpu_hour", "cub_subset", "smoke"])
