@@ -162,6 +162,8 @@ def plan(
         UserError: unknown names or options (with file and line), or no seeds.
     """
     table, chosen = schema.load_table(table_id), schema.load_profile(profile)
+    for row in chosen.table_rows.get(table.id, ()):
+        schema.checked("profiles", chosen.name, ("table_rows", table.id), "row", row, [each.row for each in table.rows])
     trained = table.id if table.again is None else table.again.of
     count = chosen.table_seeds.get(table.id, chosen.table_seeds.get(trained, chosen.seeds)) if seeds is None else seeds
     if not 1 <= count <= SELECTION_SEED:
@@ -326,7 +328,8 @@ class _Planner:
         if not column.quoted:
             before = dict(self.runs), dict(self.teachers), dict(self.expected)
             try:
-                self.check_row(row)
+                if row.row not in self.profile.table_rows.get(self.table.id, (row.row,)):
+                    raise _NoMapping(f"profile '{self.profile.name}' leaves this row out")
                 keys = [self.run(row, column, seed) for seed in self.seeds]
             except _NoMapping as reason:
                 refused = str(reason)
@@ -360,21 +363,6 @@ class _Planner:
             )
             for metric in column.metrics or row.metrics or self.table.metrics
         ]
-
-    def check_row(self, row: Row) -> None:
-        """Refuse a row that is not among those that the profile has of this table.
-
-        Raises:
-            UserError: it names rows that the table has not.
-        """
-        rows, name = self.profile.table_rows.get(self.table.id), self.profile.name
-        if rows is None:
-            return
-        known = [each.row for each in self.table.rows]
-        for each in rows:
-            schema.checked("profiles", name, ("table_rows", self.table.id), "row", each, known)
-        if row.row not in rows:
-            raise _NoMapping(f"profile '{name}' has {len(rows)} of its {len(known)} rows")
 
     def instead(self, row: Row, column: Column) -> str:
         """What the data of a cell are where they are not those that the table's other rows have; else ""."""
