@@ -206,6 +206,8 @@ def test_links_lead_somewhere_and_commands_parse(page):
                 cli.app.parse_args(words[words.index("hkd") + 1 :], exit_on_error=False, print_error=False)
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_the_three_lines_of_the_page_run(tmp_path, photographs):
     (code,) = re.findall(r"^```python\n(.*?)^```$", PAGES[0].read_text(), flags=re.M | re.S)
     assert len([line for line in code.splitlines() if line and not line.startswith(("#", "print"))]) == 3

@@ -164,6 +164,8 @@ def test_published_columns_keep_the_papers_names_for_its_own_data():
     assert "| stand-in for ImageNet-1K: measured |" in re.sub(" +", " ", page)
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_the_listing_of_claims_says_under_each_profile_what_stood_in(tmp_path):
     page = markdown(check_all(["laptop"], Store(tmp_path / "none")))
     assert standins.of_profile(LAPTOP) in page.partition("\n## ")[2].split("\n\n")[1]

@@ -160,6 +160,8 @@ def test_a_run_starts_from_the_backbone_of_another(done, tmp_path):
             torch.testing.assert_close(after[name], value, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_a_plain_transformer_with_a_cascade_layer_decay_and_augmentation_trains(tmp_path):
     recipe = replace(SPEC.recipe, epochs=1, layer_decay=0.8, flip=True, clip_grad=1.0, precision="bf16-mixed")
     options = SMALL | {"cascade": True, "scale": [0.8, 1.5], "crop": 64}

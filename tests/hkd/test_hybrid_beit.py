@@ -195,6 +195,8 @@ def test_its_depth_must_be_the_one_that_was_told():
         step_of(depth=4)
 
 
+@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("student", "late", "features"),
     [("hybrid_b16", "mae_b16", "deit_b16"), ("hybrid_l16", "mae_l16", "deit_b16")],

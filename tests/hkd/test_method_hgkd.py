@@ -613,6 +613,7 @@ def part_of_a_batch(rank, port, folder):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_compare_with_the_queue_of_the_whole_batch(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -154,6 +154,8 @@ def test_a_run_killed_in_the_middle_ends_as_if_it_had_not_been(finished, tmp_pat
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
 
 
+@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("student", "options"),
     [

@@ -49,6 +49,7 @@ def finished(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_parts_cost_memory_and_a_step_of_all_of_them_time(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(scalekd_cost, "ROUNDS", 3)
     monkeypatch.setattr(scalekd_cost, "STEPS", 1)

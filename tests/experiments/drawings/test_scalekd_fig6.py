@@ -27,6 +27,8 @@ def images():
     return torch.rand(30, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_the_alternative_view_is_compared_and_without_it_the_only_one(images):
     for options, view in (({}, "alt"), ({"dfm": "off"}, "orig")):
         each = step(**options)
