@@ -15,8 +15,9 @@ SUFFIX = "_robustness"
 # Of that task; methods are ranked by the first.
 METRICS = ("top1_corrupted", "top1", "top1_noise", "top1_blur", "top1_contrast", "ece", "nll")
 CAPTIONS = (
-    "Corrupted images: Gaussian noise, Gaussian blur and lost contrast at strengths 1, 3 and 5 of ImageNet-C (up "
-    "to 64 px: of CIFAR-10-C); accuracies are means over strengths, under corruption the mean of the three.",
+    "Corrupted images: Gaussian noise, Gaussian blur and lost contrast at strengths 1, 3 and 5 of Hendrycks and "
+    "Dietterich (2019; up to 64 px those for small images); accuracies are means over strengths, under corruption the "
+    "mean of the three.",
     "ECE, in 15 bins of equal width, and the negative log-likelihood (in nats) are of the images as they are; of both "
     "lower is better, so that a gain below 0 is an improvement.",
 )
