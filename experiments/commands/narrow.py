@@ -10,6 +10,7 @@ from experiments.grids import new_table
 from experiments.reproduce import Reproduction
 from experiments.results.caption import heading, metric_name
 from experiments.results.compare import CellResult
+from experiments.results.render import elsewhere
 
 NAME = 24  # columns of a pair's name at most
 
@@ -23,11 +24,13 @@ def narrow(done: Reproduction) -> Iterator[Text | Table]:
     counts = ", ".join(f"{count} {name}" for name, count in comparison.counts("verdict").items())
     yield Text(f"Verdicts on {plan.paper}: {counts or 'none'}.")
     groups: dict[tuple[str, str, str], list[CellResult]] = {}
-    for result in comparison.cells:
+    for result in [each for metric in plan.metrics for each in comparison.readable(metric)]:
         groups.setdefault((result.cell.metric, result.cell.method, result.cell.variant), []).append(result)
     for (metric, *_), results in groups.items():
         yield Text()
         yield block(results, metric)
+    for sentence in elsewhere(comparison):
+        yield Text(f"\n{sentence}")
     yield Text(f"\nIntervals are 95 %. `hkd show {plan.table} > FILE` gives the whole table with its caption.")
 
 
@@ -45,13 +48,8 @@ def block(results: list[CellResult], metric: str) -> Table:
         *values, word = texts(result)
         if has_gain and result.cell.baseline is None:
             word = "the baseline's value"
-        table.add_row(Text(pair(result)), *map(Text, (*values, word)))
+        table.add_row(Text(result.cell.pair), *map(Text, (*values, word)))
     return table
-
-
-def pair(result: CellResult) -> str:
-    """Teacher and student, or what a row that has none is called."""
-    return " → ".join(filter(None, result.cell.row_label))
 
 
 def texts(result: CellResult) -> tuple[str, str, str, str]:

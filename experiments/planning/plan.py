@@ -85,6 +85,11 @@ class Cell:
     chance: float | None = None  # percent that guessing gives; None where the metric has no such value
 
     @property
+    def pair(self) -> str:
+        """Teacher and student as printed, or what a row that has none is called."""
+        return " → ".join(filter(None, self.row_label)) or self.row
+
+    @property
     def id(self) -> tuple[str, str, str]:
         return self.row, self.method, self.variant
 

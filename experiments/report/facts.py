@@ -4,7 +4,7 @@ import ast
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -68,7 +68,7 @@ def pair(cell: Cell, entry: Entry | None = None) -> str:
         for i, slugs in enumerate((cell.teacher.split("+"), [cell.student])):
             for name, mark in (entry.plan.marks[slug] for slug in slugs if slug in entry.plan.marks):
                 labels[i] = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", f"{name} ({mark})", labels[i], count=1)
-    return " → ".join(filter(None, labels)) or cell.row
+    return replace(cell, row_label=(labels[0], labels[1])).pair
 
 
 def models(entry: Entry) -> str:

@@ -263,7 +263,7 @@ class Site:
     def table(self, entry: Entry) -> Page:
         """A table: finding, counts, cells by metric, pooled gains, ranks, cost, protocol."""
         facts: dict[str, Any] = {"entry": entry, "profile": self.profiles[entry.profile], "several": False}
-        facts |= {"sections": [], "pooled": [], "ranks": [], "cost": [], "protocol": [], "notes": []}
+        facts |= {"sections": [], "pooled": [], "ranks": [], "cost": [], "protocol": [], "notes": [], "elsewhere": {}}
         facts["counts"] = words.in_order(Counter(result.verdict for result in entry.cells if result.verdict))
         facts["here"] = entry.plan.here if entry.plan else ""
         facts["claims"] = [self.claim_line(each) for each in self.claims_on(entry)]
@@ -272,6 +272,7 @@ class Site:
             facts["several"] = len(plan.metrics) > 1
             facts["notes"] = [line for line in (models(entry), own_runs(entry), going_on(entry)) if line]
             facts["sections"] = [self.section(entry, metric) for metric in plan.metrics]
+            facts["elsewhere"] = entry.comparison.elsewhere()
             facts |= self.pooled(entry)
             facts |= ranks(entry)
             facts["cost"] = cost_lines(entry)
@@ -280,7 +281,8 @@ class Site:
 
     def section(self, entry: Entry, metric: str) -> dict[str, Any]:
         """The cells of one metric."""
-        results = [result for result in entry.cells if result.cell.metric == metric]
+        assert entry.comparison is not None
+        results = entry.comparison.readable(metric)
         limit = axis(results)
         views, before, several = [], "", len({result.cell.row for result in results}) < len(results)
         for result in results:

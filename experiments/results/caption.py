@@ -116,7 +116,7 @@ def apart(plan: Plan) -> list[str]:
     labels: dict[str, dict[str, None]] = {}
     for cell in plan.cells:
         if cell.instead:
-            labels.setdefault(cell.instead, {})[" → ".join(filter(None, cell.row_label))] = None
+            labels.setdefault(cell.instead, {})[cell.pair] = None
     return [
         f"On other data than the table ({data}), and in no mean, rank or count over pairs: {listed([*rows], most=20)}."
         for data, rows in labels.items()

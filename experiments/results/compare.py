@@ -127,6 +127,24 @@ class Comparison:
         found = Counter(self.frame[column])
         return {name: found[name] for name in (*VERDICTS, *STATUSES) if name and found[name]}
 
+    def elsewhere(self) -> dict[str, str]:
+        """Rows that the profile has no model or data for, with their labels: tables that are read leave them out.
+
+        None where the profile has nothing of the whole table: its published values are then all there is to see.
+        """
+        here = rows_here(self.cells)
+        return {r.cell.row: r.cell.pair for r in self.cells if r.cell.row not in here} if here else {}
+
+    def readable(self, metric: str) -> list[CellResult]:
+        """The cells of a metric, without the rows of `elsewhere`."""
+        rows = rows_here(self.cells)
+        return [r for r in self.cells if r.cell.metric == metric and (r.cell.row in rows or not rows)]
+
+
+def rows_here(results: Iterable[CellResult]) -> set[str]:
+    """Rows of which the profile has at least one cell."""
+    return {result.cell.row for result in results if result.status != NOT_IN_PROFILE}
+
 
 def compare(
     plan: Plan,
@@ -501,7 +519,10 @@ def pool(plan: Plan, results: list[CellResult], predictions: Mapping[str, Predic
     in which a method is measured against another baseline than in its first one stay out of its mean.
     """
 
+    in_profile = rows_here(results)
+
     def pooled(pairs: list[tuple[CellResult, CellResult]]) -> Pooled:
+        pairs = [(a, b) for a, b in pairs if a.cell.row in in_profile]
         gains = {a.cell.row: {s: a.values[s] - b.values[s] for s in a.values if s in b.values} for a, b in pairs}
         return with_images(stats.pooled_gain(gains), pairs, plan.seeds, predictions)
 

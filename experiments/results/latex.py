@@ -9,7 +9,7 @@ from experiments.planning.plan import Plan
 from experiments.records.store import Record
 from experiments.results.caption import caption, machine, metric_name, spans
 from experiments.results.compare import Comparison
-from experiments.results.render import TEXT_COLUMNS, laid_out
+from experiments.results.render import TEXT_COLUMNS, elsewhere, laid_out
 
 SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -38,9 +38,9 @@ def latex(plan: Plan, records: Mapping[str, Record], comparison: Comparison) -> 
     """
     parts = [r"% \usepackage{booktabs} \usepackage{threeparttable}"]
     unsaid = dict(plan.marks)
-    sentences = [*filter(None, [plan.here]), *caption(plan, records, comparison)]
+    sentences = [*filter(None, [plan.here]), *elsewhere(comparison), *caption(plan, records, comparison)]
     for metric in plan.metrics:
-        results = [result for result in comparison.cells if result.cell.metric == metric]
+        results = comparison.readable(metric)
         if results:
             title = plan.title + (f", {metric_name(metric)}" if len(plan.metrics) > 1 else "")
             label = plan.table + (f"-{metric}" if len(plan.metrics) > 1 else "")

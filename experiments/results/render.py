@@ -138,10 +138,10 @@ def markdown(plan: Plan, records: Mapping[str, Record], comparison: Comparison) 
         parts.append(plan.here + (" Published values are of the paper's own data and models." if other else ""))
     unsaid = dict(plan.marks)
     for metric in plan.metrics:
-        results = [result for result in comparison.cells if result.cell.metric == metric]
         if len(plan.metrics) > 1:
             parts.append(f"## {metric_name(metric)}")
-        parts.append(to_markdown(laid_out(results, unsaid)))
+        parts.append(to_markdown(laid_out(comparison.readable(metric), unsaid)))
+    parts += elsewhere(comparison)
     if len(methods_of(plan)) >= MANY:
         parts += [
             "Cost of each method (medians over seeds and then pairs; a step is one update of the optimiser):",
@@ -169,6 +169,14 @@ def laid_out(results: Sequence[CellResult], unsaid: dict[str, tuple[str, str]]) 
         unsaid: as for `row_labels`.
     """
     return side_by_side(results, unsaid) if is_wide(results) else one_below_another(results, unsaid)
+
+
+def elsewhere(comparison: Comparison) -> list[str]:
+    """A sentence on the rows that are not printed; none where all are."""
+    rows = list(comparison.elsewhere().values())
+    many = f"{len(rows)} rows are" if len(rows) > 1 else "1 row is"
+    text = f"{many} not in this profile: {listed(rows)}; table.csv has the published values."
+    return [text] if rows else []
 
 
 def is_wide(results: Sequence[CellResult]) -> bool:
@@ -436,7 +444,7 @@ def gains(plan: Plan, comparison: Comparison) -> pd.DataFrame:
 
 def pair(cell: Cell) -> str:
     """A row's label: teacher and student as printed."""
-    return " → ".join(filter(None, cell.row_label)) + (OTHER_DATA if cell.instead else "")
+    return cell.pair + (OTHER_DATA if cell.instead else "")
 
 
 def mean_curves(plan: Plan, curves: Curves) -> pd.DataFrame:

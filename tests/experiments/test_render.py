@@ -170,6 +170,39 @@ def test_what_was_not_measured_says_so_in_its_place_and_why_below(synthetic):
     assert f"- {ROW} kd: seed 0: not run." in text
 
 
+def test_rows_that_the_profile_does_not_have_are_named_in_a_sentence_and_kept_in_the_csv(synthetic):
+    plan = synthetic.plan(pairs=3)
+    rows = list(dict.fromkeys(cell.row for cell in plan.cells))
+
+    def without(*absent):
+        cells = (replace(cell, runs=(), refused="no model") if cell.row in absent else cell for cell in plan.cells)
+        made = replace(plan, cells=tuple(cells))
+        found = compare(made, synthetic.records(made))
+        return found, render.markdown(made, synthetic.records(made), found)
+
+    found, text = without(rows[1], rows[2])
+    names = {cell.row: cell.pair for cell in plan.cells}
+    assert found.elsewhere() == {row: names[row] for row in rows[1:]}
+    assert f"2 rows are not in this profile: {names[rows[1]]}, {names[rows[2]]}; table.csv" in text
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    assert [line for line in lines if "MobileNet-V1" in line]
+    assert not [line for line in lines if plan_label(plan, rows[1]) in line]
+    assert set(found.frame["row"]) == set(rows)
+    assert {result.cell.row for result in found.readable("top1")} == {rows[0]}
+    assert f"- {rows[1]}; {rows[2]}: not in this profile: no model." in text
+    assert all(gain.pooled.rows == (rows[0],) and not gain.pooled.left_out for gain in found.pooled)
+    # A profile that has nothing of the table: its published values are what there is to see.
+    found, text = without(*rows)
+    assert found.elsewhere() == {}
+    assert all(plan_label(plan, row) in text for row in rows)
+    assert "rows are not" not in text
+
+
+def plan_label(plan, row):
+    """The student of a row as it is printed."""
+    return next(cell.row_label[1] for cell in plan.cells if cell.row == row)
+
+
 def test_doubtful_published_values_are_marked_where_they_stand(synthetic):
     plan = synthetic.plan(pairs=1, seeds=2)
     marks = {"supervised": "medium", "scalekd": "low"}
