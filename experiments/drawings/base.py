@@ -104,8 +104,8 @@ class Finished:
 
     @property
     def rows(self) -> dict[str, str]:
-        """Labels of the table's rows by their names."""
-        return {row.row: row.label[1] for row in self.table.rows}
+        """Labels of the table's rows by their names; of data that stood in they say so."""
+        return {cell.row: cell.row_label[1] for cell in self.plan.cells}
 
     def label(self, cell: tuple[str, str, str]) -> str:
         """A column's label as printed."""

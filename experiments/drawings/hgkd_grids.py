@@ -17,8 +17,9 @@ APART = 0.06  # of the spread of an axis: how far points of two lines stand apar
 
 @dataclass(frozen=True)
 class Point:
-    """One setting: its data set as printed, what varies, and the accuracy in percent by seed."""
+    """One setting: the row, its data set as printed, what varies, and the accuracy in percent by seed."""
 
+    row: str
     data: str
     ratio: float
     queue: int
@@ -30,7 +31,7 @@ def draw(finished: Finished, folder: Path) -> None:
     """Two panels, and the numbers behind them."""
     points = points_of(finished)
     numbers = {
-        f"top1/{point.data}/{point.ratio:g}/{point.queue}/{point.tau:g}": Number(
+        f"top1/{point.row}/{point.ratio:g}/{point.queue}/{point.tau:g}": Number(
             next(iter(point.top1.values())), seeds=dict(point.top1)
         )
         for point in points
@@ -61,7 +62,7 @@ def points_of(finished: Finished) -> list[Point]:
             record = finished.store.load(run.key)
             assert record is not None
             top1[run.spec.seed] = record.metrics["top1"]
-        found.append(Point(finished.rows[row], ratio, queue, tau, top1))
+        found.append(Point(row, finished.rows[row], ratio, queue, tau, top1))
     return found
 
 
@@ -82,7 +83,7 @@ def grids_figure(points: Sequence[Point], path: Path, *, title: str) -> None:
         f"{100 * usual.ratio:g} % hidden cells, paired by seed. Right: {first}, {100 * usual.ratio:g} % hidden."
     )
     width = (WIDTH - LEFT - GAP - RIGHT) / 2
-    with sheet(path, WIDTH, PLOT, title=title, caption=caption, above=0.5, below=0.68) as page:
+    with sheet(path, WIDTH, PLOT, title=title, caption=caption, above=0.62, below=0.68) as page:
         axes = page.axes(LEFT, page.bottom, width, PLOT)
         axes.axhline(0, color=GREY, linewidth=0.8)
         for index, data in enumerate(dict.fromkeys(p.data for p in ratios)):
@@ -128,4 +129,4 @@ def draw_line(
         linestyle="-" if joined else "none",
         label=label,
     )
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.17), ncols=2, handlelength=1.2, columnspacing=1.0)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=1, handlelength=1.2, borderaxespad=0.2)
