@@ -42,6 +42,7 @@ PANEL_TITLE, PANEL_GAP = 0.32, 0.1  # inches above a panel that has a title, and
 FEW_SEEDS = 5  # that are drawn one by one
 LABEL_LETTERS, MORE_LETTERS = 30, 36  # of a line's label before it is wrapped; where lines are of one method
 MAP, MAP_RANGE = "RdBu", 1.9  # of gain maps: the scale ends where ink is still read, at 1 / MAP_RANGE of the colours
+NUMBER_SHARE = 25  # points of lettering to an inch of a cell's width, in which "+6.7" stands in bold
 MAP_LIMIT = 10  # points at which the scale ends, in all maps
 MOST_ACROSS = 13  # methods side by side; their numbers would touch
 MOST_LETTERS = 30  # of a line of a pair's name; the rest goes below
@@ -426,10 +427,11 @@ def gain_map(cells: Sequence[MapCell], path: Path, *, title: str, caption: str =
         gains[y, x] = cell["gain"]
     halves = [pair.replace(" → ", " →\n").split("\n") for pair in pairs]
     folded = ["\n".join(line for half in both for line in textwrap.wrap(half, MOST_LETTERS)) for both in halves]
-    labels, names = (methods, folded) if turned else (folded, [each.replace(", ", ",\n") for each in methods])
     tilted = turned or max(map(len, methods), default=0) * len(methods) > 50
+    level = methods if tilted else [each.replace(", ", ",\n") for each in methods]
+    labels, names = (methods, folded) if turned else (folded, level)
     longest = max((len(line) for name in names for line in name.split("\n")), default=0)
-    height = 0.062 * longest if turned else 0.35 if tilted else 0.0
+    height = 0.062 * longest if turned else max(0.35, 0.053 * longest) if tilted else 0.0
     lines = max((label.count("\n") + 1 for label in labels), default=1)
     plot = (0.31 if turned else 0.235 * max(2, lines)) * max(2, len(down))
     texts: dict[str, Any] = {"title": title, "caption": caption, "lettering": TABLE, "vector": False}
@@ -439,11 +441,12 @@ def gain_map(cells: Sequence[MapCell], path: Path, *, title: str, caption: str =
         lean = 0.0045 if turned else 0.007
         right = 0.97 - (lean * max(map(len, names[-1].split("\n"))) if tilted else 0.0)
         axes = page.axes(left * WIDTH, page.bottom, (right - left) * WIDTH, plot)
+        size = min(9.5 if turned else 11.5, NUMBER_SHARE * (right - left) * WIDTH / max(1, len(across)))
         ends = MAP_RANGE * MAP_LIMIT
         shown = gains.clip(-MAP_LIMIT, MAP_LIMIT)
         axes.pcolormesh(shown, cmap=MAP, vmin=-ends, vmax=ends, edgecolors="white", linewidth=1.5)
         for x, y, cell in places:
-            draw_map_cell(axes, x, y, cell, 9.5 if turned else 11.5)
+            draw_map_cell(axes, x, y, cell, size)
         axes.xaxis.tick_top()
         axes.tick_params(length=0)
         angle: dict[str, Any] = {"rotation": 35, "ha": "left", "rotation_mode": "anchor"} if tilted else {}

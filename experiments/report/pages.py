@@ -46,6 +46,7 @@ from experiments.results.claims.documents import Difference, Value
 from experiments.results.claims.report import sample
 from experiments.results.compare import CellResult
 from experiments.results.pages import HEADLINE
+from experiments.results.render import pooled_shown
 from experiments.results.verdicts import SMALLEST_GAIN
 from experiments.teachers import how_made
 
@@ -309,7 +310,7 @@ class Site:
         assert entry.plan is not None
         assert entry.comparison is not None
         labels = {(result.cell.method, result.cell.variant): heading(result.cell) for result in entry.cells}
-        gains = [gain for gain in entry.comparison.pooled if gain.pooled.rows]
+        gains = pooled_shown(entry.plan, entry.comparison)
         estimates = [gain.pooled.estimate.shown for gain in gains]
         limit = svg.symmetric([*(e.mean for e in estimates), *(gain.published for gain in gains)])
         lines = [

@@ -388,9 +388,10 @@ def pooled_sentence(plan: Plan, gain: PooledGain) -> str:
     """What the paper's method adds to plain KD, whatever it is."""
     labels, pooled = {(cell.method, cell.variant): cell.label for cell in plan.cells}, gain.pooled
     metric = f" ({metric_name(gain.metric)})" if len(plan.metrics) > 1 else ""
+    unit = "" if gain.metric in LOSSES else " points"
     return (
         f"{labels[gain.method, gain.variant]} minus {labels[gain.over, '']}{metric}, mean of {len(pooled.rows)} "
-        f"pair{'s' if len(pooled.rows) > 1 else ''}: {pooled.estimate.mean:+.2f} points, "
+        f"pair{'s' if len(pooled.rows) > 1 else ''}: {pooled.estimate.mean:+.2f}{unit}, "
         f"95 % over seeds {interval(pooled.estimate)}."
     )
 

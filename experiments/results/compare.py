@@ -5,6 +5,7 @@ The frame is tidy: one line per (row, method with its variant, metric), in perce
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +38,7 @@ GAINS = ("gain", "gain_ci_low", "gain_ci_high", "judged_gain", "judged_ci_low", 
 SAID = ("replicated", "judged_by", "verdict", "status", "instead", "source")
 COLUMNS = (*TEXT, *NUMBERS, "n_seeds", *GAINS, *SAID)
 
+OF_WHAT_IT_NEEDS = re.compile(r"needs '[^']*', which was refused: ")  # names a seed; the reason is that of all seeds
 HERE = "measured here"  # the source of a cell; of committed records it is what `Record.committed` says
 
 Id = tuple[str, str, str]  # row, method, variant
@@ -412,7 +414,8 @@ def reasons(cell: Cell, plan: Plan, outcomes: list[Outcome]) -> tuple[str, ...]:
     for seed, found in zip(plan.seeds, outcomes, strict=False):
         if found.state != "done":
             state = NOT_APPLICABLE if found.state == "refused" else found.state
-            text = state if found.reason is None else f"{state} ({found.reason.rstrip('.')})"
+            reason = found.reason and OF_WHAT_IT_NEEDS.sub("", found.reason.rstrip("."))
+            text = state if reason is None else f"{state} ({reason})"
             seeds.setdefault(text, []).append(seed)
     return tuple(
         text if len(which) == len(outcomes) else f"{seed_names(which)}: {text}" for text, which in seeds.items()

@@ -166,7 +166,7 @@ def section(table: Table, summaries: Mapping[str, Mapping[str, Summary]], laptop
     yield f"`./run {table.id}`" + (f" · {'. '.join(facts)}." if facts else "")
     for picture in pictures(table.id):
         yield ""
-        yield f"![{table.title}](pictures/{picture})"
+        yield f"![{standins.titled(table.title, laptop)}](pictures/{picture})"
 
 
 def has_records(table: str) -> bool:

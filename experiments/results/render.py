@@ -21,7 +21,7 @@ from experiments.planning.plan import Cell, Plan
 from experiments.planning.replications import not_reached
 from experiments.records.store import Record, step_ms
 from experiments.results.caption import caption, heading, listed, metric_name, pooled_texts, seeds_said, with_interval
-from experiments.results.compare import CellResult, Comparison, replications
+from experiments.results.compare import CellResult, Comparison, PooledGain, replications
 from experiments.results.statements import GAINS, performance_profile, probability_of_improvement
 from experiments.results.stats import NOTHING, Estimate, MeanRanks, mean_ranks
 from experiments.results.verdicts import (
@@ -251,9 +251,19 @@ def one_below_another(results: Sequence[CellResult], unsaid: dict[str, tuple[str
     return without_empty(pd.DataFrame(lines))
 
 
+def pooled_shown(plan: Plan, comparison: Comparison) -> list[PooledGain]:
+    """Pooled gains that are printed: of many methods only those over the baseline, but for the first metric."""
+    many = len(methods_of(plan)) >= MANY
+    return [
+        gain
+        for gain in comparison.pooled
+        if gain.pooled.rows and not (many and gain.over and gain.metric != plan.metrics[0])
+    ]
+
+
 def pooled_table(plan: Plan, comparison: Comparison) -> str:
     """Gains pooled over the rows, with both intervals and the spread; "" where nothing can be pooled."""
-    lines = [pooled_texts(plan, gain) for gain in comparison.pooled if gain.pooled.rows]
+    lines = [pooled_texts(plan, gain) for gain in pooled_shown(plan, comparison)]
     frame = pd.DataFrame(lines)
     return to_markdown(without_empty(frame)) if lines else ""
 

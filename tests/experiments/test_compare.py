@@ -178,6 +178,19 @@ def test_one_diverged_seed_is_partial_and_no_reason_to_try_again(synthetic):
     assert comparison.exit_status == 0
 
 
+def test_a_refusal_that_came_from_what_runs_need_is_said_once_for_all_seeds(synthetic):
+    plan = synthetic.plan()
+    records = synthetic.records(plan)
+    for seed in plan.seeds:
+        key = f"{ROW}/scalekd/{seed}"
+        reason = f"needs 'scalekd-resnet18 seed {seed}', which was refused: no tail that takes tokens."
+        records[key] = replace(records[key], status="refused", metrics={}, reason=reason)
+    comparison = compare(plan, records)
+    found = next(each for each in comparison.cells if each.cell.id == (ROW, "scalekd", ""))
+    assert found.status == "not applicable"
+    assert found.reasons == ("not applicable (no tail that takes tokens)",)
+
+
 def test_refused_and_quoted_cells_have_no_runs_and_ask_for_none(synthetic):
     plan = changed(synthetic.plan(), "scalekd", runs=(), refused="no mapping for 'mobilenet_v1'")
     plan = changed(plan, "kd", runs=(), quoted=True)
