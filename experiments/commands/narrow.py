@@ -15,10 +15,12 @@ from experiments.results.render import elsewhere
 NAME = 24  # columns of a pair's name at most
 
 
-def narrow(done: Reproduction) -> Iterator[Text | Table]:
-    """What is printed, in order: title, stand-ins, verdict counts, the methods' blocks, and where the rest is."""
+def narrow(done: Reproduction, finding: str = "") -> Iterator[Text | Table]:
+    """What is printed, in order: title, finding, stand-ins, verdict counts, methods' blocks, and where the rest is."""
     plan, comparison = done.plan, done.comparison
     yield Text(plan.title, style="bold")
+    if finding:
+        yield Text(finding)
     if plan.here:
         yield Text(plan.here, style="dim")
     counts = ", ".join(f"{count} {name}" for name, count in comparison.counts("verdict").items())

@@ -27,15 +27,22 @@ def tell_stand_ins(sentence: str) -> None:
         out().print(Text(sentence))
 
 
-def show_table(done: Reproduction, console: Console) -> None:
-    """Print a compared table: whole, or in its narrow form on a terminal that the whole one does not fit."""
+def show_table(done: Reproduction, console: Console, finding: str = "") -> None:
+    """Print a compared table: whole, or in its narrow form on a terminal that the whole one does not fit.
+
+    Args:
+        done: the table.
+        console: where to.
+        finding: what came out in a sentence, to stand under the title.
+    """
     if console.is_terminal and not is_wide(console):
         from experiments.commands.narrow import narrow  # imports pandas, which takes a second
 
-        for part in narrow(done):
+        for part in narrow(done, finding):
             console.print(part)
     else:
-        print_markdown(done.markdown(), console)
+        title, rest = done.markdown().split("\n\n", maxsplit=1)
+        print_markdown("\n\n".join(filter(None, (title, finding, rest))), console)
 
 
 def print_markdown(text: str, console: Console) -> None:

@@ -341,7 +341,8 @@ def show(
 
         print(as_latex(done.plan, done.records, done.comparison), end="")
     else:
-        show_table(done, out())
+        as_committed = seeds is None and not override and not done.records.own
+        show_table(done, out(), done.plan.finding if as_committed else "")
     return 0
 
 

@@ -117,6 +117,7 @@ class Plan:
     assay: Assay | None = None  # None: cells are judged whatever the set-up
     chosen: str = ""  # as `Profile.chosen`
     expected: dict[str, "Expected"] = field(default_factory=dict)  # by key of the run that measures it
+    finding: str = ""  # what came out of the committed records, in a sentence
 
     @property
     def heading(self) -> str:
@@ -266,6 +267,7 @@ class _Planner:
         overridden = self.overridden()
         return Plan(
             table=self.table.id,
+            finding=self.table.finding.get(self.profile.name, ""),
             title=standins.titled(self.table.title, self.profile)
             + (f" (overridden: {', '.join(overridden)})" if overridden else ""),
             paper=self.table.paper,

@@ -449,6 +449,8 @@ def test_a_fresh_clone_shows_a_table_without_runs_data_or_torch(table, profile, 
     assert last == "0 []"
     text = "\n".join(output)
     assert "not run" not in text
+    assert output[2] == planned(table, profile).finding  # what came out stands first
+    assert output[2]
     assert "was measured here: they are from results/reference/ (committed 2026-11-" in text
     assert not any(tmp_path.iterdir())
 
