@@ -243,3 +243,20 @@ def test_long_names_of_pairs_leave_room_for_the_map(tmp_path):
         patch.setattr(charts, "draw_map_cell", lambda axes, *_: drawn.append(axes.get_position().width))
         charts.gain_map(cells, tmp_path / "map.png", title="Gains")
     assert min(drawn) > 0.4
+
+
+@pytest.mark.parametrize("methods", [3, 9, 11, charts.MOST_ACROSS])
+def test_numbers_of_a_map_stay_inside_their_cells(tmp_path, monkeypatch, methods):
+    """The widest number there is, in bold, beside pairs with long names."""
+    shares, drawn = [], charts.draw_map_cell
+
+    def measured(axes, *rest):
+        drawn(axes, *rest)
+        width = axes.texts[-1].get_window_extent(axes.figure.canvas.get_renderer()).width
+        shares.append(width * methods / axes.bbox.width)
+
+    monkeypatch.setattr(charts, "draw_map_cell", measured)
+    pairs = ("ConvNeXt-T → DeiT-T (other data)", "Swin-T → ResNet-18")
+    cells = [cell(pair, f"method {j}", -6.8, sure=True) for pair in pairs for j in range(methods)]
+    gain_map(cells, tmp_path / "map.png", title="Gains")
+    assert max(shares) < 1.0

@@ -1,6 +1,7 @@
 """Tables of many methods on several pairs: costs per method, ranks, the map of gains. Records are made up."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,20 +9,20 @@ import pytest
 
 from experiments.planning.plan import plan
 from experiments.records.store import Record
-from experiments.results import render
+from experiments.results import caption, render
 from experiments.results.compare import compare
 
 STEP = {"supervised": 4.0, "kd": 4.4, "hcd": 8.0}
 
 
-def records_of(chosen, skip=lambda label: False):
+def records_of(chosen, refusing=True):
     """A record for every run; HCD is the best and KD the second everywhere."""
     rng = np.random.default_rng(0)
     level = {"supervised": 70.0, "kd": 75.0, "hcd": 80.0, "scalekd": 74.0}
     found = {}
     for key, run in chosen.runs.items():
         name = run.spec.method.name
-        refused = name == "scalekd" and run.spec.teachers["teacher"].model.family not in ("swin", "vit")
+        refused = refusing and name == "scalekd" and run.spec.teachers["teacher"].model.family not in ("swin", "vit")
         found[key] = Record(
             key=key,
             label=run.label,
@@ -134,3 +135,21 @@ def test_variants_of_one_method_are_neither_ranked_nor_listed_by_cost(tmp_path):
     render.write_table(chosen, records, compare(chosen, records), tmp_path / "table")
     assert not (tmp_path / "table" / "ranks.csv").exists()
     assert "Cost of each method" not in (tmp_path / "table" / "table.md").read_text()
+
+
+def test_of_many_metrics_gains_over_kd_are_printed_for_the_first_alone():
+    again = plan("hcd_robustness", "laptop")
+    rng = np.random.default_rng(0)
+    records = {
+        key: replace(record, metrics={metric: float(rng.normal(70, 1)) for metric in again.metrics})
+        for key, record in records_of(again, refusing=False).items()
+    }
+    comparison = compare(again, records)
+    shown = render.pooled_shown(again, comparison)
+    assert {gain.metric for gain in shown if gain.over} == {again.metrics[0]}
+    assert {gain.metric for gain in shown} == {*again.metrics}
+    assert len(shown) < len(comparison.pooled)
+    # A difference of negative log-likelihoods is not in points.
+    said = [line for line in caption.caption(again, records, comparison) if line.startswith("HCD minus KD (negative")]
+    assert len(said) == 1
+    assert "points" not in said[0]

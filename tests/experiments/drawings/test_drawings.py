@@ -12,6 +12,7 @@ from experiments.drawings import DRAWINGS, hybrid_attention_maps, hybrid_heads, 
 from experiments.drawings.base import Finished, Images, drawing, spaced
 from experiments.planning import schema
 from experiments.planning.plan import Cell, Plan, PlannedRun
+from experiments.planning.plan import plan as planned
 from experiments.planning.schema import Table
 from experiments.records.store import Record, Store
 from experiments.results.claims import documents as claims
@@ -147,7 +148,7 @@ def test_spectra_stand_beside_those_of_random_weights(tmp_path, monkeypatch):
     run = PlannedRun(key="k", spec=spec)
     monkeypatch.setattr(Finished, "network", lambda self, run: trained)
     plan = Plan(table="scalekd_fig5", title="T", paper="scalekd", profile="laptop", by_value=False, metrics=("top1",),
-                seeds=(0,), cells=(), runs={"k": run})  # fmt: skip
+                seeds=(0,), cells=planned("scalekd_fig5", "laptop").cells, runs={"k": run})  # fmt: skip
     made = Finished(plan, Store(tmp_path / "runs"), RUNTIME, {"Swin-S": run}, {("swin_s", "supervised", ""): (run,)})
     folder = tmp_path / "drawn"
     folder.mkdir()
