@@ -40,11 +40,11 @@ class Reproduction:
     folder: Path | None = None
     report: ExecutionReport | None = None
 
-    def markdown(self) -> str:
-        """The table in the paper's layout."""
+    def markdown(self, finding: str = "") -> str:
+        """The table in the paper's layout; a finding, if given, under its title."""
         from experiments.results.render import markdown
 
-        return markdown(self.plan, self.records, self.comparison)
+        return markdown(self.plan, self.records, self.comparison, finding)
 
 
 def runtime_for(profile: str) -> Runtime:

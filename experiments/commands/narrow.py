@@ -10,7 +10,7 @@ from experiments.grids import new_table
 from experiments.reproduce import Reproduction
 from experiments.results.caption import heading, metric_name
 from experiments.results.compare import CellResult
-from experiments.results.render import elsewhere
+from experiments.results.render import on_absent_rows
 
 NAME = 24  # columns of a pair's name at most
 
@@ -31,7 +31,7 @@ def narrow(done: Reproduction, finding: str = "") -> Iterator[Text | Table]:
     for (metric, *_), results in groups.items():
         yield Text()
         yield block(results, metric)
-    for sentence in elsewhere(comparison):
+    for sentence in on_absent_rows(comparison):
         yield Text(f"\n{sentence}")
     yield Text(f"\nIntervals are 95 %. `hkd show {plan.table} > FILE` gives the whole table with its caption.")
 

@@ -41,8 +41,7 @@ def show_table(done: Reproduction, console: Console, finding: str = "") -> None:
         for part in narrow(done, finding):
             console.print(part)
     else:
-        title, rest = done.markdown().split("\n\n", maxsplit=1)
-        print_markdown("\n\n".join(filter(None, (title, finding, rest))), console)
+        print_markdown(done.markdown(finding), console)
 
 
 def print_markdown(text: str, console: Console) -> None:

@@ -61,10 +61,10 @@ def anchor(cell: Cell) -> str:
     return f"{cell.method}.{cell.variant}.{cell.metric}"
 
 
-def pair(cell: Cell, entry: Entry | None = None) -> str:
-    """Teacher and student as printed; with what stands in for them if their table is given."""
+def marked_pair(cell: Cell, entry: Entry) -> str:
+    """Teacher and student as printed, with what stands in for them."""
     labels = list(cell.row_label)
-    if entry is not None and entry.plan is not None:
+    if entry.plan is not None:
         for i, slugs in enumerate((cell.teacher.split("+"), [cell.student])):
             for name, mark in (entry.plan.marks[slug] for slug in slugs if slug in entry.plan.marks):
                 labels[i] = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", f"{name} ({mark})", labels[i], count=1)
@@ -130,7 +130,7 @@ def cell_view(entry: Entry, result: CellResult, limit: float, href: str) -> Simp
         place="",
         several=False,
         own=any(key in entry.own for key in cell.runs),
-        pair=pair(cell),
+        pair=cell.pair,
         label=cell.label,
         added=cell.added,
         metric=metric_name(cell.metric),
@@ -220,7 +220,7 @@ def refusals(results: Sequence[CellResult]) -> list[dict[str, str]]:
     for result in results:
         if not result.measured.n and result.status not in ("done", "quoted", "not run"):
             for reason in result.reasons:
-                found.setdefault(reason, {})[pair(result.cell)] = None
+                found.setdefault(reason, {})[result.cell.pair] = None
     return [{"reason": reason, "pairs": ", ".join(pairs)} for reason, pairs in found.items()]
 
 
@@ -288,7 +288,7 @@ def pair_or_label(first: CellResult, base: CellResult | None) -> str:
     """The baseline's name: its method, or its row where that is another one."""
     if base is None:
         return ""
-    return base.cell.label if base.cell.row == first.cell.row else pair(base.cell)
+    return base.cell.label if base.cell.row == first.cell.row else base.cell.pair
 
 
 def metric_part(entry: Entry, result: CellResult) -> dict[str, Any]:

@@ -26,10 +26,10 @@ from experiments.report.facts import (
     going_on,
     interval_text,
     listing,
+    marked_pair,
     models,
     once,
     own_runs,
-    pair,
     profile_facts,
     ranks,
     refusals,
@@ -264,7 +264,7 @@ class Site:
     def table(self, entry: Entry) -> Page:
         """A table: finding, counts, cells by metric, pooled gains, ranks, cost, protocol."""
         facts: dict[str, Any] = {"entry": entry, "profile": self.profiles[entry.profile], "several": False}
-        facts |= {"sections": [], "pooled": [], "ranks": [], "cost": [], "protocol": [], "notes": [], "elsewhere": {}}
+        facts |= {"sections": [], "pooled": [], "ranks": [], "cost": [], "protocol": [], "notes": [], "absent": {}}
         facts["counts"] = words.in_order(Counter(result.verdict for result in entry.cells if result.verdict))
         facts["here"] = entry.plan.here if entry.plan else ""
         facts["claims"] = [self.claim_line(each) for each in self.claims_on(entry)]
@@ -273,7 +273,7 @@ class Site:
             facts["several"] = len(plan.metrics) > 1
             facts["notes"] = [line for line in (models(entry), own_runs(entry), going_on(entry)) if line]
             facts["sections"] = [self.section(entry, metric) for metric in plan.metrics]
-            facts["elsewhere"] = entry.comparison.elsewhere()
+            facts["absent"] = entry.comparison.absent_rows()
             facts |= self.pooled(entry)
             facts |= ranks(entry)
             facts["cost"] = cost_lines(entry)
@@ -358,7 +358,7 @@ class Site:
             "entry": entry,
             "profile": self.profiles[entry.profile],
             "here": entry.plan.here,
-            "pair": pair(results[0].cell, entry),
+            "pair": marked_pair(results[0].cell, entry),
             "views": views,
             "limit": svg.scale(limit),
             "sections": [row_section(entry, group, specs[which], common) for which, group in groups.items()],

@@ -129,7 +129,7 @@ class Comparison:
         found = Counter(self.frame[column])
         return {name: found[name] for name in (*VERDICTS, *STATUSES) if name and found[name]}
 
-    def elsewhere(self) -> dict[str, str]:
+    def absent_rows(self) -> dict[str, str]:
         """Rows that the profile has no model or data for, with their labels: tables that are read leave them out.
 
         None where the profile has nothing of the whole table: its published values are then all there is to see.
@@ -138,7 +138,7 @@ class Comparison:
         return {r.cell.row: r.cell.pair for r in self.cells if r.cell.row not in here} if here else {}
 
     def readable(self, metric: str) -> list[CellResult]:
-        """The cells of a metric, without the rows of `elsewhere`."""
+        """The cells of a metric, without `absent_rows`."""
         rows = rows_here(self.cells)
         return [r for r in self.cells if r.cell.metric == metric and (r.cell.row in rows or not rows)]
 

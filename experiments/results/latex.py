@@ -9,7 +9,7 @@ from experiments.planning.plan import Plan
 from experiments.records.store import Record
 from experiments.results.caption import caption, machine, metric_name, spans
 from experiments.results.compare import Comparison
-from experiments.results.render import TEXT_COLUMNS, elsewhere, laid_out
+from experiments.results.render import TEXT_COLUMNS, laid_out, on_absent_rows
 
 SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -38,7 +38,7 @@ def latex(plan: Plan, records: Mapping[str, Record], comparison: Comparison) -> 
     """
     parts = [r"% \usepackage{booktabs} \usepackage{threeparttable}"]
     unsaid = dict(plan.marks)
-    sentences = [*filter(None, [plan.here]), *elsewhere(comparison), *caption(plan, records, comparison)]
+    sentences = [*filter(None, [plan.here]), *on_absent_rows(comparison), *caption(plan, records, comparison)]
     for metric in plan.metrics:
         results = comparison.readable(metric)
         if results:

@@ -129,9 +129,9 @@ def write_json(value: Any, path: Path) -> None:
 # -- table.md ----------------------------------------------------------------------------------------------------
 
 
-def markdown(plan: Plan, records: Mapping[str, Record], comparison: Comparison) -> str:
-    """The table in the paper's layout, with its caption."""
-    parts = [f"# {plan.title}"]
+def markdown(plan: Plan, records: Mapping[str, Record], comparison: Comparison, finding: str = "") -> str:
+    """The table in the paper's layout, with its caption; a finding, if given, under its title."""
+    parts = [f"# {plan.title}", *filter(None, [finding])]
     if plan.here:
         of_a_paper = plan.paper != plan.table  # a table of the user's own need not be of one
         other = of_a_paper and not plan.by_value
@@ -141,7 +141,7 @@ def markdown(plan: Plan, records: Mapping[str, Record], comparison: Comparison) 
         if len(plan.metrics) > 1:
             parts.append(f"## {metric_name(metric)}")
         parts.append(to_markdown(laid_out(comparison.readable(metric), unsaid)))
-    parts += elsewhere(comparison)
+    parts += on_absent_rows(comparison)
     if len(methods_of(plan)) >= MANY:
         parts += [
             "Cost of each method (medians over seeds and then pairs; a step is one update of the optimiser):",
@@ -171,9 +171,9 @@ def laid_out(results: Sequence[CellResult], unsaid: dict[str, tuple[str, str]]) 
     return side_by_side(results, unsaid) if is_wide(results) else one_below_another(results, unsaid)
 
 
-def elsewhere(comparison: Comparison) -> list[str]:
+def on_absent_rows(comparison: Comparison) -> list[str]:
     """A sentence on the rows that are not printed; none where all are."""
-    rows = list(comparison.elsewhere().values())
+    rows = list(comparison.absent_rows().values())
     many = f"{len(rows)} rows are" if len(rows) > 1 else "1 row is"
     text = f"{many} not in this profile: {listed(rows)}; table.csv has the published values."
     return [text] if rows else []

@@ -182,7 +182,7 @@ def test_rows_that_the_profile_does_not_have_are_named_in_a_sentence_and_kept_in
 
     found, text = without(rows[1], rows[2])
     names = {cell.row: cell.pair for cell in plan.cells}
-    assert found.elsewhere() == {row: names[row] for row in rows[1:]}
+    assert found.absent_rows() == {row: names[row] for row in rows[1:]}
     assert f"2 rows are not in this profile: {names[rows[1]]}, {names[rows[2]]}; table.csv" in text
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     assert [line for line in lines if "MobileNet-V1" in line]
@@ -193,7 +193,7 @@ def test_rows_that_the_profile_does_not_have_are_named_in_a_sentence_and_kept_in
     assert all(gain.pooled.rows == (rows[0],) and not gain.pooled.left_out for gain in found.pooled)
     # A profile that has nothing of the table: its published values are what there is to see.
     found, text = without(*rows)
-    assert found.elsewhere() == {}
+    assert found.absent_rows() == {}
     assert all(plan_label(plan, row) in text for row in rows)
     assert "rows are not" not in text
 
