@@ -258,8 +258,11 @@ def pool_for(
     with dask.config.set(dask_settings()):
         if scheduler_file is not None:
             client = connected(scheduler_file)
-            with client:
+            try:
                 yield Workers(client, store, runtime, own=False)
+            finally:
+                with suppress(TimeoutError):  # it must not hide why the pool was left
+                    client.close()
         else:
             with local_cluster(workers) as client:
                 yield Workers(client, store, runtime, own=True)
@@ -374,9 +377,13 @@ def local_cluster(workers: int) -> Iterator[Any]:
         for nanny in cluster.workers.values():
             if nanny.process is not None and nanny.process.process is not None:
                 nanny.auto_restart = False
-                os.kill(nanny.process.process.pid, 9)
-        client.close(timeout=1)
-        cluster.close(timeout=5)
+                with suppress(ProcessLookupError):
+                    os.kill(nanny.process.process.pid, 9)
+        # No process is left. A busy machine may not close the connections in time: that must not hide why it ended.
+        with suppress(TimeoutError):
+            client.close(timeout=1)
+        with suppress(TimeoutError):
+            cluster.close(timeout=5)
         raise
 
 

@@ -4,23 +4,25 @@ import errno
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import dask
-import distributed  # noqa: F401 (adds its defaults to the configuration, once)
+import distributed
 import pytest
 from distributed.client import ClosedClientError
 from distributed.comm import CommClosedError
 from filelock import FileLock
 
-from experiments.execution import schedule
+from experiments.execution import pools, schedule
 from experiments.execution.events import Event
 from experiments.execution.graph import Graph
-from experiments.execution.pools import SchedulerLost, Workers, choose_gpus, refuse_threads
+from experiments.execution.pools import SchedulerLost, Workers, choose_gpus, local_cluster, refuse_threads
 from experiments.execution.run import log_to, write_live
 from experiments.execution.schedule import bound, run_plan
 from experiments.execution.storage import StorageError, disk_error
@@ -508,3 +510,53 @@ def test_a_scheduler_that_goes_away_at_any_call_is_known_as_lost(tmp_path, at):
 
     with pytest.raises(SchedulerLost, match="went away"):
         go()
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["worker", "no worker"])
+@pytest.mark.parametrize("why", [KeyboardInterrupt(), UserError("the reason")], ids=["Ctrl-C", "an error"])
+def test_why_a_cluster_was_left_is_not_lost_when_a_busy_machine_cannot_close_it_in_time(monkeypatch, why, gone):
+    worker = subprocess.Popen(["sleep", "600"])
+    if gone:
+        worker.kill()
+        worker.wait()
+    nanny = SimpleNamespace(process=SimpleNamespace(process=SimpleNamespace(pid=worker.pid)), auto_restart=True)
+    limits = []
+
+    class Busy:
+        workers = {0: nanny}
+
+        def __init__(self, *args, **kwargs):
+            pass
+
+        def close(self, timeout=None):
+            limits.append(timeout)
+            raise TimeoutError(f"timed out after {timeout} s.")
+
+    monkeypatch.setattr(distributed, "LocalCluster", Busy)
+    monkeypatch.setattr(distributed, "Client", Busy)
+    try:
+        with pytest.raises(type(why)) as left, local_cluster(1):
+            raise why
+        assert left.value is why
+        assert worker.wait(timeout=10) == -signal.SIGKILL
+        assert not nanny.auto_restart
+        assert len(limits) == 2  # client and cluster,
+        assert None not in limits  # neither waited for without end
+    finally:
+        worker.kill()
+
+
+@pytest.mark.parametrize("why", [KeyboardInterrupt(), UserError("the reason")], ids=["Ctrl-C", "an error"])
+def test_why_a_joined_scheduler_was_left_is_not_lost_either(tmp_path, monkeypatch, why):
+    class Busy:
+        def subscribe_topic(self, topic, handler):
+            pass
+
+        def close(self, timeout=None):
+            raise TimeoutError(f"timed out after {timeout} s.")
+
+    monkeypatch.setattr(pools, "connected", lambda scheduler_file: Busy())
+    pool = pools.pool_for(Store(tmp_path), Runtime(accelerator="cpu"), 2, tmp_path / "scheduler.json", print)
+    with pytest.raises(type(why)) as left, pool:
+        raise why
+    assert left.value is why
