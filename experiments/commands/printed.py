@@ -3,7 +3,6 @@
 import sys
 
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.text import Text
 
 from experiments.reproduce import Reproduction
@@ -47,6 +46,8 @@ def show_table(done: Reproduction, console: Console, finding: str = "") -> None:
 def print_markdown(text: str, console: Console) -> None:
     """Laid out on a terminal, as it is elsewhere."""
     if console.is_terminal:
+        from rich.markdown import Markdown  # late: few commands print one, and it takes a tenth of a second
+
         console.print(Markdown(text))
     else:
         print(text, flush=True)

@@ -8,22 +8,19 @@ whatever else they import that is not installed: a file beside it, a checkout on
 recorded by its version, like any library.
 
 Reading a hundred files as syntax trees takes longer than all else of planning a table; so what was read of a file's
-bytes is kept in the user's cache folder (`Kept`).
+bytes is kept in the user's cache folder.
 """
 
 import ast
-import hashlib
-import json
 import sys
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import hkd
 from experiments import places
+from experiments.kept import Kept
 from experiments.records.store import digest
-from hkd.files import atomic_write
 from hkd.outside import is_ours, spec_of
 
 Import = tuple[int, str | None, tuple[str, ...]]  # level, module and names; of a plain `import` 0, None and the modules
@@ -42,7 +39,7 @@ class Code:
 
     def __init__(self, root: Path):
         self.root = Path(root)
-        self.kept = Kept(places.cache())
+        self.kept = Kept(places.cache(), "code", [Path(__file__)])
         self._trees: dict[str, ast.Module | None] = {}
         self._read: dict[str, tuple[str, tuple[Import, ...]]] = {}
         self._imports: dict[str, frozenset[str]] = {}
@@ -131,9 +128,9 @@ class Code:
             found = self.kept.get(source)
             if found is None:
                 tree = self._trees[name] = ast.parse(source)
-                found = digest(plain(tree)), tuple(imported(tree))
+                found = digest(plain(tree)), list(imported(tree))
                 self.kept.put(source, found)
-            self._read[name] = found
+            self._read[name] = found[0], tuple((level, origin, tuple(names)) for level, origin, names in found[1])
         return self._read[name]
 
 
@@ -144,48 +141,6 @@ def imported(tree: ast.Module) -> Iterable[Import]:
             yield 0, None, tuple(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield node.level, node.module, tuple(alias.name for alias in node.names)
-
-
-class Kept:
-    """What `Code.read` found, by the bytes of files, for the commands after this one.
-
-    The file's name says by which code, and under which version of Python, it was read; a file that is not what was
-    written is left aside, and where none can be written the next command reads the sources again.
-
-    Args:
-        folder: it is kept in.
-    """
-
-    def __init__(self, folder: Path):
-        readers = [hashlib.sha256(Path(__file__).read_bytes()).hexdigest(), list(sys.version_info[:2])]
-        self.path = folder / f"code-{digest(readers, size=8)}.json"
-        self.new = False
-        self.entries: dict[str, Any] = {}
-        with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
-            held = json.loads(self.path.read_bytes())
-            if held["digest"] == digest(held["entries"]):
-                self.entries = dict(held["entries"])
-
-    def get(self, source: bytes) -> tuple[str, tuple[Import, ...]] | None:
-        """What was found in a file of these bytes; None if that is not kept."""
-        held = self.entries.get(hashlib.sha256(source).hexdigest())
-        if held is None:
-            return None
-        return held[0], tuple((level, origin, tuple(names)) for level, origin, names in held[1])
-
-    def put(self, source: bytes, found: tuple[str, tuple[Import, ...]]) -> None:
-        """Keep what was found."""
-        self.entries[hashlib.sha256(source).hexdigest()] = found
-        self.new = True
-
-    def write(self) -> None:
-        """Write what is new."""
-        if self.new:
-            self.new = False
-            with suppress(OSError):
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with atomic_write(self.path) as temporary:
-                    temporary.write_text(json.dumps({"digest": digest(self.entries), "entries": self.entries}))
 
 
 def with_packages(module: str) -> list[str]:

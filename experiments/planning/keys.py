@@ -7,7 +7,7 @@ changes none.
 """
 
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import Any
 
@@ -38,6 +38,7 @@ def device_kind(device: str, processes: int) -> str:
     return device + ("-ddp" if processes > 1 else "")
 
 
+@cache
 def computed(unit: str, module: str, kind: str) -> int | str:
     """The version of a unit whose code is proved, or the digest of code that is not."""
     found = code.own_code().digest([module])
@@ -54,8 +55,7 @@ def lock() -> Lock:
 def forget() -> None:
     """Read sources and lock anew: they may have been edited."""
     code.forget()
-    lock.cache_clear()
-    for cached in (declared.declared, declared.meaning, declared.top_level):
+    for cached in (lock, computed, declared.declared, declared.meaning, declared.top_level):
         cached.cache_clear()
 
 
@@ -84,14 +84,19 @@ MOST_SHARED = 4096
 
 def of_fields(value: Any) -> dict[str, Any]:
     """A dataclass, reduced."""
-    named = set(value.identity()) if isinstance(value, ModelCard) else {item.name for item in fields(value)}
-    return {
-        item.name: reduced(getattr(value, item.name))
-        for item in fields(value)
-        if item.name in named and getattr(value, item.name) != default(item)
-    }
+    named = value.identity() if isinstance(value, ModelCard) else None
+    kind: Any = type(value)
+    found = {}
+    for name, default in defaults(kind):
+        if (named is None or name in named) and (given := getattr(value, name)) != default:
+            found[name] = reduced(given)
+    return found
 
 
-def default(item: Field) -> Any:
-    """The default of a field; MISSING where it has none."""
-    return item.default if item.default_factory is MISSING else item.default_factory()
+@cache
+def defaults(kind: type) -> tuple[tuple[str, Any], ...]:
+    """The fields of a dataclass with their defaults, which nobody changes; MISSING where a field has none."""
+    return tuple(
+        (item.name, item.default if item.default_factory is MISSING else item.default_factory())
+        for item in fields(kind)
+    )

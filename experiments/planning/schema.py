@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, ValidationError
-from ruamel.yaml import YAML
+from ruamel.yaml import YAML, resolver
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.reader import ReaderError
 
 from experiments import places
 from experiments.documents import Document, content
 from experiments.drawings import DRAWINGS
+from experiments.kept import Kept
 from experiments.planning import again, quick
 from experiments.planning.declared import WORDS, options_of
 from experiments.planning.own import OWN, Own, know, known_name
@@ -801,11 +802,20 @@ def contents(folder: str, name: str) -> Any:
     """The YAML document as ordinary dicts, lists and scalars."""
     if (folder, name) not in OWN:
         with suppress(OSError, ValueError, UserError, quick.Doubtful):  # whatever is wrong, `document` says where
-            text = content(HERE / folder / f"{name}.yaml", MOST_TEXT).decode("utf-8-sig")
-            held = quick.read(text)
-            check_content(held, name)
-            return plain(held)
+            text = content(HERE / folder / f"{name}.yaml", MOST_TEXT)
+            if (found := kept().get(text)) is None:
+                held = quick.read(text.decode("utf-8-sig"))
+                check_content(held, name)
+                found = plain(held)
+                kept().put(text, found)
+            return found
     return plain(document(folder, name))
+
+
+@cache
+def kept() -> Kept:
+    """Documents of this package that were read and found sound, which takes longer than planning a table of them."""
+    return Kept(places.cache(), "documents", [Path(__file__), Path(quick.__file__), Path(resolver.__file__)])
 
 
 @cache

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from functools import cache
 
 from experiments.planning.schema import Profile, load_names
 
@@ -28,9 +29,15 @@ def named(text: str, profile: Profile) -> str:
         in_sentence = re.search(r"[a-z] $", text[: match.start()])
         return f"{'a ' if in_sentence else ''}stand-in for {data_name(slugs[name])}"
 
-    longest_first = sorted(slugs, key=len, reverse=True)
-    names = "|".join(map(re.escape, longest_first))
-    return re.sub(rf"(?<![\w-])(?P<said>stand-in for )?(?P<name>{names})(?![\w-])", replaced, text)
+    return mentions(tuple(slugs)).sub(replaced, text)
+
+
+@cache
+def mentions(names: tuple[str, ...]) -> re.Pattern[str]:
+    """Where a text has one of these names, the longest that fits; `said` where it is called a stand-in already."""
+    longest_first = sorted(names, key=len, reverse=True)
+    any_name = "|".join(map(re.escape, longest_first))
+    return re.compile(rf"(?<![\w-])(?P<said>stand-in for )?(?P<name>{any_name})(?![\w-])")
 
 
 def titled(text: str, profile: Profile) -> str:
