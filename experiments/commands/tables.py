@@ -125,7 +125,7 @@ def plan(
         for reason in dict.fromkeys(cell.refused for cell in each.cells if cell.refused):
             console.print(Text(f"{each.table}: not in this profile: {reason}"))
     for each in plans if table else []:
-        from experiments.planning.refusals import refused_cells  # imports torch, which takes seconds
+        from experiments.planning.refusals import refused_cells  # late: the overview asks no method
 
         for reason, pairs in refused_cells(each).items():
             names = "; ".join(f"{row}, {label}" for row, label in pairs)

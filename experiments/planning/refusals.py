@@ -1,24 +1,30 @@
 """Which pairs of a plan no method will serve, before anything is run.
 
-The methods are asked as a run would ask them, around models without numbers (torch's meta device), so that what the
-shapes of their taps forbid is seen too. Imports torch: planning itself does without.
+The methods are asked as a run would ask them, around models without numbers, so that what the shapes of their taps
+forbid is seen too (`building`, which imports torch). What they answered is kept for the next command, which then needs
+no torch, until code that a run enters changes.
 """
 
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
-import torch
-
 from experiments import places
+from experiments.kept import Kept
+from experiments.planning import code
 from experiments.planning.plan import Plan, PlannedRun
 from hkd.data import DATASETS
 from hkd.errors import UserError
-from hkd.models.tap_model import TapModel, Teacher
 from hkd.registry import load, lookup
-from hkd.spec import DataSpec, ModelCard
-from hkd.tasks.train import make_method
+from hkd.spec import DataSpec
+from hkd.units import units_of
+
+ENTERED = ("hkd.models.tap_model", "hkd.tasks.train")  # by every run that is asked about, beside its own units
+LIBRARIES = ("torch", "timm")
 
 
 def refused_cells(plan: Plan) -> dict[str, list[tuple[str, str]]]:
@@ -45,58 +51,38 @@ def with_needs(plan: Plan, key: str) -> list[str]:
 
 def refusals(runs: Iterable[PlannedRun]) -> dict[str, str]:
     """Why a run would be refused, by its key; runs that differ by seed alone are asked about once."""
-    asked: dict[str, str | None] = {}
+    answers = Kept(places.cache(), "refusals", [Path(__file__), Path(__file__).with_name("building.py")])
     found: dict[str, str] = {}
-    models: dict[str, TapModel] = {}
+    models: dict[str, Any] = {}
     for run in runs:
-        if run.spec.recipe is None:
+        if run.spec.recipe is None or (classes := class_count(run.spec.data)) is None:
             continue
-        facts = {**asdict(run.spec), "seed": 0, "init": None}
-        for teacher in facts["teachers"].values():
-            teacher["weights"] = None
-        question = as_text(facts)
-        if question not in asked:
-            asked[question] = refusal(run, models)
-        if (reason := asked[question]) is not None:
+        question = question_of(run, classes)
+        if (answer := answers.get(question)) is None:
+            from experiments.planning import building  # imports torch, which takes seconds
+
+            answer = {"refused": building.refusal(run, classes, models)}
+            answers.put(question, answer)
+        if (reason := answer["refused"]) is not None:
             found[run.key] = reason
+    answers.write()
     return found
 
 
-def refusal(run: PlannedRun, models: dict[str, TapModel]) -> str | None:
-    """What building the method of one run says against it, or None.
-
-    Args:
-        run: one with a recipe.
-        models: those that were built before; new ones are added.
-    """
-    spec = run.spec
-    assert spec.recipe is not None
-    classes = class_count(spec.data)
-    if classes is None:
-        return None
-    with torch.device("meta"), torch.random.fork_rng():
-        try:
-            student = shaped(TapModel, spec.student, classes, models)
-            teachers = {
-                role: shaped(Teacher, teacher.model, classes if teacher.classes is None else teacher.classes, models)
-                for role, teacher in spec.teachers.items()
-            }
-            make_method(spec.method, student, teachers, spec.recipe)  # type: ignore[arg-type]
-        except UserError as error:
-            return str(error)
-        except (RuntimeError, TypeError) as error:
-            # A method that looks at numbers while it is built, which a meta tensor has not: asked when the run starts.
-            if "meta tensor" not in str(error) and "meta device" not in str(error):
-                raise
-    return None
+def question_of(run: PlannedRun, classes: int) -> bytes:
+    """All that the answer hangs on: the run but for its seed and weights, classes of its data, code and libraries."""
+    facts = {**asdict(run.spec), "seed": 0, "init": None}
+    for teacher in facts["teachers"].values():
+        teacher["weights"] = None
+    entered = code.own_code().digest({*units_of(run.spec).values(), *ENTERED})
+    asked = [facts, classes, entered, *versions()]
+    return json.dumps(asked, sort_keys=True, default=str).encode()
 
 
-def shaped(kind: type[TapModel], card: ModelCard, classes: int, models: dict[str, TapModel]) -> TapModel:
-    """A model without numbers, from `models` if it is there."""
-    name = as_text([kind.__name__, card.identity(), classes])
-    if name not in models:
-        models[name] = kind(card, classes)
-    return models[name]
+@cache
+def versions() -> tuple[str, ...]:
+    """Of the libraries that models are built with."""
+    return tuple(map(version, LIBRARIES))
 
 
 def class_count(data: DataSpec) -> int | None:
@@ -106,8 +92,3 @@ def class_count(data: DataSpec) -> int | None:
         return found.num_classes
     except (UserError, OSError):
         return None
-
-
-def as_text(value: Any) -> str:
-    """A value as JSON, to compare by."""
-    return json.dumps(value, sort_keys=True, default=str)

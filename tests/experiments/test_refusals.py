@@ -10,7 +10,7 @@ import torch
 
 from experiments import cli
 from experiments.commands import tables
-from experiments.planning import refusals
+from experiments.planning import building, refusals
 from experiments.planning.plan import Cell, PlannedRun, plan
 from hkd.models.cards.zoo import ZOO
 from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
@@ -19,6 +19,12 @@ from tests.experiments.fake_tasks import fake_plan
 ROOT = Path(__file__).parents[2]
 RECIPE = Recipe(epochs=1, batch_size=4)
 SMALL = replace(ZOO["resnet18_mini"], image_size=16)  # its last map is 1x1
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Nothing was asked before."""
+    monkeypatch.setenv("HKD_CACHE", str(tmp_path / "cache"))
 
 
 def run(key="a", method="scalekd", student=SMALL, teacher="swin_t_mini", classes=None, seed=0, **changes):
@@ -72,9 +78,35 @@ def test_looking_leaves_torchs_generator_alone():
 
 def test_runs_that_differ_by_seed_are_asked_about_once(monkeypatch):
     asked = []
-    monkeypatch.setattr(refusals, "refusal", lambda run, models: asked.append(run.key) or "no.")
+    monkeypatch.setattr(building, "refusal", lambda run, classes, models: asked.append(run.key) or "no.")
     assert refusals.refusals([run(key=str(seed), seed=seed) for seed in range(5)]) == dict.fromkeys("01234", "no.")
     assert asked == ["0"]
+
+
+def test_what_was_answered_is_kept_until_the_run_its_data_or_code_change(monkeypatch):
+    asked = []
+    monkeypatch.setattr(building, "refusal", lambda run, classes, models: asked.append(classes))
+    for _ in range(2):
+        assert refusals.refusals([run()]) == {}  # that nothing is against it is an answer, too
+    assert asked == [10]
+    refusals.refusals([run(recipe=replace(RECIPE, mixup=0.2))])
+    assert asked == [10, 10]
+    monkeypatch.setattr(refusals, "class_count", lambda data: 7)
+    refusals.refusals([run()])
+    assert asked == [10, 10, 7]
+    monkeypatch.setattr(refusals.code.Code, "digest", lambda self, entry: "edited")
+    refusals.refusals([run()])
+    monkeypatch.setattr(refusals, "versions", lambda: ("3.0", "2.0"))
+    refusals.refusals([run()])
+    assert asked == [10, 10, 7, 7, 7]
+
+
+def test_a_method_is_asked_with_its_own_code_and_that_of_all_that_the_run_enters(monkeypatch):
+    entered = []
+    monkeypatch.setattr(refusals.code.Code, "digest", lambda self, entry: entered.append(set(entry)) or "0")
+    refusals.question_of(run(), 10)
+    units = {"tasks.train", "methods.scalekd", "data.digits", "models.families.resnet", "models.families.swin"}
+    assert entered == [{f"hkd.{unit}" for unit in units} | {"hkd.models.tap_model"}]
 
 
 def test_pairs_with_one_reason_stand_together(monkeypatch):
@@ -99,6 +131,20 @@ def test_the_plan_command_shows_refused_pairs_and_why(monkeypatch, capsys):
     assert "fake_table: not applicable: swin_t-resnet18, ScaleKD: The student's s3 map is 1x1" in output
 
 
+def test_planning_a_table_again_needs_no_torch():
+    script = (
+        "import sys; from experiments import cli\n"
+        "try: cli.main(['plan', 'hgkd_open_questions', '--profile', 'smoke'])\n"
+        "except SystemExit: print('torch' in sys.modules)"
+    )
+    first, again = (
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+        for _ in range(2)
+    )
+    assert (first.splitlines()[-1], again.splitlines()[-1]) == ("True", "False")
+    assert first.splitlines()[:-1] == again.splitlines()[:-1]
+
+
 def test_the_overview_of_all_tables_asks_no_method():
     script = (
         "import sys; from experiments import cli\n"
@@ -111,7 +157,7 @@ def test_the_overview_of_all_tables_asks_no_method():
 
 @pytest.mark.parametrize("look", [lambda x: x.sum().item(), lambda x: x.tolist(), lambda x: x.numpy(), bool])
 def test_a_method_that_looks_at_numbers_while_it_is_built_is_asked_when_its_run_starts(monkeypatch, look):
-    monkeypatch.setattr(refusals, "make_method", lambda *_: look(torch.ones(1)))
+    monkeypatch.setattr(building, "make_method", lambda *_: look(torch.ones(1)))
     assert refusals.refusals([run(method="kd")]) == {}
 
 
@@ -119,6 +165,6 @@ def test_a_mistake_in_a_method_is_not_taken_for_that(monkeypatch):
     def broken(*_):
         raise RuntimeError("shapes cannot be multiplied")
 
-    monkeypatch.setattr(refusals, "make_method", broken)
+    monkeypatch.setattr(building, "make_method", broken)
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         refusals.refusals([run(method="kd")])

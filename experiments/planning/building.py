@@ -1,0 +1,49 @@
+"""A run's models and method, built without numbers (torch's meta device), to hear what the method says against them.
+
+Imports torch: planning itself does without.
+"""
+
+import json
+
+import torch
+
+from experiments.planning.plan import PlannedRun
+from hkd.errors import UserError
+from hkd.models.tap_model import TapModel, Teacher
+from hkd.spec import ModelCard
+from hkd.tasks.train import make_method
+
+
+def refusal(run: PlannedRun, classes: int, models: dict[str, TapModel]) -> str | None:
+    """What building the method of one run says against it, or None.
+
+    Args:
+        run: one with a recipe.
+        classes: of its data.
+        models: those that were built before; new ones are added.
+    """
+    spec = run.spec
+    assert spec.recipe is not None
+    with torch.device("meta"), torch.random.fork_rng():
+        try:
+            student = shaped(TapModel, spec.student, classes, models)
+            teachers = {
+                role: shaped(Teacher, teacher.model, classes if teacher.classes is None else teacher.classes, models)
+                for role, teacher in spec.teachers.items()
+            }
+            make_method(spec.method, student, teachers, spec.recipe)  # type: ignore[arg-type]
+        except UserError as error:
+            return str(error)
+        except (RuntimeError, TypeError) as error:
+            # A method that looks at numbers while it is built, which a meta tensor has not: asked when the run starts.
+            if "meta tensor" not in str(error) and "meta device" not in str(error):
+                raise
+    return None
+
+
+def shaped(kind: type[TapModel], card: ModelCard, classes: int, models: dict[str, TapModel]) -> TapModel:
+    """A model without numbers, from `models` if it is there."""
+    name = json.dumps([kind.__name__, card.identity(), classes], sort_keys=True, default=str)
+    if name not in models:
+        models[name] = kind(card, classes)
+    return models[name]
