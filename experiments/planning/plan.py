@@ -265,11 +265,15 @@ class _Planner:
             for cell in self.cells(row, column)
         )
         overridden = self.overridden()
+        fewer = self.profile.table_rows.get(self.table.id)
+        notes = (
+            f"{len(fewer)} of its {len(self.table.rows)} rows" if fewer else "",
+            f"overridden: {', '.join(overridden)}" if overridden else "",
+        )
         return Plan(
             table=self.table.id,
             finding=self.table.finding.get(self.profile.name, ""),
-            title=standins.titled(self.table.title, self.profile)
-            + (f" (overridden: {', '.join(overridden)})" if overridden else ""),
+            title=standins.titled(self.table.title, self.profile) + "".join(f" ({note})" for note in notes if note),
             paper=self.table.paper,
             profile=self.profile.name,
             by_value=self.profile.by_value and not self.select and not overridden,

@@ -65,6 +65,7 @@ def test_a_profile_has_the_rows_of_a_table_that_it_names_and_says_so_of_the_othe
     assert {row for row, _ in measured(found)} == {"swin_t-resnet18", "convnext_t-resmlp_s12"}
     reasons = {cell.refused for cell in found.cells if not cell.runs}
     assert reasons == {"profile 'cifar_subset' leaves this row out"}
+    assert found.title.endswith("twenty-three methods (2 of its 12 rows)")
     assert not any("resmlp_s12_from_swin" in run.label for run in found.runs.values())
 
 
