@@ -1,7 +1,6 @@
 """What is shown while runs are carried out, and the time that is said to be left."""
 
 import io
-import time
 from dataclasses import replace
 
 import pytest
@@ -136,11 +135,9 @@ def test_without_a_terminal_many_events_make_few_lines():
 
 
 def test_a_line_names_what_is_under_way(monkeypatch):
-    now = time.monotonic()
     monkeypatch.setattr("experiments.execution.progress.QUIET_S", 0.0)
     lines = told(SCHEDULED, WORKERS, STARTED, MOVED).splitlines()
     assert lines[3].endswith("[fake a epoch 1/2  loss 1.500  top1 12.0]")
-    assert time.monotonic() - now < 5
 
 
 def test_a_failure_is_told_at_once_and_what_it_takes_along_is_counted():

@@ -66,14 +66,14 @@ def test_jobs_of_slurm_are_workers_of_the_scheduler(slurm):
     scheduler = subprocess.Popen([*command, "--no-dashboard"], cwd=ROOT, stderr=subprocess.DEVNULL)
     try:
         assert submit(2, file, {"time": 60}, ["--no-nanny"], slurm / "logs") == "7"
-        until = time.monotonic() + 60
+        until = time.monotonic() + 180
         while not file.exists():
             assert time.monotonic() < until
             time.sleep(0.1)
         with Client(scheduler_file=str(file)) as client:
-            client.wait_for_workers(2, timeout=60)
+            client.wait_for_workers(2, timeout=180)
             assert [worker["nthreads"] for worker in client.scheduler_info()["workers"].values()] == [1, 1]
             client.retire_workers()
     finally:
         scheduler.terminate()
-        scheduler.wait(timeout=20)
+        scheduler.wait(timeout=180)

@@ -1,6 +1,5 @@
 import pickle
 import tarfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -212,13 +211,10 @@ def test_the_real_subset_is_read_and_remembered(tmp_path):
     for name in ("apple", "aquarium_fish", "baby", "bear"):  # reading on to test would unpack the whole archive
         (tmp_path / "cifar100/test" / name).mkdir(parents=True)
     data = Cifar100({"classes": 4}, tmp_path)
-    start = time.perf_counter()
     first = take(data, "train")
-    decoding = time.perf_counter() - start
     assert np.bincount(first.labels).tolist() == [125] * 4
     assert first.rows.max() < 50_000
     assert np.array_equal(take(data, "train").images, first.images)
-    assert decoding < 30
 
 
 def test_labels_must_be_as_many_as_images_and_numbers_of_classes(tmp_path):
