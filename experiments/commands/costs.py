@@ -90,7 +90,8 @@ def print_costs(plans: Sequence[tuple[Plan, Records]], console: Console) -> None
             by = " here" if records.own else " (by committed records)"
             console.print(Text(headline(f"{plan.table} ({plan.profile})", costs, wall, by)))
             console.print(Text(plan.heading))
-            console.print(by_kind(plan, finished, durations, wide=wide))
+            if plan.runs:
+                console.print(by_kind(plan, finished, durations, wide=wide))
         add_cost(tables, plan.table, costs, wide=wide)
         everything.update(plan.runs)
         known.update(records)
@@ -175,6 +176,8 @@ def headline(name: str, costs: Costs, wall: float | None, by: str = "") -> str:
         wall: seconds with the default workers, None if nothing similar was run; by: whose records say so.
     """
     said = f"{name}: {costs.whole.runs:,} runs, "
+    if not costs.whole.runs:
+        return f"{name}: nothing to run"
     if not costs.left.runs:
         return said + "all done"
     time = f"about {clock(wall)}{by}" if wall is not None else f"{hours(costs.left)} GPU-hours"

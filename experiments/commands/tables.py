@@ -132,7 +132,7 @@ def plan(
             console.print(Text(f"{each.table}: not applicable: {names}: {reason}"))
     for sentence in dict.fromkeys(run.missing for each in plans for run in each.runs.values() if run.missing):
         console.print(Text(f"missing: {sentence}"))
-    for sentence in ASSUMPTIONS:
+    for sentence in ASSUMPTIONS if any(each.runs for each in plans) else ():
         console.print(Text(sentence, style="dim"))
     return code
 

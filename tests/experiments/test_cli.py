@@ -109,6 +109,14 @@ def test_a_plan_counts_runs_and_says_what_is_assumed(capsys):
     assert "A100-class GPU" in output
 
 
+def test_a_plan_of_a_table_that_a_profile_has_nothing_of_says_so_and_nothing_of_costs(capsys):
+    assert hkd("plan", "hybrid_table10", "--profile", "cifar_subset") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "hybrid_table10 (cifar_subset): nothing to run"
+    assert lines[2] == "Nothing of this table is in profile cifar_subset."
+    assert all(line.startswith("hybrid_table10: not in this profile: ") for line in lines[3:])
+
+
 def test_a_plan_of_all_tables_counts_shared_runs_once(capsys):
     assert hkd("plan", "--profile", "laptop") == 0
     first = capsys.readouterr().out.splitlines()[0]
