@@ -69,6 +69,15 @@ def test_a_profile_has_the_rows_of_a_table_that_it_names_and_says_so_of_the_othe
     assert not any("resmlp_s12_from_swin" in run.label for run in found.runs.values())
 
 
+def test_photographs_have_the_classification_columns_of_hgkd_and_hybrid_distill():
+    rows = {
+        table: {row for row, _ in measured(plan(table, "cifar_subset"))} for table in ("hgkd_resnet50", "hybrid_table1")
+    }
+    assert rows["hgkd_resnet50"] == {"all_labels", "half_labels", "linear_probe", "mae_teacher", "beit_teacher"}
+    distilled = {"distill_deit", "distill_mae", "distill_clip", "hybrid_deit", "hybrid_clip"}
+    assert rows["hybrid_table1"] == {"deit", "dino", "mae", "clip"} | distilled
+
+
 @pytest.mark.parametrize(
     ("name", "rows"), [("no_row", "{scalekd_table3: [swin_l-resnet5]}"), ("no_table", "{scalekd_tabel3: []}")]
 )
@@ -79,7 +88,7 @@ def test_rows_and_tables_that_there_are_not_are_named_with_the_nearest(tmp_path,
         plan("scalekd_table3", str(path))
 
 
-@pytest.mark.parametrize("profile", ["cifar", "gpu_hour", "cub_subset", "smoke"])
+@pytest.mark.parametrize("profile", ["cifar", "cifar_subset", "gpu_hour", "cub_subset", "smoke"])
 def test_no_run_is_planned_that_no_cell_stands_on(profile):
     for table in schema.table_ids():
         found = plan(table, profile, 1)
