@@ -3,11 +3,13 @@
 For this package's own documents: the values are those of the slower reader (a test reads all of them both ways).
 """
 
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
 from ruamel.yaml.resolver import implicit_resolvers
 
+MOST_LEVELS = 200  # that are read at all
 MERGE = "tag:yaml.org,2002:merge"  # of the key `<<`
 
 
@@ -19,10 +21,32 @@ def read(text: str) -> Any:
     """What a document holds. Raises Doubtful where it is no YAML, has a key twice, or there is no libyaml."""
     import yaml  # late: few commands plan
 
+    if deeper(text, MOST_LEVELS):
+        raise Doubtful
     try:
         return yaml.load(text, loader())  # a SafeLoader
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise Doubtful from error
+
+
+def deeper(text: str, levels: int) -> bool:
+    """Whether mappings and lists are nested deeper than so many levels, as far as it is YAML.
+
+    Told by the parser's events, one after another: what makes values of them calls itself at every level, and ends the
+    process where that is done some ten thousand times.
+    """
+    import yaml  # late: few commands plan
+
+    depth = 0
+    with suppress(yaml.YAMLError, ValueError, TypeError, AttributeError):  # the other reader says what is wrong
+        for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+                if depth > levels:
+                    return True
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
+    return False
 
 
 @cache

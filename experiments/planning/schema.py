@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import cache
-from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -344,7 +343,6 @@ MOST_NUMBER = 1e300  # and least, with a minus; whoever reads the number has bou
 MOST_DEPTH = 40  # of mappings and lists in a file
 MOST_VALUES = 200_000  # in a file
 MOST_TEXT = 2**20  # characters of a file
-MOST_BRACKETS = 200  # that are open at once
 NO_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")  # characters that cannot be printed, or written
 T = TypeVar("T", bound=BaseModel)
 Loc = tuple[str | int, ...]  # keys and places from the top of a document
@@ -847,7 +845,7 @@ def parsed(path: Path, shown: str) -> Any:
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise UserError(f"{shown}:{line}: not UTF-8: save it so.") from None
-    if len(text) > MOST_TEXT or depth(text) > MOST_BRACKETS:  # for which the parser would take minutes
+    if len(text) > MOST_TEXT or quick.deeper(text, quick.MOST_LEVELS):  # for which the parser would take minutes
         raise UserError(f"{shown} is nested too deeply or longer than {MOST_TEXT:,} characters.")
     try:
         held = YAML(typ="rt").load(text)
@@ -863,12 +861,6 @@ def parsed(path: Path, shown: str) -> Any:
         raise UserError(f"{shown} is not valid YAML: {str(error).partition(chr(10))[0][:120]}.") from error
     check_content(held, shown)
     return held
-
-
-def depth(text: str) -> int:
-    """The most brackets that are open anywhere in a text; those in comments and quotes are counted too."""
-    steps = {"[": 1, "{": 1, "]": -1, "}": -1}
-    return max(accumulate((steps[found[0]] for found in re.finditer(r"[\[\]{}]", text)), initial=0))
 
 
 def check_content(held: Any, name: str) -> None:

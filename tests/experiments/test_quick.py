@@ -3,6 +3,7 @@
 import pytest
 
 from experiments.planning import quick, schema
+from hkd.errors import UserError
 
 DOCUMENTS = sorted(path for path in schema.HERE.rglob("*.yaml") if path.parent.name != "starters")
 
@@ -49,3 +50,32 @@ def test_merged_keys_stand_behind_own_ones_as_the_other_reader_has_them(text, tm
 
 def test_scalars_are_those_of_yaml_1_2():
     assert quick.read("[1e-3, on, no, ~, true]") == [1e-3, "on", "no", None, True]
+
+
+DEEP = {
+    "brackets": "[" * 30_000,
+    "closed": "[" * 30_000 + "]" * 30_000,
+    "braces": "{a: " * 30_000,
+    "dashes": "- " * 30_000 + "a",
+    "questions": "? " * 30_000 + "a",
+    "mixed": "- ? " * 30_000 + "a",
+    "quoted ends": "[']', " * 30_000,
+    "ends in a comment": "# " + "]" * 60_000 + "\n" + "[" * 30_000,
+    "ends in a text before": "a: '" + "]" * 60_000 + "'\nb: " + "[" * 30_000,
+}
+
+
+@pytest.mark.parametrize("text", DEEP.values(), ids=DEEP)
+def test_what_would_end_the_process_is_refused_by_both_readers(text, tmp_path):
+    with pytest.raises(quick.Doubtful):
+        quick.read(text)
+    path = tmp_path / "d.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"^d.yaml is nested too deeply or longer than [\d,]+ characters\.$"):
+        schema.parsed(path, "d.yaml")
+
+
+def test_levels_are_counted_as_they_are_open():
+    text = "a: [[1], [2], {b: [3]}]\nc: ']'\nd: [4]"  # 4: of a, b's mapping and list
+    assert [quick.deeper(text, levels) for levels in (3, 4)] == [True, False]
+    assert not quick.deeper("[" * 3 + "\n: ]", 3)  # no YAML after three levels

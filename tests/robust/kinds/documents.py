@@ -53,6 +53,7 @@ WHOLES: dict[str, Callable[[bytes], bytes]] = {
     "deep brackets": lambda text: b"[" * 100_000,
     "deep closed brackets": lambda text: b"[" * 100_000 + b"]" * 100_000,
     "deep braces": lambda text: b"{a: " * 30_000,
+    "deep brackets with quoted ends": lambda text: b"['[]]', " * 30_000,
     "deep dashes": lambda text: b"- " * 30_000 + b"a",
     "deep question marks": lambda text: b"? " * 30_000 + b"a",
     "deep indentation": lambda text: b"".join(b" " * i + b"a:\n" for i in range(700)),
