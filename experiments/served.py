@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from experiments.planning.building import Unfilled
 from hkd.errors import UserError
 from hkd.methods import METHODS
 from hkd.methods.base import Method, Needs, method_of
@@ -64,7 +65,8 @@ def describe(name: str) -> Described:
     passes = str(len(needs.teachers))
     if needs.teachers and kind.teacher_inputs is Method.teacher_inputs:
         passes += "*"
-    served = [card.family for card in of_each_family(SMALL) if serves(name, card)]
+    with Unfilled():
+        served = [card.family for card in of_each_family(SMALL) if serves(name, card)]
     return Described(
         name=name,
         reads=", ".join(read_by(kind, needs)),
@@ -96,7 +98,7 @@ def load_file(kind: type) -> str:
 
 def adapters(name: str, kind: type[Method], needs: Needs) -> int | None:
     """Parameters that a method trains beside the first student and teacher here that it serves."""
-    with torch.device("meta"), torch.random.fork_rng():
+    with Unfilled(), torch.device("meta"), torch.random.fork_rng():
         for student in STUDENTS:
             for teacher in TEACHERS if needs.teachers else TEACHERS[:1]:
                 cards = dict.fromkeys(needs.teachers, ZOO[teacher])
@@ -119,7 +121,8 @@ def built(kind: type[TapModel], name: str) -> TapModel:
 
 def methods_of(card: ModelCard) -> tuple[list[str], list[str]]:
     """Methods that serve a model as a student of some teacher, going by the cards; and those that do not."""
-    can = [name for name in METHODS if serves(name, card)]
+    with Unfilled():
+        can = [name for name in METHODS if serves(name, card)]
     return can, [name for name in METHODS if name not in can]
 
 

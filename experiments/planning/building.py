@@ -4,14 +4,30 @@ Imports torch: planning itself does without.
 """
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from experiments.planning.plan import PlannedRun
 from hkd.errors import UserError
 from hkd.models.tap_model import TapModel, Teacher
 from hkd.spec import ModelCard
 from hkd.tasks.train import make_method
+
+FILLING = {torch.Tensor.clamp_, torch.Tensor.erfinv_, torch.Tensor.normal_, torch.Tensor.uniform_}
+
+
+class Unfilled(TorchFunctionMode):
+    """Where tensors have no numbers, none are filled in: torch would go through Python for each, most of the time that
+    building a model takes.
+    """
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func in FILLING and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def refusal(run: PlannedRun, classes: int, models: dict[str, TapModel]) -> str | None:
@@ -24,7 +40,7 @@ def refusal(run: PlannedRun, classes: int, models: dict[str, TapModel]) -> str |
     """
     spec = run.spec
     assert spec.recipe is not None
-    with torch.device("meta"), torch.random.fork_rng():
+    with Unfilled(), torch.device("meta"), torch.random.fork_rng():
         try:
             student = shaped(TapModel, spec.student, classes, models)
             teachers = {

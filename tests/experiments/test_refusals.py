@@ -13,6 +13,7 @@ from experiments.commands import tables
 from experiments.planning import building, refusals
 from experiments.planning.plan import Cell, PlannedRun, plan
 from hkd.models.cards.zoo import ZOO
+from hkd.models.tap_model import TapModel
 from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
 from tests.experiments.fake_tasks import fake_plan
 
@@ -74,6 +75,24 @@ def test_looking_leaves_torchs_generator_alone():
     before = torch.get_rng_state()
     refusals.refusals([run()])
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_only_tensors_without_numbers_stay_unfilled():
+    with building.Unfilled():
+        real, empty = torch.zeros(2).normal_(), torch.zeros(2, device="meta")
+        assert real.abs().sum() > 0
+        assert torch.equal(torch.tensor([-1.0, 2.0]).clamp_(0, 1), torch.tensor([0.0, 1.0]))
+        assert empty.normal_().clamp_(min=0) is empty
+
+
+@pytest.mark.parametrize("name", ["swin_t_mini", "vit_s16_mini", "resnet50_mini", "beit_b16_mini"])
+def test_a_model_that_is_not_filled_has_the_shapes_of_one_that_is(name):
+    filled = TapModel(ZOO[name], 10)
+    with building.Unfilled(), torch.device("meta"):
+        unfilled = TapModel(ZOO[name], 10)
+    assert unfilled.info == filled.info
+    shapes = [{key: value.shape for key, value in model.state_dict().items()} for model in (filled, unfilled)]
+    assert shapes[0] == shapes[1]
 
 
 def test_runs_that_differ_by_seed_are_asked_about_once(monkeypatch):
