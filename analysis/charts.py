@@ -437,9 +437,11 @@ def gain_map(cells: Sequence[MapCell], path: Path, *, title: str, caption: str =
     texts: dict[str, Any] = {"title": title, "caption": caption, "lettering": TABLE, "vector": False}
     with sheet(path, WIDTH, plot, above=0.5 + height, below=0.85, **texts) as page:
         left = 0.03 + 0.0148 * max((len(line) for label in labels for line in label.split("\n")), default=4)
-        # The last tilted label leans out of the axes by most of its length.
-        lean = 0.0045 if turned else 0.007
-        right = 0.97 - (lean * max(map(len, names[-1].split("\n"))) if tilted else 0.0)
+        # Tilted labels lean to the right of their columns, the last ones out of the axes.
+        lean = 0.006 if turned else 0.0115
+        ends_at = [1.0 - lean * max(map(len, name.split("\n"))) for name in names] if tilted else []
+        wide = [(end - left) * len(names) / (x + 0.5) for x, end in enumerate(ends_at)]
+        right = left + min([0.97 - left, *wide])
         axes = page.axes(left * WIDTH, page.bottom, (right - left) * WIDTH, plot)
         size = min(9.5 if turned else 11.5, NUMBER_SHARE * (right - left) * WIDTH / max(1, len(across)))
         ends = MAP_RANGE * MAP_LIMIT

@@ -492,6 +492,12 @@ def compared_metrics(plan: Plan) -> dict[str, tuple[str, ...]]:
     return {f"comparison_{name}.png" if i else "comparison.png": (name,) for i, name in enumerate(metrics)}
 
 
+def starts_from_own(plan: Plan, cell: Cell) -> bool:
+    """Whether the students of a cell start from weights that the paper's own method has trained."""
+    own = {key for key, run in plan.runs.items() if run.spec.method.name == plan.paper}
+    return any(need in own for key in cell.runs for need in plan.runs[key].needs)
+
+
 def draw(plan: Plan, comparison: Comparison, path: Path, metrics: tuple[str, ...]) -> None:
     """Gains of some metrics, pairs down the page as in the paper, pooled gains of a single metric at the bottom."""
     from analysis.charts import FEW_SEEDS, GainRow, comparison_figure  # imports matplotlib
@@ -504,6 +510,7 @@ def draw(plan: Plan, comparison: Comparison, path: Path, metrics: tuple[str, ...
     methods = list(dict.fromkeys((r.cell.method, r.cell.variant) for r in results))
     shown = {(name, "") for name in ("kd", plan.paper)} & {*methods}
     others = is_ranked(plan) and len(methods) > FIGURE_METHODS and len(shown) > 0
+    shown |= {(r.cell.method, r.cell.variant) for r in results if starts_from_own(plan, r.cell)}
     if others:  # a line for every method and pair would be a page long
         results = [r for r in results if (r.cell.method, r.cell.variant) in shown]
         methods = [method for method in methods if method in shown]

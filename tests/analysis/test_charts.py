@@ -260,3 +260,35 @@ def test_numbers_of_a_map_stay_inside_their_cells(tmp_path, monkeypatch, methods
     cells = [cell(pair, f"method {j}", -6.8, sure=True) for pair in pairs for j in range(methods)]
     gain_map(cells, tmp_path / "map.png", title="Gains")
     assert max(shares) < 1.0
+
+
+@pytest.mark.parametrize("last", ["H-GKD, labelled teacher", "KD"])
+def test_names_above_a_map_stay_on_the_page(tmp_path, monkeypatch, last):
+    """Tilted ones, of which the last or one before it leans out furthest."""
+    drawn, ends, cell_drawn, key_drawn = [], [], charts.draw_map_cell, charts.draw_key
+
+    def noted(axes, *rest):
+        drawn.append(axes)
+        cell_drawn(axes, *rest)
+
+    def measured(axes):
+        key_drawn(axes)
+        labels = drawn[0].get_xticklabels()
+        ends.extend(label.get_window_extent().x1 / axes.figure.bbox.x1 for label in labels)
+
+    monkeypatch.setattr(charts, "draw_map_cell", noted)
+    monkeypatch.setattr(charts, "draw_key", measured)
+    names = [
+        "KD",
+        "DKD",
+        "FitNet",
+        "CRD",
+        "OFA",
+        "ScaleKD",
+        "FitNet, MAE teacher",
+        "Masked pixels",
+        "H-GKD of MAE",
+        last,
+    ]
+    gain_map([cell("ViT → CNN", name, 1.0) for name in names], tmp_path / "map.png", title="Gains")
+    assert 0.8 < max(ends) <= 1.0

@@ -112,6 +112,16 @@ def test_the_comparison_figure_keeps_to_plain_kd_and_the_papers_method(core, tmp
     assert all(math.isnan(row["published"]) for row in drawn["rows"] if row["method"] == "HCD")  # unverified
 
 
+def test_the_comparison_figure_has_students_that_start_from_the_papers_method(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        "analysis.charts.comparison_figure", lambda rows, path, **texts: drawn.update(rows=rows, **texts)
+    )
+    table = plan("hgkd_methods", "laptop")
+    render.draw(table, compare(table, records_of(table)), tmp_path / "comparison.png", ("top1",))
+    assert {row["method"] for row in drawn["rows"]} == {"KD", "H-GKD, MAE", "H-GKD, labelled teacher"}
+
+
 def test_the_map_tells_what_was_refused_from_what_is_sure(core, tmp_path, monkeypatch):
     drawn = {}
     monkeypatch.setattr("analysis.charts.gain_map", lambda cells, path, **texts: drawn.update(cells=cells, **texts))
