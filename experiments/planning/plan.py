@@ -265,9 +265,9 @@ class _Planner:
             for cell in self.cells(row, column)
         )
         overridden = self.overridden()
-        fewer = self.profile.table_rows.get(self.table.id)
+        fewer = self.profile.table_rows.get(self.table.id, ())
         notes = (
-            f"{len(fewer)} of its {len(self.table.rows)} rows" if fewer else "",
+            f"{len(fewer)} of its {len(self.table.rows)} rows" if 0 < len(fewer) < len(self.table.rows) else "",
             f"overridden: {', '.join(overridden)}" if overridden else "",
         )
         return Plan(
