@@ -20,6 +20,7 @@ META = torch.device("meta")
 OPTIONS = {"crd": {"negatives": 4}, "hybrid": {"depth": 4, "mask": "random"}, "hcd": {"warmup": 3}}
 # Their codebooks move codes that nothing is near: which, they must look.
 LOOKS = ("beit", "cae")
+ALWAYS = ("kd", "fitnet", "crd", "scalekd", "hcd", "hgkd", "hybrid")  # the others with -m long
 
 
 class NoAutocast:
@@ -81,7 +82,13 @@ def without_values(monkeypatch, method, **options):
         run(step, teachers, batch_of(images()).to(META))
 
 
-@pytest.mark.parametrize("method", sorted(set(hkd.METHODS) - set(LOOKS)))
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(method, marks=[] if method in ALWAYS else pytest.mark.long)
+        for method in sorted(set(hkd.METHODS) - set(LOOKS))
+    ],
+)
 def test_a_step_reads_nothing_of_the_device(monkeypatch, method):
     without_values(monkeypatch, method)
 

@@ -32,6 +32,7 @@ CARDS = {
 }
 SMALL = [name for name in CARDS if name not in ("resnet18", "resnet50")]
 GRID = {"resnet_twin": 4}  # cells a side; 2 elsewhere
+LONG = pytest.mark.long
 
 
 def card(name: str, sparse: bool = True) -> ModelCard:
@@ -90,7 +91,7 @@ def on_all_backends(name, ratio, batch, kind, training):
 @pytest.mark.parametrize(
     ("name", "ratio"),
     [(name, 0.6) for name in SMALL]
-    + [(name, ratio) for name in ("resnet_twin", "convnext") for ratio in (0.0, 0.4, 0.9)],
+    + [pytest.param(name, ratio, marks=LONG) for name in ("resnet_twin", "convnext") for ratio in (0.0, 0.4, 0.9)],
 )
 def test_all_backends_train_alike(name, ratio):
     """In float64, where a rounding cannot flip an activation; batch statistics and stochastic depth included."""
@@ -109,7 +110,7 @@ def test_all_backends_give_the_same_taps_in_single_precision(name):
 
 @pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.parametrize("ratio", [0.0, 0.4, 0.6, 0.9])
+@pytest.mark.parametrize("ratio", [0.6, *(pytest.param(ratio, marks=LONG) for ratio in (0.0, 0.4, 0.9))])
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2"])
 def test_all_backends_train_papers_networks_alike(name, ratio):
     (values, grads), *others = on_all_backends(name, ratio, 4, torch.float64, True)
