@@ -1,4 +1,4 @@
-"""What was read of files' bytes, kept for the commands after this one, which then need not read it again."""
+"""What was worked out from bytes, a file's or those of a question, kept for the commands after this one."""
 
 import atexit
 import hashlib
@@ -13,15 +13,15 @@ from hkd.files import atomic_write
 
 
 class Kept:
-    """Values of JSON by the bytes that they were read from, in one file.
+    """Values of JSON by the bytes that they follow from, in one file.
 
-    The file's name says by which code, and under which version of Python, they were read. A file that is not what was
+    The file's name says by which code, and under which version of Python, they were made. A file that is not what was
     written is left aside, and where none can be written the next command reads everything again.
 
     Args:
         folder: it is kept in.
         name: of what is kept.
-        readers: files of the code that reads.
+        readers: files of the code that makes them.
     """
 
     def __init__(self, folder: Path, name: str, readers: Iterable[Path]):
