@@ -49,6 +49,28 @@ def test_lines_that_several_tables_print_are_one_run():
         assert cells(table, row)[0].runs == first[:3], (table, row)
 
 
+def test_the_table_of_heads_reads_the_backbones_and_detectors_of_table_3():
+    first = {cell.row: cell.runs for cell in planned("hybrid_table3").cells if cell.metric == "ap_box"}
+    heads = planned("hybrid_heads").cells
+    assert {cell.row: cell.runs for cell in heads if cell.variant == "tuned"} == first
+    runs = planned("hybrid_heads").runs
+    backbones = {row: {runs[key].spec.init for key in keys} for row, keys in first.items()}
+    decay = {}
+    for cell in heads:
+        specs = [runs[key].spec for key in cell.runs]
+        assert {spec.init for spec in specs} == backbones[cell.row], (cell.row, cell.variant)
+        (decay[cell.variant],) = {spec.recipe.ema_decay for spec in specs}
+    # 200 and 100 steps: 1 - 4 / steps averages over about a quarter of them
+    assert decay == {
+        "tuned": None,
+        "averaged": 0.98,
+        "frozen": None,
+        "segmented": None,
+        "segmented_averaged": 0.96,
+        "linear": None,
+    }
+
+
 def test_with_alpha_zero_the_line_is_that_of_the_teacher_of_features_alone():
     assert cells("hybrid_table12", "clip_0")[0].runs == cells("hybrid_table4", "c")[0].runs
 
@@ -88,7 +110,7 @@ def test_quoted_rows_and_rows_without_a_twin_run_nothing_and_say_so():
     assert "no model for 'clip_l14'" in cells("hybrid_table1", "hybrid_l")[0].refused
 
 
-@pytest.mark.parametrize("table", [*TABLES, "hybrid_ablations", "scalekd_table5", "scalekd_table6"])
+@pytest.mark.parametrize("table", [*TABLES, "hybrid_ablations", "hybrid_heads", "scalekd_table5", "scalekd_table6"])
 def test_the_papers_scale_plans_and_refuses_only_what_has_no_data_or_model_there(table):
     refused = {cell.refused for cell in planned(table, "paper").cells if cell.refused}
     assert refused <= {
