@@ -49,11 +49,11 @@ def test_lines_that_several_tables_print_are_one_run():
         assert cells(table, row)[0].runs == first[:3], (table, row)
 
 
-def test_the_table_of_heads_reads_the_backbones_and_detectors_of_table_3():
+def test_the_table_of_frozen_backbones_reads_the_backbones_and_detectors_of_table_3():
     first = {cell.row: cell.runs for cell in planned("hybrid_table3").cells if cell.metric == "ap_box"}
-    heads = planned("hybrid_heads").cells
+    heads = planned("hybrid_frozen").cells
     assert {cell.row: cell.runs for cell in heads if cell.variant == "tuned"} == first
-    runs = planned("hybrid_heads").runs
+    runs = planned("hybrid_frozen").runs
     backbones = {row: {runs[key].spec.init for key in keys} for row, keys in first.items()}
     decay = {}
     for cell in heads:
@@ -110,7 +110,7 @@ def test_quoted_rows_and_rows_without_a_twin_run_nothing_and_say_so():
     assert "no model for 'clip_l14'" in cells("hybrid_table1", "hybrid_l")[0].refused
 
 
-@pytest.mark.parametrize("table", [*TABLES, "hybrid_ablations", "hybrid_heads", "scalekd_table5", "scalekd_table6"])
+@pytest.mark.parametrize("table", [*TABLES, "hybrid_ablations", "hybrid_frozen", "scalekd_table5", "scalekd_table6"])
 def test_the_papers_scale_plans_and_refuses_only_what_has_no_data_or_model_there(table):
     refused = {cell.refused for cell in planned(table, "paper").cells if cell.refused}
     assert refused <= {
