@@ -6,6 +6,7 @@ test compares it with them, and `hkd reference update` writes it.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from experiments import places
 from experiments.documents import Document
 from experiments.planning import schema
 from experiments.planning.asked import planned
-from experiments.planning.plan import Plan
+from experiments.planning.plan import Cell, Plan
 from experiments.records.committed import Records, path_of
 from experiments.records.store import Record, Store
 from hkd.errors import UserError
@@ -30,10 +31,21 @@ SUMMARY = "tables.json"
 Bought = Callable[[Plan, Store], "tuple[Plan, Comparison, Mapping[str, Record]] | None"]
 
 
+# Collections of what other tables print, and several papers' pairs under a protocol that is none of theirs: what stands
+# in another table counts there, whichever name comes first.
+COLLECTIONS = ("hcd_cifar100_core", "hybrid_ablations", "ofa_cifar100_controlled")
+
+
 class Summary(Document):
-    """One table. verdicts: how many cells have which. runs: behind it. cpu_s: theirs; 0 where nobody counted."""
+    """One table.
+
+    verdicts: how many cells have which. again: how many of them are on a comparison that a table before it has (the
+    same runs over the same runs, though perhaps with fewer seeds). runs: done, behind it. cpu_s: theirs; 0 where nobody
+    counted.
+    """
 
     verdicts: dict[str, int]
+    again: dict[str, int] = {}
     runs: int
     cpu_s: float
 
@@ -113,17 +125,33 @@ def summarised(profile: str, bought: Bought) -> dict[str, Summary]:
     from experiments.results.compare import compare  # imports pandas
 
     nothing = Store(places.references() / "no-runs")
-    found = {}
-    for table in schema.table_ids():
+    found: dict[str, Summary] = {}
+    seen = set[tuple[str, str, str]]()
+    for table in sorted(schema.table_ids(), key=lambda name: (name in COLLECTIONS, name)):
         if not path_of(places.references(), profile, table).is_file():
             continue
         plan = planned(table, profile, shown_from=nothing)
         records: Mapping[str, Record] = Records(plan, nothing, places.references())
         plan, comparison, records = bought(plan, nothing) or (plan, compare(plan, records), records)
         seconds = sum(record.cost.get("cpu_s", 0.0) for record in records.values())
-        counts = comparison.counts("verdict")
-        found[table] = Summary(verdicts=counts, runs=len(plan.runs), cpu_s=round(seconds, 1))
-    return found
+        done = sum(key in records and records[key].status == "done" for key in plan.runs)
+        judged = [
+            (result.verdict, compared_runs(result.cell, plan))
+            for result in comparison.cells
+            if result.verdict and result.cell.runs
+        ]
+        again = Counter[str](verdict for verdict, runs in judged if runs in seen)
+        seen.update(runs for _, runs in judged)
+        found[table] = Summary(
+            verdicts=comparison.counts("verdict"), again=dict(again), runs=done, cpu_s=round(seconds, 1)
+        )
+    return dict(sorted(found.items()))
+
+
+def compared_runs(cell: Cell, plan: Plan) -> tuple[str, str, str]:
+    """What a gain compares: its metric, and the run of the first seed of both sides, which all tables have."""
+    over = next((each for each in plan.cells if (each.id, each.metric) == (cell.baseline, cell.metric)), None)
+    return cell.metric, cell.runs[0], over.runs[0] if over is not None else ""
 
 
 def write_summary(profile: str, bought: Bought) -> Path:

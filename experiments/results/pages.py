@@ -33,8 +33,6 @@ HEADLINE = {
     "hybrid": "hybrid_table3",
     "ofakd": "ofa_cifar100_controlled",
 }
-# Tables whose cells stand in others too: not counted twice, where they are not what their own paper is judged by.
-REPEATED = ("hcd_cifar100_core", "hybrid_ablations", "ofa_cifar100_controlled")
 PROFILES = ("laptop", "cifar_subset", "cub_subset")  # in this order; the first is the README's
 REAL = "real photographs, miniature models"
 BEGIN, END = "<!-- what came out: written by `hkd docs` -->", "<!-- end -->"
@@ -76,16 +74,12 @@ def write() -> list[Path]:
     return changed
 
 
-def counting(paper: str, names: Iterable[str]) -> list[str]:
-    """Tables whose verdicts count for a paper."""
-    return [name for name in names if name not in REPEATED or name == HEADLINE[paper]]
-
-
 def counted(summaries: Iterable[Summary]) -> dict[str, int]:
-    """Verdicts of several tables, in their fixed order."""
+    """Verdicts of several tables, in their fixed order; a comparison that several print counts in the first."""
     counts = Counter[str]()
     for summary in summaries:
         counts.update(summary.verdicts)
+        counts.subtract(summary.again)
     return {name: counts[name] for name in VERDICTS if counts[name]}
 
 
@@ -97,9 +91,8 @@ def words(counts: Mapping[str, int]) -> str:
 def came_out(tables: Iterable[Table], summaries: Mapping[str, Summary]) -> Iterator[str]:
     """The README's lines: one for each paper, and one for what they cannot say."""
     by_name = {table.id: table for table in tables}
-    once = {id_: each for id_, each in summaries.items() if id_ not in REPEATED}
     for paper, name in PAPERS.items():
-        of_paper = [summaries[id_] for id_ in counting(paper, summaries) if by_name[id_].paper == paper]
+        of_paper = [summary for id_, summary in summaries.items() if by_name[id_].paper == paper]
         counts = words(counted(of_paper))
         finding = by_name[HEADLINE[paper]].finding.get(PROFILES[0])
         told = (
@@ -108,7 +101,7 @@ def came_out(tables: Iterable[Table], summaries: Mapping[str, Summary]) -> Itera
             else ": planned and tested, not run by us yet."
         )
         yield f"- **{name}**{told} [More](docs/results-{paper}.md)."
-    every = counted(once.values())
+    every = counted(summaries.values())
     decided, total = sum(every.get(word, 0) for word in DECIDED), sum(every.values())
     yield ""
     yield (
@@ -121,7 +114,7 @@ def page(paper: str, tables: Iterable[Table], summaries: Mapping[str, Mapping[st
     """The page of one paper: how its published directions stand, then a section for each table."""
     tables = list(tables)
     laptops = summaries[PROFILES[0]]
-    here = [laptops[table.id] for table in tables if table.id in counting(paper, laptops)]
+    here = [laptops[table.id] for table in tables if table.id in laptops]
     laptop = schema.load_profile(PROFILES[0])
     lines = [
         f"# {PAPERS[paper]}: what came out",

@@ -6,7 +6,8 @@ import pytest
 
 from experiments import places
 from experiments.planning import schema
-from experiments.results.overview import SUMMARY, Line, Summary, committed, here, lines, summarised
+from experiments.planning.plan import plan
+from experiments.results.overview import SUMMARY, Line, Summary, committed, compared_runs, here, lines, summarised
 from experiments.until import as_committed
 from hkd.errors import UserError
 
@@ -17,6 +18,28 @@ PROFILES = sorted(path.name for path in places.references().iterdir() if path.is
 @pytest.mark.parametrize("profile", PROFILES)
 def test_the_committed_summary_is_what_the_committed_records_say(profile):
     assert committed(profile) == summarised(profile, as_committed), "write it again with `hkd reference update`"
+
+
+def test_what_several_tables_print_is_counted_in_one_of_them():
+    """The four pairs of the core table are among the twelve, MAE and CLIP beside CLIP stand in Tables 1 and 9, and
+    no collection has a comparison of its own."""
+    laptop = committed("laptop")
+    assert laptop["hcd_cifar100_core"].again == laptop["hcd_cifar100_core"].verdicts
+    assert laptop["hybrid_ablations"].again == laptop["hybrid_ablations"].verdicts
+    assert not laptop["hcd_cifar100"].again
+    assert not laptop["hybrid_table1"].again
+    assert laptop["hybrid_table9"].again["contradicted"] == 1
+    for each in laptop.values():
+        assert all(number <= each.verdicts[name] for name, number in each.again.items())
+
+
+def test_one_comparison_is_known_by_the_runs_of_its_first_seed_on_both_sides():
+    whole, core = (plan(name, "laptop") for name in ("hcd_cifar100", "hcd_cifar100_core"))
+    pair = [
+        {compared_runs(cell, table) for cell in table.cells if cell.baseline and cell.runs} for table in (whole, core)
+    ]
+    assert pair[1] < pair[0]
+    assert len({runs for _, *both in pair[0] for runs in both}) > len(pair[0])  # different sides
 
 
 def own(folder, verdicts, costs):
