@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from experiments.results.compare import Comparison
 
 SUMMARY = "tables.json"
+DRAWN_AT = "laptop"  # what figures in docs/pictures are of
 Bought = Callable[[Plan, Store], "tuple[Plan, Comparison, Mapping[str, Record]] | None"]
 
 
@@ -78,7 +79,11 @@ def lines(profile: str, tables: list[str]) -> dict[str, Line]:
         own = here(places.tables(profile) / table)
         if own is not None:
             found[table] = Line("here", own)
-        elif table in kept or (places.references() / profile / f"{table}.measures.json").is_file():
+        elif (
+            table in kept
+            or (places.references() / profile / f"{table}.measures.json").is_file()
+            or drawn(table, profile)
+        ):
             found[table] = Line("committed", kept.get(table))
         else:
             found[table] = Line("not run", None)
@@ -113,6 +118,21 @@ def committed(profile: str) -> dict[str, Summary]:
         raise UserError(
             f"{path} is no summary of tables: restore it, or write it with `hkd reference update`."
         ) from None
+
+
+def pictures(table: str) -> list[str]:
+    """Names of the docs' pictures of a table, without those of tables whose names go on where its own ends."""
+    folder = places.repository() / "docs" / "pictures"
+    longer = [name for name in schema.table_ids() if name.startswith(f"{table}_")]
+    names = sorted(
+        path.name for path in folder.glob(f"{table}*.png") if path.stem == table or path.stem[len(table)] == "_"
+    )
+    return [name for name in names if not any(name.startswith(other) for other in longer)]
+
+
+def drawn(table: str, profile: str) -> bool:
+    """Whether a figure's pictures are committed, which are those of the default profile: some have nothing but them."""
+    return profile == DRAWN_AT and schema.load_table(table).kind == "figure" and bool(pictures(table))
 
 
 def summarised(profile: str, bought: Bought) -> dict[str, Summary]:

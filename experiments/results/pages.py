@@ -14,7 +14,7 @@ from experiments.planning import schema, standins
 from experiments.planning.schema import Profile, Table
 from experiments.records.committed import SUFFIX
 from experiments.results import recipe_page
-from experiments.results.overview import Summary, committed
+from experiments.results.overview import Summary, committed, pictures
 from experiments.results.verdicts import DECIDED, VERDICTS
 from hkd.errors import UserError
 from hkd.files import atomic_write
@@ -166,13 +166,3 @@ def has_records(table: str) -> bool:
     """Whether something that was measured for a table is committed, at any of the profiles."""
     folders = [places.references() / profile for profile in PROFILES]
     return any((folder / f"{table}{suffix}").is_file() for folder in folders for suffix in (SUFFIX, ".measures.json"))
-
-
-def pictures(table: str) -> list[str]:
-    """Names of the docs' pictures of a table, without those of tables whose names go on where its own ends."""
-    folder = places.repository() / "docs" / "pictures"
-    longer = [name for name in schema.table_ids() if name.startswith(f"{table}_")]
-    names = sorted(
-        path.name for path in folder.glob(f"{table}*.png") if path.stem == table or path.stem[len(table)] == "_"
-    )
-    return [name for name in names if not any(name.startswith(other) for other in longer)]

@@ -58,3 +58,14 @@ def test_a_readme_without_a_place_for_them_is_one_sentence(tmp_path, monkeypatch
     monkeypatch.setattr(places, "repository", lambda: Path(tmp_path))
     with pytest.raises(UserError, match="has no place for what came out"):
         pages.documents()
+
+
+def test_pictures_of_a_drawing_stand_with_the_figure_that_draws_them():
+    tables = [schema.load_table(name) for name in schema.table_ids()]
+    endings = {
+        Path(name).stem.removeprefix(table.id).strip("_").split("_")[0]
+        for table in tables
+        if table.kind != "figure"
+        for name in pages.pictures(table.id)
+    }
+    assert endings <= {"", "comparison", "gains", "ranking", "photographs", "real"}
