@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hkd.data.batch import Batch
 from hkd.errors import Refused, UserError
+from hkd.methods.base import scalar_losses
 from hkd.models.families.base import Tail
 from hkd.models.tap_model import NOTHING, Built, Prompt, Teacher
 from hkd.models.taps import Taps, Want
@@ -130,7 +131,7 @@ class GivenStep(TapStep):
         self.logits = taps_s.logits.detach()
         if (second := self.method.second_view(batch)) is not None:
             taps_s.second = self.student(suited(second, precision(self.student.net)))
-        return self.method(batch, suited_taps(taps_s, self.dtype), taps_t)
+        return scalar_losses(self.method, batch, suited_taps(taps_s, self.dtype), taps_t)
 
 
 def refuse_shared(student: nn.Module, teachers: Mapping[str, nn.Module]) -> None:

@@ -22,7 +22,7 @@ from hkd.data.batch import Batch
 from hkd.distiller.arguments import WHOLE, check_batch, check_model, check_settings, check_taps, checked, shown
 from hkd.distiller.border import GivenStep, given_teacher, is_half, refuse_shared, suited
 from hkd.errors import Refused, UserError
-from hkd.methods.base import Criterion, Method, Needs, Samples, method_of
+from hkd.methods.base import Criterion, Method, Needs, Samples, method_of, needs_of
 from hkd.methods.parts.logits import class_index
 from hkd.models import FAMILIES
 from hkd.models.adopted import Statistics, adopted
@@ -100,7 +100,7 @@ class Distiller(nn.Module):
         if "image_size" in names_of(kind.Config) and (seen := seen_size(student, side)):
             options["image_size"] = seen  # not of the method alone: what it paints or names is what the student sees
         config: Any = configured(kind.Config, f"Method '{method}'", options)
-        needs = kind.needs(config)
+        needs = needs_of(kind, config)
         named: dict[str, Any] = {} if teacher is None else {"teacher": teacher}
         named = dict(teacher) if isinstance(teacher, Mapping) else named
         for role in needs.teachers:

@@ -7,7 +7,7 @@ method (adapters) are optimised with the student and never exported. Queues and 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, is_dataclass
-from inspect import isabstract
+from inspect import isabstract, signature
 from typing import Any, ClassVar
 
 from jaxtyping import Float
@@ -125,7 +125,7 @@ def method_of(name: str | type[Method]) -> type[Method]:
 
     Raises:
         UserError: there is none, it cannot be imported, or it is no method: not derived from `Method`, without options
-            of its own (`Config`, a dataclass), or without `needs` or `forward`.
+            of its own (`Config`, a dataclass), without `needs` or `forward`, or one of them takes other arguments.
     """
     found = registry.load(registry.lookup("method", name, METHODS)) if isinstance(name, str) else name
     shown = name if isinstance(name, str) else getattr(name, "__qualname__", str(name))
@@ -138,7 +138,65 @@ def method_of(name: str | type[Method]) -> type[Method]:
         )
     if isabstract(found):
         raise UserError(f"Method '{shown}' lacks {' and '.join(sorted(found.__abstractmethods__))}; define these.")
+    for name, arguments in CALLED_WITH.items():
+        called = getattr(found, name)
+        given = arguments if name == "needs" else ("self", *arguments)
+        try:
+            signature(called).bind(*given)
+        except TypeError as error:
+            raise UserError(
+                f"Method '{shown}': {name} is called with ({', '.join(arguments)}) and does not take that ({error})."
+            ) from error
     return found
+
+
+CALLED_WITH = {
+    "__init__": ("config", "student", "teachers", "criterion"),
+    "needs": ("config",),
+    "forward": ("batch", "taps_s", "taps_t"),
+}
+
+
+def needs_of(kind: type[Method], config: Any) -> Needs:
+    """What a method needs with these options.
+
+    Raises:
+        UserError: what its `needs` gives is something else.
+    """
+    needs = kind.needs(config)
+    if not isinstance(needs, Needs):
+        raise UserError(
+            f"Method '{kind.__qualname__}': needs must return an hkd.methods.base.Needs, and gives a "
+            f"{type(needs).__name__}."
+        )
+    return needs
+
+
+def scalar_losses(method: Method, batch: Batch, taps_s: Taps, taps_t: Mapping[str, Taps]) -> dict[str, Tensor]:
+    """The losses of a batch, after a look at whether they can be minimised: a method may be anybody's.
+
+    Raises:
+        UserError: they are no named scalars, or none depends on what the student computed.
+    """
+    losses: Any = method(batch, taps_s, taps_t)
+    wrong = ""
+    if not isinstance(losses, dict):
+        wrong = f"gives a {type(losses).__name__}"
+    elif not losses:
+        wrong = "gives an empty one"
+    else:
+        for name, loss in losses.items():
+            if not isinstance(loss, Tensor):
+                wrong = f"'{name}' is a {type(loss).__name__}, not a tensor"
+            elif loss.ndim:
+                wrong = f"'{name}' has the shape {[*loss.shape]}, where a loss is one number, such as a mean"
+    if not wrong and taps_s.logits.requires_grad and not any(loss.requires_grad for loss in losses.values()):
+        wrong = "none of its losses has a gradient: they were detached, or do not depend on the student"
+    if wrong:
+        raise UserError(
+            f"Method '{type(method).__qualname__}': forward must return a dict of named scalar losses; {wrong}."
+        )
+    return losses
 
 
 def refuse_student(method: str, does: str, student: ModelCard, *asked: str) -> str | None:

@@ -69,6 +69,11 @@ class TapModel(nn.Module):
         self.prepare = Prepare(card)
         if (adopted := self.family.adopt(card, self.net)) is not None:
             self.family, self.info = adopted
+            if num_classes not in (0, self.info.classes):
+                raise UserError(
+                    f"The model {card.name} was asked for {num_classes} classes and gives {self.info.classes} logits: "
+                    f"its classifier must have as many outputs as its num_classes says."
+                )
             return
         self.info = self._measure(num_classes)
 

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from hkd.data.base import DataSet, Split
 from hkd.data.loading.loader import Loader
 from hkd.errors import Refused
-from hkd.methods.base import Method, Needs, Samples, method_of
+from hkd.methods.base import Method, Needs, Samples, method_of, needs_of
 from hkd.models.convert.files import classes_of, read_weights
 from hkd.models.tap_model import TapModel, Teacher
 from hkd.models.weights import load_weights
@@ -130,7 +130,7 @@ def make_method(
     """
     kind = method_of(spec.name)
     config: Any = configured(kind.Config, f"Method '{spec.name}'", spec.options)
-    needs = kind.needs(config)
+    needs = needs_of(kind, config)
     for role in needs.teachers:
         if role not in teachers:
             raise Refused(f"Method '{spec.name}' needs a teacher with the role '{role}'.")

@@ -27,6 +27,7 @@ from hkd.data.batch import Batch
 from hkd.data.loading.loader import Loader
 from hkd.files import atomic_write
 from hkd.methods.base import Method
+from hkd.models.named_taps import PartialTaps
 from hkd.models.tap_model import Teacher
 from hkd.models.taps import Taps, Want
 from hkd.spec import RunSpec
@@ -39,6 +40,7 @@ FILE_LIMIT = 256 * 2**20  # bytes of tables that are kept on disk for other runs
 Source = Callable[[Batch], Taps]
 Inputs = Callable[[Batch], dict[str, Any]]
 Precision = Callable[[], AbstractContextManager[Any]]
+WHOLE = ("pooled", "final")  # taps that any model of the zoo has
 VIEW_FIELDS = ("batch_size", "crop", "crop_scale", "flip", "shift", "randaugment", "erasing", "views", "precision")
 
 
@@ -60,16 +62,17 @@ class Cached:
     Args:
         tables: taps by flat name, [K * N, ...] each, row view * N + index.
         count: N.
+        who: what refusals call the teacher.
     """
 
-    def __init__(self, tables: Mapping[str, Tensor], count: int):
-        self.tables, self.count = tables, count
+    def __init__(self, tables: Mapping[str, Tensor], count: int, who: str = "teacher"):
+        self.tables, self.count, self.who = tables, count, who
 
     def __call__(self, batch: Batch) -> Taps:
         """Taps of the batch; it must carry its views."""
         assert batch.view is not None, "a cached teacher needs batches of fixed views"
         rows = batch.view * self.count + batch.index
-        return unflatten({name: table.index_select(0, rows) for name, table in self.tables.items()})
+        return unflatten({name: table.index_select(0, rows) for name, table in self.tables.items()}, self.who)
 
 
 class Teachers:
@@ -124,7 +127,9 @@ def make_teachers(
             log.info("the outputs of teacher '%s' exceed %d MiB and are not cached", role, MEMORY_LIMIT >> 20)
         elif path is not None and not path.exists() and _bytes(tables) < FILE_LIMIT:
             _save(tables, path)
-        sources[role] = online if tables is None else Cached(_to(tables, device), loader.count)
+        sources[role] = (
+            online if tables is None else Cached(_to(tables, device), loader.count, teachers[role].card.name)
+        )
     return Teachers(sources)
 
 
@@ -150,9 +155,11 @@ def flatten(taps: Taps, count: int) -> dict[str, Tensor]:
     """Taps by name ("logits", "stages.3"), the first dimension of each the batch.
 
     Windowed attention inputs come as [B * windows, ...] and are kept as [B, windows, ...]; queries, keys and values as
-    one tensor [B, 3, ...]. `tokens` are left out: what methods read of them is in `final`.
+    one tensor [B, 3, ...]. `tokens` are left out: what methods read of them is in `final`. Of somebody's own model
+    nobody may have told where pooled and final are: they are left out, too.
     """
-    tensors = {"logits": taps.logits, "pooled": taps.pooled, "final": taps.final}
+    told = [name for name in ("logits", *WHOLE) if name not in getattr(taps, "absent", ())]
+    tensors: dict[str, Tensor] = {name: getattr(taps, name) for name in told}
     for kind in ("stages", "prefix", "attention", "outputs"):
         tensors |= {f"{kind}.{key}": tensor for key, tensor in getattr(taps, kind).items()}
     tensors |= {f"qkv.{key}": torch.stack(parts, dim=1) for key, parts in taps.qkv.items()}
@@ -162,9 +169,13 @@ def flatten(taps: Taps, count: int) -> dict[str, Tensor]:
     }
 
 
-def unflatten(tensors: Mapping[str, Tensor]) -> Taps:
-    """The inverse of `flatten`."""
-    taps = Taps(tensors["logits"], tensors["pooled"], tensors["final"])
+def unflatten(tensors: Mapping[str, Tensor], who: str = "teacher") -> Taps:
+    """The inverse of `flatten`; what was left out refuses to be read, in the name of `who`."""
+    logits = tensors["logits"]
+    pooled, final = tensors.get("pooled", logits), tensors.get("final", logits[:, :, None, None])
+    taps: Taps = Taps(logits, pooled, final)
+    if absent := frozenset(WHOLE).difference(tensors):
+        taps = PartialTaps(logits, pooled, final).without(absent, who)
     for name, tensor in tensors.items():
         kind, _, key = name.partition(".")
         if key:

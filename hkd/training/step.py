@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from hkd.data.batch import Batch
 from hkd.data.loading.loader import BatchLoader
-from hkd.methods.base import Method, Needs
+from hkd.methods.base import Method, Needs, scalar_losses
 from hkd.models.tap_model import TapModel
 from hkd.models.taps import Taps
 from hkd.spec import Recipe
@@ -72,7 +72,7 @@ class TapStep(Step):
         if (second := self.method.second_view(batch)) is not None:
             taps_s.second = self.student(second)
         self.hits = (taps_s.logits.detach().argmax(1) == batch.y).sum() if batch.y.ndim == 1 else None
-        return self.method(batch, taps_s, taps_t)
+        return scalar_losses(self.method, batch, taps_s, taps_t)
 
     def diagnostics(self) -> dict[str, float]:
         """What the method says of the epoch that has ended."""

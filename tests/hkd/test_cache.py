@@ -10,10 +10,11 @@ from torch import nn
 import hkd.training.cache as cache_module
 from hkd.data.base import Split
 from hkd.data.loading.loader import Loader
+from hkd.errors import UserError
 from hkd.models.cards.zoo import ZOO
-from hkd.models.tap_model import Teacher
+from hkd.models.tap_model import TapModel, Teacher
 from hkd.models.taps import Taps, Want
-from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
+from hkd.spec import DataSpec, MethodSpec, ModelCard, Recipe, RunSpec, TeacherSpec, Weights
 from hkd.training.cache import Cached, Online, flatten, make_teachers, unflatten
 
 CARD = ZOO["swin_t_mini"]
@@ -103,6 +104,31 @@ def test_every_view_is_computed_once_before_training(teacher, split, monkeypatch
 def test_only_the_wanted_taps_are_kept(teacher, split):
     source = make(teacher, loader_of(split), want=Want()).sources["teacher"]
     assert set(source.tables) == {"logits", "pooled", "final"}
+
+
+def test_of_a_teacher_without_taps_the_logits_are_kept_and_no_more(split):
+    card = ModelCard(name="theirs", family="own", arch="torchvision.models:squeezenet1_1", image_size=32)
+    theirs = Teacher(card, 10)
+    loader = loader_of(split)
+    teachers = make(theirs, loader, want=Want())
+    source = teachers.sources["teacher"]
+    assert set(source.tables) == {"logits"}
+    batch = next(iter(loader.epoch(0)))
+    torch.testing.assert_close(teachers(batch)["teacher"].logits, theirs(batch.x).logits, rtol=1e-5, atol=1e-6)
+    with pytest.raises(UserError, match="reads 'pooled' of the theirs, whose taps nobody told"):
+        _ = teachers(batch)["teacher"].pooled
+
+
+def test_a_model_of_other_classes_than_it_was_asked_for_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "seven.py").write_text(
+        "import torch\ndef make(num_classes):\n"
+        "    return torch.nn.Sequential(torch.nn.Conv2d(3, 7, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    card = ModelCard(name="seven", family="own", arch="seven:make", image_size=32)
+    assert TapModel(card, 7).info.classes == 7
+    with pytest.raises(UserError, match="The model seven was asked for 2 classes and gives 7 logits"):
+        TapModel(card, 2)
 
 
 def test_without_fixed_views_the_teacher_looks_at_every_batch(teacher, split):

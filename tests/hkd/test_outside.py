@@ -114,6 +114,64 @@ def test_what_cannot_be_had_is_one_sentence(scratch, text, path, sentence):
         method_of(path)
 
 
+BODY = """
+from dataclasses import dataclass
+import torch
+from hkd.methods.base import Method, Needs
+from hkd.models.taps import Want
+from hkd.options import NoOptions
+
+class X(Method):
+    Config = NoOptions
+{init}
+    @classmethod
+    def needs({needs}):
+        return {needed}
+
+    def forward({arguments}):
+        return {losses}
+"""
+SOUND = {
+    "init": "",
+    "needs": "cls, config",
+    "needed": "Needs()",
+    "arguments": "self, batch, taps_s, taps_t",
+    "losses": "{'task': self.task_loss(taps_s.logits, batch.y)}",
+}
+
+
+@pytest.mark.parametrize(
+    ("mistake", "sentence"),
+    [
+        ({"arguments": "self, batch"}, r"forward is called with \(batch, taps_s, taps_t\) and does not take that"),
+        ({"needs": "cls"}, r"needs is called with \(config\) and does not take that"),
+        (
+            {"init": "    def __init__(self): super().__init__()"},
+            r"__init__ is called with \(config, student, teachers",
+        ),
+        ({"needed": "{'teacher': Want()}"}, "needs must return an hkd.methods.base.Needs, and gives a dict"),
+        ({"losses": "taps_s.logits.sum()"}, "a dict of named scalar losses; gives a Tensor"),
+        ({"losses": "{}"}, "gives an empty one"),
+        ({"losses": "{'task': 1.0}"}, "'task' is a float, not a tensor"),
+        ({"losses": "{'task': taps_s.logits.sum(1)}"}, r"'task' has the shape \[2\], where a loss is one number"),
+        ({"losses": "{'task': taps_s.logits.sum().detach()}"}, "none of its losses has a gradient"),
+    ],
+)
+def test_what_somebody_elses_method_gives_is_looked_at(scratch, mistake, sentence):
+    (scratch / "scratch_mod.py").write_text(BODY.format(**{**SOUND, **mistake}))
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+
+    def losses():
+        made = hkd.Distiller(net, None, "scratch_mod:X", image_size=8, taps={"final": "0", "pooled": "2"})
+        return made(torch.rand(2, 3, 8, 8), torch.tensor([0, 3]))
+
+    with pytest.raises(UserError, match=sentence):
+        losses()
+    (scratch / "scratch_mod.py").write_text(BODY.format(**SOUND))
+    del sys.modules["scratch_mod"]
+    assert set(losses()) == {"task"}
+
+
 def test_our_own_modules_keep_their_errors():
     with pytest.raises(AttributeError):
         load("hkd.methods.kd:KDD")
