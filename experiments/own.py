@@ -7,11 +7,12 @@ comes to know these classes, how the images are cut) is told as sentences.
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
 
@@ -28,6 +29,9 @@ from hkd.methods import METHODS
 from hkd.models.cards.named import card_of
 from hkd.registry import lookup, nearest
 from hkd.spec import ModelCard, Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DATA = "images"
 START = "start"  # the slug of the weights that a student starts from
@@ -139,12 +143,13 @@ def own(asked: Asked, tell: Callable[[str], None] = lambda sentence: None) -> Ow
     classes = data.num_classes
     said = [images_said(data)]
     name = slug_of(asked.name or f"{asked.student}-from-{asked.teacher}-{data.folder.name}")
-    student_slug, teacher_slug = slug_of(asked.student), slug_of(asked.teacher)
+    student_slug, teacher_slug = slugs_of(asked.student, asked.teacher)
     mapping, sentence = teacher_mapping(asked, teacher, classes, methods)
     said.append(sentence)
     start = None
     if asked.student_weights not in (None, "scratch"):
         file = weights_file(asked.student_weights, student, "student")
+        weights_in(file)  # a file that holds none is refused before a teacher is trained
         start = TeacherMapping(file=str(file), classes=0)
         said.append(f"Student: starts from {file}; its classifier is new where the classes are others.")
     counts = {part: len(data.entries(part)) for part in ("train", "test")}
@@ -282,6 +287,13 @@ def examined(folder: Path, side: int, train_images: int | None) -> OwnFolder:
     assert data.held
     if corrupt := data.corrupt():
         raise UserError(unreadable(corrupt))
+    there = Counter(entry.label for entry in data.entries("train"))
+    label, fewest = min(there.items(), key=lambda item: item[1])
+    if train_images is not None and train_images > fewest:
+        raise UserError(
+            f"--train-images is {train_images} of each class, and '{data.class_names[label]}' has {fewest} to train "
+            "on: ask for no more."
+        )
     return data
 
 
@@ -306,6 +318,15 @@ def images_said(data: OwnFolder) -> str:
 def slug_of(text: str) -> str:
     """A text as a name without dots, spaces and capitals."""
     return re.sub(r"[^a-z0-9_-]+", "-", text.lower()).strip("-_")[:100] or "own"
+
+
+def slugs_of(student: str, teacher: str) -> tuple[str, str]:
+    """Names of two models in a table: different ones for different models, however alike they are as slugs."""
+    one, other = slug_of(student), slug_of(teacher)
+    if one == other and student != teacher:
+        one, other = f"{one[:90]}-student", f"{other[:90]}-teacher"
+    one, other = (f"{slug}-model" if slug == START else slug for slug in (one, other))
+    return one, other
 
 
 def teacher_mapping(asked: Asked, card: ModelCard, classes: int, methods: Sequence[str]) -> tuple[TeacherMapping, str]:
@@ -375,12 +396,19 @@ def weights_file(given: str, card: ModelCard, who: str) -> Path:
     return found
 
 
+def weights_in(file: Path) -> "Mapping[str, Tensor]":
+    """What a weights file holds, by name; torch takes a second to import."""
+    from hkd.models.convert.files import read_weights
+
+    return read_weights(file)
+
+
 def classes_in(file: Path, card: ModelCard) -> int | None:
     """Size of the classifier in a weights file; None where its model does not tell which of its weights that is."""
-    from hkd.models.convert.files import classes_of, read_weights
+    from hkd.models.convert.files import classes_of
 
     names = classifier(card)
-    return classes_of(read_weights(file).get(names[0])) if names else None
+    return classes_of(weights_in(file).get(names[0])) if names else None
 
 
 def classifier(card: ModelCard) -> list[str]:
@@ -393,11 +421,10 @@ def classifier(card: ModelCard) -> list[str]:
 
 def without_classifier(file: Path, card: ModelCard) -> Path:
     """Weights without those of the classifier, in a file of their own among the weights of this machine."""
-    from hkd.models.convert.files import read_weights
     from hkd.models.weights import save_weights
 
     path = places.runs() / ".weights" / f"{slug_of(card.name)}-features-{sha256(file)[:16]}.safetensors"
-    held = {name: tensor for name, tensor in read_weights(file).items() if name not in classifier(card)}
+    held = {name: tensor for name, tensor in weights_in(file).items() if name not in classifier(card)}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_weights(held, path)
     return path

@@ -43,7 +43,7 @@ def distill(
     teacher: str | None = None,
     data: Path | None = None,
     method: Names | None = None,
-    recipe: str = "cifar",
+    recipe: str | None = None,
     seeds: Whole | None = None,
     until: Literal["decided"] | None = None,
     minutes: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
@@ -65,8 +65,9 @@ def distill(
         student: a name of timm, of a card of ours (`hkd models`), or a dotted path (my_models:make).
         teacher: likewise.
         data: folder of images: a folder for each class, or train/ and test/ (or val/) of these.
-        method: one or several, `all` for all of ours; kd unless it is given.
-        recipe: cifar (small images, from scratch), finetune (photographs, published weights), or a YAML file.
+        method: one or several, or `all` for ten that differ in what they read; kd unless it is given.
+        recipe: cifar (the default: small images, from scratch), finetune (photographs, published weights), or a YAML
+            file.
         seeds: runs of each method; 3 unless it is given.
         until: `decided` runs more seeds, look by look, until every method's gain is decided.
         minutes: of several methods begin none that would not end in time; cheap ones come first.
@@ -82,17 +83,34 @@ def distill(
         results: folder to write to; the default is $HKD_RESULTS, else results/ of the checkout or of this folder.
         yes: do not ask before many GPU-hours.
     """
-    from experiments.own import SEEDS, Asked, own, read
+    from experiments.own import SEEDS, Asked, checked_seeds, own, read
 
     if results is not None:
         os.environ["HKD_RESULTS"] = str(places.folder(results, "--results"))
         os.environ.setdefault("HKD_RUNS", str(places.results() / "runs"))
     console = out()
     if until and (seeds is not None or minutes is not None):
-        raise UserError(f"--until decided chooses the seeds itself: leave out --{'seeds' if seeds else 'minutes'}.")
+        other = "minutes" if seeds is None else "seeds"
+        raise UserError(f"--until decided chooses the seeds itself: leave out --{other}.")
+    if seeds is not None:
+        checked_seeds(seeds)
     if file is not None:
-        if student or teacher or data or method:
-            raise UserError(f"{file} says what to run: leave out --student, --teacher, --data and --method.")
+        options: dict[str, object] = {
+            "student": student,
+            "teacher": teacher,
+            "data": data,
+            "method": method,
+            "recipe": recipe,
+            "name": name,
+            "image-size": image_size,
+            "epochs": epochs,
+            "train-images": train_images,
+            "student-weights": student_weights,
+            "teacher-weights": teacher_weights,
+            "tune": tune,
+        }
+        if stated := [f"--{option}" for option, value in options.items() if value is not None]:
+            raise UserError(f"{file} says what to run: leave out {', '.join(stated)}, or say it all without the file.")
         made = read(file)
     else:
         for option, given in (("student", student), ("teacher", teacher), ("data", data)):
@@ -107,7 +125,7 @@ def distill(
             teacher=teacher,
             data=data,
             methods=tuple(method or ("kd",)),
-            recipe=recipe,
+            recipe="cifar" if recipe is None else recipe,
             seeds=SEEDS if seeds is None else seeds,
             name=name,
             image_size=image_size,

@@ -1,6 +1,8 @@
 """What is one's own: `hkd new`; and what there is to build on: `hkd models`, `hkd methods`."""
 
 import sys
+from importlib.util import find_spec
+from keyword import iskeyword
 from pathlib import Path
 from typing import Literal
 
@@ -38,6 +40,9 @@ def new(kind: Literal["table", "method", "profile"], name: str) -> int:
     taken = {"table": schema.table_ids(), "profile": schema.names("profiles"), "method": [*sys.stdlib_module_names]}
     if name in taken[kind]:
         whose = "a module of Python" if kind == "method" else f"a {kind} of the suite"
+        raise UserError(f"'{name}' is {whose}; take another name, such as my_{name}.")
+    if kind == "method" and (iskeyword(name) or (find_spec(name) is not None and not path.exists())):
+        whose = "a word of Python" if iskeyword(name) else "a package here, which a file of that name would hide"
         raise UserError(f"'{name}' is {whose}; take another name, such as my_{name}.")
     text = (STARTERS / f"{kind}.{ENDINGS[kind]}").read_text(encoding="utf-8").replace("NAME", name)
     try:

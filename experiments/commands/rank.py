@@ -40,7 +40,7 @@ def rank(*, student: str, teacher: str | None = None, budget: str = "1h") -> int
 
     seconds = seconds_of(budget)
     known = {**dict.fromkeys(KINDS), **dict.fromkeys(UNITS["family"])}
-    for asked in filter(None, (student, teacher)):
+    for asked in (each for each in (student, teacher) if each is not None):
         lookup("kind or family", asked, known)
     what = f"{student} students" + (f" of {teacher} teachers" if teacher else "")
     gains = gains_of(at_hand(places.references(), places.results()), student, teacher)

@@ -197,9 +197,10 @@ Points = Annotated[float, Strict(), Field(gt=0, le=100)]  # of a metric in perce
 class Assay(Document):
     """What a set-up must show of itself before gains that are measured on it say anything (results/assay.py).
 
-    The student alone lies between `chances` times chance and `ceiling`; a teacher is `lead` better than a student that
-    copies its outputs; at least one of the columns that are known to help elsewhere (`controls`, by `method/variant` or
-    `method`; `table_controls` for single tables) has a decided mean gain; metrics of dense tasks reach `floors`.
+    The student alone lies between `chances` times chance (see `assay.least`) and `ceiling`; a teacher is `lead` better
+    than a student that copies its outputs; at least one of the columns that are known to help elsewhere (`controls`, by
+    `method/variant` or `method`; `table_controls` for single tables) has a decided mean gain; metrics of dense tasks
+    reach `floors`.
     """
 
     chances: Annotated[float, Field(ge=1)] = 3.0

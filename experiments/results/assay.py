@@ -72,6 +72,15 @@ def metrics_of(record: Record | None) -> Mapping[str, float]:
     return record.metrics if record is not None and record.status == "done" else {}
 
 
+def least(chance: float, assay: Assay) -> float:
+    """What a student must be above to have learned something, percent: `chances` times what guessing gives.
+
+    Of fewer than ten classes, of which that would be all there is or more, it is as far above chance as of ten, by the
+    share of what is left above chance: 61 of two classes and 48 of three, where three times chance is asked of ten.
+    """
+    return chance + (assay.chances - 1) * min(chance, (100 - chance) / 9)
+
+
 def cannot_tell(cell: Cell, student: float, teacher: float, assay: Assay, *, copies: bool) -> str:
     """Why a cell's set-up cannot show an effect, in a few words; "" if it could.
 
@@ -83,7 +92,7 @@ def cannot_tell(cell: Cell, student: float, teacher: float, assay: Assay, *, cop
         copies: the method asks for the teacher's outputs.
     """
     floor = assay.floors.get(cell.metric)
-    if cell.chance is not None and student <= assay.chances * cell.chance:
+    if cell.chance is not None and student <= least(cell.chance, assay):
         return f"chance: the student alone has {student:.1f} %, and guessing {cell.chance:.3g} %"
     if cell.chance is not None and student > assay.ceiling:
         return f"ceiling: the student alone has {student:.1f} %, above {assay.ceiling:g} %"
@@ -107,7 +116,7 @@ def collapsed(cell: Cell, values: Mapping[int, float], assay: Assay) -> tuple[in
     """
     if cell.chance is None:
         return ()
-    return tuple(seed for seed, value in values.items() if value <= assay.chances * cell.chance)
+    return tuple(seed for seed, value in values.items() if value <= least(cell.chance, assay))
 
 
 def no_control(controls: Iterable[Control]) -> str:

@@ -19,6 +19,8 @@ from scipy import stats as scipy_stats
 from experiments.results.compare import Comparison
 from experiments.results.stats import LEVEL, Estimate, mean_ranks
 
+EQUAL = 1e-9  # points: what differs by less between seeds does not differ
+
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
@@ -57,7 +59,7 @@ class Choice:
         ahead = self.behind[nearest]
         by = f"{ahead.mean:.1f} points above {nearest}, the next"
         if math.isnan(ahead.low):
-            return f"{self.best} came out first ({self.means[self.best]:.1f} %), {by}; one seed decides nothing."
+            return f"{self.best} came out first ({self.means[self.best]:.1f} %), {by}, but {ahead.reason}."
         if not ahead.few:
             by += f" [{ahead.low:+.1f}, {ahead.high:+.1f}]"
         if self.decided:
@@ -109,10 +111,12 @@ def half_width(table: np.ndarray) -> tuple[float, str | None]:
     """
     k, n = table.shape
     if n < 2 or k < 2:
-        return math.nan, "one seed gives no interval"
+        return math.nan, "one seed decides nothing"
     residual = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0, keepdims=True) + table.mean()
     df = (k - 1) * (n - 1)
     spread = math.sqrt(float((residual**2).sum()) / df)
+    if spread < EQUAL:
+        return math.nan, "methods differ by the same in every seed, which says nothing of their spread"
     return quantile(k, df) * spread / math.sqrt(n), None
 
 

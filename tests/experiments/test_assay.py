@@ -47,6 +47,12 @@ def test_methods_that_copy_outputs_are_those_whose_loss_reads_the_teachers():
         (80.0, 10.0, 70.0, False, ""),
         (80.0, 10.0, float("nan"), True, ""),
         (float("nan"), 10.0, 90.0, True, ""),
+        (3.0, 1.0, 95.0, True, "chance"),
+        (3.1, 1.0, 95.0, True, ""),
+        (61.0, 50.0, 95.0, True, "chance"),  # of two classes 50 + 2 * 50 / 9
+        (61.2, 50.0, 95.0, True, ""),
+        (48.1, 100 / 3, 95.0, True, "chance"),
+        (48.2, 100 / 3, 95.0, True, ""),
     ],
 )
 def test_a_student_needs_room_and_a_better_teacher(plan, student, chance, teacher, copies, expected):

@@ -46,6 +46,14 @@ def test_one_seed_decides_nothing_and_methods_without_a_value_are_left_out():
     assert choose({"a": {0: 1.0}, "b": {1: 1.0}}) is None
 
 
+def test_a_difference_that_is_the_same_in_every_seed_has_no_interval_and_decides_nothing():
+    alone = {0: 90.0, 1: 80.0, 2: 85.0}
+    found = choose({"alone": alone, "kd": {seed: value - 3.3 for seed, value in alone.items()}})
+    assert not found.decided
+    assert found.rivals == ("kd",)
+    assert found.sentence().endswith("which says nothing of their spread.")
+
+
 def test_of_equal_methods_one_in_twenty_tables_at_most_names_a_best():
     rng = np.random.default_rng(0)
     tables = rng.normal(0, 1, (400, 4, 3)) + rng.normal(0, 3, (400, 1, 3))  # seeds differ more than methods do

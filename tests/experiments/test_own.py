@@ -69,6 +69,21 @@ def test_keys_depend_on_the_images_and_not_on_where_they_are_or_what_the_table_i
     assert first.isdisjoint(own(replace(asked, data=moved, name="third")).plan().runs)
 
 
+def test_models_whose_names_are_alike_as_slugs_are_two_models(asked, tmp_path, monkeypatch):
+    (tmp_path / "nets.py").write_text(
+        "from torch import nn\n\n\ndef tiny(num_classes, width=16):\n    return nn.Sequential(nn.Conv2d(3, width, 3), "
+        "nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes))\n\n\n"
+        "def Tiny(num_classes):\n    return tiny(num_classes, 8)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    made = own(replace(asked, student="nets:tiny", teacher="nets:Tiny", methods=("kd",), image_size=SIDE))
+    students = {run.spec.student.arch for run in made.plan().runs.values() if run.spec.method.name == "kd"}
+    teachers = {run.spec.teachers["teacher"].model.arch for run in made.plan().runs.values() if run.spec.teachers}
+    assert (students, teachers) == ({"nets:tiny"}, {"nets:Tiny"})
+    assert module.slugs_of("start", "kd_net") == ("start-model", "kd_net")
+    assert module.slugs_of("a", "a") == ("a", "a")
+
+
 @pytest.mark.slow
 @pytest.mark.long
 def test_a_factorys_file_is_part_of_the_key(asked, tmp_path, monkeypatch):
@@ -91,6 +106,21 @@ def test_small_data_get_small_batches_and_it_is_said(asked):
     trained = made.plan().runs[made.plan().cells[0].runs[0]].spec.recipe
     assert trained.batch_size == 18 // module.STEPS  # 18 of 30 images are for training
     assert any("Batches: of 2" in sentence for sentence in made.said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--epochs", "7", "--image-size", "64"], "t.yaml says what to run: leave out --image-size, --epochs, or say"),
+        (["--no-tune"], "t.yaml says what to run: leave out --tune"),
+        (["--until", "decided", "--seeds", "0"], "--until decided chooses the seeds itself: leave out --seeds"),
+        (["--until", "decided", "--minutes", "1"], "--until decided chooses the seeds itself: leave out --minutes"),
+        (["--seeds", "0"], "--seeds is 0; it must be at least 1"),
+    ],
+)
+def test_what_a_table_says_is_not_said_again(asked, capsys, arguments, sentence):
+    assert hkd("distill", "t.yaml", *arguments) == 2
+    assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -117,6 +147,8 @@ def test_a_teacher_of_other_classes_is_tuned_first_and_one_of_the_same_is_taken_
     [
         ({"seeds": 0}, "--seeds is 0; it must be at least 1"),
         ({"epochs": 0}, "--epochs is 0"),
+        ({"train_images": 9}, "--train-images is 9 of each class, and 'a cat' has 6 to train on: ask for no more"),
+        ({"student_weights": __file__}, "test_own.py is not a weights file this suite reads"),
         ({"methods": ("kdd",)}, "Unknown method 'kdd'. Did you mean 'kd'?"),
         ({"methods": ("mae",)}, "Method 'mae' pre-trains without labels"),
         ({"student": "resnet81"}, "There is no model 'resnet81'"),

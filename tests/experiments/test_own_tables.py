@@ -186,6 +186,8 @@ def test_what_new_writes_is_planned_and_never_written_twice(scratch, capsys):
         ("profile", "laptop"): "'laptop' is a profile of the suite",
         ("method", "my-method"): "'my-method' cannot be the name of a method",
         ("method", "json"): "'json' is a module of Python",
+        ("method", "torch"): "'torch' is a package here, which a file of that name would hide",
+        ("method", "class"): "'class' is a word of Python",
     }.items():
         assert hkd("new", *arguments) == 2
         assert sentence in capsys.readouterr().err
