@@ -408,6 +408,21 @@ def test_committed_files_are_those_of_todays_plans(path, monkeypatch, tmp_path):
     assert all(canonical(asdict(decode(run.spec))) == canonical(asdict(plan.runs[run.key].spec)) for run in file.runs)
 
 
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("profile", sorted({path.parent.name for path in FILES}))
+def test_a_teacher_that_is_committed_for_one_table_is_for_all_that_ask_whether_it_could_teach(profile):
+    """So that no table leaves that question out which another answers: `hkd reference update TABLE --also OTHERS`."""
+    files = {path.name.partition(".")[0]: read(path) for path in FILES if path.parent.name == profile}
+    teachers = {run.key for file in files.values() for run in file.runs if run.label.startswith(("teacher ", "probe "))}
+    lacking = {
+        name: [plan.runs[key].label for key in (plan.runs.keys() & teachers) - file.by_key.keys()]
+        for name, file in files.items()
+        for plan in [planned(name, profile)]
+    }
+    assert not {name: labels for name, labels in lacking.items() if labels}
+
+
 def test_committed_files_are_small():
     assert sum(path.stat().st_size for path in FILES) < 8_000_000
 
