@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -395,6 +395,7 @@ class MapCell(TypedDict):
     """One cell of the map of gains. gain: points, nan where there is none. sure: its interval excludes 0.
 
     refused: whether the method cannot serve the pair (hatched), rather than not having been measured (empty).
+    untold: whether the set-up could not have shown a gain there (in italics), whatever the number is.
     """
 
     pair: str
@@ -402,6 +403,7 @@ class MapCell(TypedDict):
     gain: float
     sure: bool
     refused: bool
+    untold: NotRequired[bool]
 
 
 def gain_map(cells: Sequence[MapCell], path: Path, *, title: str, caption: str = "") -> None:
@@ -479,8 +481,10 @@ def draw_map_cell(axes: Axes, x: int, y: int, cell: MapCell, size: float) -> Non
     centred: dict[str, Any] = {"ha": "center", "va": "center_baseline"}
     if not math.isnan(cell["gain"]):
         number = f"{cell['gain']:+.0f}" if abs(cell["gain"]) >= 9.95 else f"{cell['gain']:+.1f}"
-        weight = "bold" if cell["sure"] else "normal"
-        axes.text(x + 0.5, y + 0.5, number.replace("-", "−"), fontsize=size, fontweight=weight, **centred)
+        look: dict[str, Any] = {"fontweight": "bold" if cell["sure"] else "normal"}
+        if cell.get("untold"):
+            look = {"fontstyle": "italic", "color": GREY}
+        axes.text(x + 0.5, y + 0.5, number.replace("-", "−"), fontsize=size, **look, **centred)
         return
     hatch: dict[str, Any] = {"hatch": "////", "edgecolor": HATCH} if cell["refused"] else {}
     axes.add_patch(Rectangle((x + 0.03, y + 0.03), 0.94, 0.94, facecolor=EMPTY, linewidth=0, **hatch))

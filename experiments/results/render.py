@@ -806,6 +806,7 @@ def draw_map(plan: Plan, comparison: Comparison, path: Path) -> None:
             gain=result.gain.mean,
             sure=result.shown_gain.sign != 0,
             refused=result.status == NOT_APPLICABLE,
+            untold=bool(result.judged.cannot_tell),
         )
         for result in results
         if result.cell.row in here and result.cell.label in columns
@@ -813,6 +814,9 @@ def draw_map(plan: Plan, comparison: Comparison, path: Path) -> None:
     absent = dict.fromkeys(pair(result.cell) for result in results if result.cell.row not in here)
     notes = f" Not in this profile: {', '.join(absent)}." if absent else ""
     notes += " Hatched: not applicable (the reasons are under the table)." if any(c["refused"] for c in cells) else ""
+    notes += (
+        " Italics: this set-up cannot tell (reasons under the table)." if any(c.get("untold") for c in cells) else ""
+    )
     titles = dict.fromkeys(panels(plan, results).values())
     over = next(iter(titles)).removeprefix("Gain over ") if len(titles) == 1 else "the row's own baseline"
     gain_map(

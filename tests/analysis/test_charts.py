@@ -292,3 +292,17 @@ def test_names_above_a_map_stay_on_the_page(tmp_path, monkeypatch, last):
     ]
     gain_map([cell("ViT → CNN", name, 1.0) for name in names], tmp_path / "map.png", title="Gains")
     assert 0.8 < max(ends) <= 1.0
+
+
+def test_what_a_set_up_cannot_tell_is_in_italics_and_never_bold(tmp_path, monkeypatch):
+    said, drawn = {}, charts.draw_map_cell
+
+    def looked_at(axes, x, y, cell, size):
+        drawn(axes, x, y, cell, size)
+        text = axes.texts[-1]
+        said[cell["method"]] = (text.get_fontstyle(), text.get_fontweight())
+
+    monkeypatch.setattr(charts, "draw_map_cell", looked_at)
+    blind = {**cell("a → b", "X", 3.0, sure=True), "untold": True}
+    gain_map([cell("a → b", "KD", 5.0, sure=True), blind], tmp_path / "map.png", title="A table")
+    assert said == {"KD": ("normal", "bold"), "X": ("italic", "normal")}
