@@ -483,7 +483,7 @@ def draw_map_cell(axes: Axes, x: int, y: int, cell: MapCell, size: float) -> Non
         number = f"{cell['gain']:+.0f}" if abs(cell["gain"]) >= 9.95 else f"{cell['gain']:+.1f}"
         look: dict[str, Any] = {"fontweight": "bold" if cell["sure"] else "normal"}
         if cell.get("untold"):
-            look = {"fontstyle": "italic", "color": GREY}
+            look = {"fontstyle": "italic"}
         axes.text(x + 0.5, y + 0.5, number.replace("-", "−"), fontsize=size, **look, **centred)
         return
     hatch: dict[str, Any] = {"hatch": "////", "edgecolor": HATCH} if cell["refused"] else {}
