@@ -50,7 +50,7 @@ def prove_numerics(
 ) -> int:
     """Show that the library computes, bit for bit, what it did at a commit, and list its code in hkd/numerics.lock.
 
-    Both sides carry out some 400 small runs here, 10 to 25 minutes on two cores; only what the edit can reach
+    Both sides carry out up to some 600 small runs here, 10 to 50 minutes on two cores; only what the edit can reach
     is run. Exit 1 where numbers differ or changed lines did not run: nothing is written then, and keys stay new.
 
     Args:
