@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from experiments.planning.plan import Cell, Plan
 from experiments.records.store import Record
-from experiments.results.assay import Control, copies_outputs, teacher_value
+from experiments.results.assay import Control, copies_outputs, least, teacher_value
 from experiments.results.compare import CellResult, Comparison, PooledGain, Ranks, sources
 from experiments.results.judging import Stop
 from experiments.results.statements import several
@@ -127,7 +127,10 @@ def sensitivity(plan: Plan, records: Mapping[str, Record], comparison: Compariso
     """What the set-up showed of itself, and which cells it cannot tell of."""
     if plan.assay is None or not comparison.judgement.cells:
         return []
-    asked = [f"the student alone lies between {plan.assay.chances:g} × chance and {plan.assay.ceiling:g} %"]
+    chance = max((cell.chance for cell in plan.cells if cell.chance is not None), default=0.0)
+    bound, times = least(chance, plan.assay), plan.assay.chances * chance
+    lower = f"{bound:.1f} %" if bound < times - 1e-6 else f"{plan.assay.chances:g} × chance"  # of few classes
+    asked = [f"the student alone lies between {lower} and {plan.assay.ceiling:g} %"]
     asked.append(f"a teacher whose outputs are copied is {plan.assay.lead:g} points better")
     asked += [f"{name} reaches {floor:g}" for name, floor in plan.assay.floors.items() if name in plan.metrics]
     failed = [r for r in comparison.cells if r.judged.cannot_tell]

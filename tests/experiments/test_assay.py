@@ -9,6 +9,7 @@ import pytest
 from experiments.planning.schema import Assay
 from experiments.results import assay
 from experiments.results.assay import Control
+from experiments.results.caption import sensitivity
 from experiments.results.compare import compare
 from experiments.results.stats import Estimate
 
@@ -98,6 +99,14 @@ def test_without_a_decided_control_nothing_is_judged(plan, synthetic):
     assert not comparison.judgement.controls[0].decided
     none = replace(plan, assay=ASSAY.model_copy(update={"controls": ("fitnet",)}))  # no column: not asked
     assert told(none, records).verdict == "holds"
+
+
+@pytest.mark.parametrize(("chance", "said"), [(10.0, "3 × chance"), (1.0, "3 × chance"), (50.0, "61.1 %")])
+def test_the_caption_says_what_a_student_must_be_above(plan, synthetic, chance, said):
+    found = replace(plan, cells=tuple(replace(cell, chance=chance) for cell in plan.cells))
+    records = synthetic.with_values(found, SEEDS)
+    text = sensitivity(found, records, compare(found, records))[0]
+    assert f"(the student alone lies between {said} and 97 %;" in text
 
 
 def test_one_decided_control_is_enough():
