@@ -24,6 +24,7 @@ from experiments.report.svg import number
 from experiments.results.caption import LOSSES, heading, listed, metric_name
 from experiments.results.claims.documents import Value
 from experiments.results.compare import HERE, CellResult
+from experiments.results.overview import compared_runs, in_turn
 from experiments.results.render import is_ranked, methods_of, ranking
 from experiments.results.stats import LEVEL, Estimate
 from experiments.results.verdicts import CANNOT_TELL, SMALLEST_GAIN
@@ -43,14 +44,14 @@ def profile_facts(name: str) -> dict[str, Any]:
 
 
 def once(entries: Iterable[Entry]) -> list[CellResult]:
-    """All cells, those that several tables print once: the same runs, metric and baseline."""
+    """All cells, those that several tables print once, as the README counts them (`overview.compared_runs`)."""
     found: dict[Any, CellResult] = {}
-    for entry in entries:
-        runs = {result.cell.id: result.cell.runs for result in entry.cells}
+    by_name = {entry.name: entry for entry in entries}
+    for entry in map(by_name.__getitem__, in_turn(by_name)):
+        cells = [result.cell for result in entry.cells]
         for result in entry.cells:
             cell = result.cell
-            base = runs.get(cell.baseline) if cell.baseline else None
-            shared = (cell.metric, cell.runs, base) if cell.runs else (entry.page, *cell.id, cell.metric)
+            shared = compared_runs(cell, cells) if cell.runs else (entry.page, *cell.id, cell.metric)
             if shared not in found or not found[shared].verdict:
                 found[shared] = result
     return list(found.values())

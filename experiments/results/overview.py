@@ -7,7 +7,7 @@ test compares it with them, and `hkd reference update` writes it.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,7 +147,7 @@ def summarised(profile: str, bought: Bought) -> dict[str, Summary]:
     nothing = Store(places.references() / "no-runs")
     found: dict[str, Summary] = {}
     seen = set[tuple[str, str, str]]()
-    for table in sorted(schema.table_ids(), key=lambda name: (name in COLLECTIONS, name)):
+    for table in in_turn(schema.table_ids()):
         if not path_of(places.references(), profile, table).is_file():
             continue
         plan = planned(table, profile, shown_from=nothing)
@@ -156,7 +156,7 @@ def summarised(profile: str, bought: Bought) -> dict[str, Summary]:
         seconds = sum(record.cost.get("cpu_s", 0.0) for record in records.values())
         done = sum(key in records and records[key].status == "done" for key in plan.runs)
         judged = [
-            (result.verdict, compared_runs(result.cell, plan))
+            (result.verdict, compared_runs(result.cell, plan.cells))
             for result in comparison.cells
             if result.verdict and result.cell.runs
         ]
@@ -168,10 +168,20 @@ def summarised(profile: str, bought: Bought) -> dict[str, Summary]:
     return dict(sorted(found.items()))
 
 
-def compared_runs(cell: Cell, plan: Plan) -> tuple[str, str, str]:
-    """What a gain compares: its metric, and the run of the first seed of both sides, which all tables have."""
-    over = next((each for each in plan.cells if (each.id, each.metric) == (cell.baseline, cell.metric)), None)
-    return cell.metric, cell.runs[0], over.runs[0] if over is not None else ""
+def in_turn(tables: Iterable[str]) -> list[str]:
+    """Tables in the order in which what several of them print is counted."""
+    return sorted(tables, key=lambda name: (name in COLLECTIONS, name))
+
+
+def compared_runs(cell: Cell, cells: Iterable[Cell]) -> tuple[str, str, str]:
+    """What a gain compares: its metric, and the run of the first seed of both sides, which all tables have.
+
+    Args:
+        cell: with runs.
+        cells: of its table.
+    """
+    over = next((each for each in cells if (each.id, each.metric) == (cell.baseline, cell.metric)), None)
+    return cell.metric, cell.runs[0], over.runs[0] if over is not None and over.runs else ""
 
 
 def write_summary(profile: str, bought: Bought) -> Path:

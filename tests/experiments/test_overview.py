@@ -36,7 +36,8 @@ def test_what_several_tables_print_is_counted_in_one_of_them():
 def test_one_comparison_is_known_by_the_runs_of_its_first_seed_on_both_sides():
     whole, core = (plan(name, "laptop") for name in ("hcd_cifar100", "hcd_cifar100_core"))
     pair = [
-        {compared_runs(cell, table) for cell in table.cells if cell.baseline and cell.runs} for table in (whole, core)
+        {compared_runs(cell, table.cells) for cell in table.cells if cell.baseline and cell.runs}
+        for table in (whole, core)
     ]
     assert pair[1] < pair[0]
     assert len({runs for _, *both in pair[0] for runs in both}) > len(pair[0])  # different sides
