@@ -57,6 +57,10 @@ class Choice:
             return f"{self.best} has {self.means[self.best]:.1f} %; there is nothing to compare it with."
         nearest = next(iter(self.behind))
         ahead = self.behind[nearest]
+        if level := [name for name in self.rivals if f"{self.behind[name].mean:.1f}" == "0.0"]:
+            several = f"{', '.join([self.best, *level[:-1]])} and {level[-1]}"
+            why = ahead.reason or f"which is better is not decided at {len(self.seeds)} seeds"
+            return f"{several} came out first, level at {self.means[self.best]:.1f} %: {why}."
         by = f"{ahead.mean:.1f} points above {nearest}, the next"
         if math.isnan(ahead.low):
             return f"{self.best} came out first ({self.means[self.best]:.1f} %), {by}, but {ahead.reason}."

@@ -54,6 +54,14 @@ def test_a_difference_that_is_the_same_in_every_seed_has_no_interval_and_decides
     assert found.sentence().endswith("which says nothing of their spread.")
 
 
+def test_methods_whose_means_are_printed_alike_are_level_and_none_is_named_above_the_other():
+    found = choose({"a": {0: 50.0, 1: 52.0}, "b": {0: 52.0, 1: 50.0}, "c": {0: 40.0, 1: 41.0}})
+    assert found.sentence() == "a and b came out first, level at 51.0 %: which is better is not decided at 2 seeds."
+    assert choose({"a": {0: 50.0}, "b": {0: 50.02}, "c": {0: 50.0}}).sentence() == (
+        "b, a and c came out first, level at 50.0 %: one seed decides nothing."
+    )
+
+
 def test_of_equal_methods_one_in_twenty_tables_at_most_names_a_best():
     rng = np.random.default_rng(0)
     tables = rng.normal(0, 1, (400, 4, 3)) + rng.normal(0, 3, (400, 1, 3))  # seeds differ more than methods do
