@@ -44,6 +44,33 @@ def step_ms(cost: Mapping[str, float]) -> float:
     return math.nan if waited else step
 
 
+@dataclass(frozen=True)
+class Spent:
+    """Time that runs took. seconds: of CPUs and GPUs. counted: of how many runs they are. runs: how many there are."""
+
+    seconds: float
+    counted: int
+    runs: int
+
+    @property
+    def minutes(self) -> float:
+        """Minutes, nan where fewer than half of the runs were counted: their sum says nothing of all."""
+        return self.seconds / 60 if self.counted and 2 * self.counted >= self.runs else math.nan
+
+    def __str__(self) -> str:
+        """`247`; `> 247` where some runs were not counted; "" where most were not."""
+        if math.isnan(self.minutes):
+            return ""
+        return f"{'> ' if self.counted < self.runs else ''}{self.minutes:.0f}"
+
+
+def spent(costs: Iterable[Mapping[str, float]]) -> Spent:
+    """What runs with these costs took; older records have none."""
+    costs = list(costs)
+    counted = [cost for cost in costs if "cpu_s" in cost]
+    return Spent(sum(cost["cpu_s"] + cost.get("gpu_s", 0.0) for cost in counted), len(counted), len(costs))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """What a finished run left. Stored as record.json in the run's folder, with a digest over all fields.

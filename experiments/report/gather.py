@@ -22,7 +22,7 @@ from experiments.planning.plan import Plan
 from experiments.planning.schema import Table, load_params
 from experiments.records.committed import SUFFIX, Curves, Records
 from experiments.records.live import curves_so_far
-from experiments.records.store import Record, Store
+from experiments.records.store import Record, Spent, Store, spent
 from experiments.results.compare import CellResult, Comparison, compare
 from experiments.results.render import costs
 from experiments.until import shown
@@ -93,9 +93,10 @@ class Entry:
         """Whether anything of it was measured."""
         return any(result.measured.n for result in self.cells) or bool(self.records)
 
-    def minutes(self) -> float:
-        """CPU and GPU minutes of its runs, as far as they are recorded."""
-        return sum(r.cost.get("cpu_s", 0.0) + r.cost.get("gpu_s", 0.0) for r in self.records.values()) / 60
+    @property
+    def spent(self) -> Spent:
+        """The time of its runs."""
+        return spent(record.cost for record in self.records.values())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -237,7 +237,6 @@ class Site:
         own = self.headline(entry)
         estimate = own[0].pooled.estimate if own else None
         nothing = "not read" if entry.problem else "no published gain to compare with" if entry.measured else "not run"
-        minutes = entry.minutes()
         return {
             "paper": entry.paper,
             "kind": entry.kind,
@@ -256,7 +255,7 @@ class Site:
             "runs": len(entry.records),
             "asked": len(entry.plan.runs) if entry.plan else 0,
             "own": len(entry.own),
-            "minutes": f"{minutes:.0f}" if minutes >= 1 else "",
+            "spent": entry.spent,
         }
 
     # -- tables --------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any
 
 from experiments import places
 from experiments.records import committed
-from experiments.records.store import Record
+from experiments.records.store import Record, spent
 from experiments.report.gather import Entry, Findings
 from experiments.results import stats
 from experiments.results.caption import LOSSES, metric_name
@@ -125,7 +125,7 @@ def compare_table(entry: Entry, path: Path, records: Mapping[str, Record], found
             "common": len(lines),
             "changed": len(moved),
             "flipped": sum(bool(line["flip"]) for line in lines),
-            "minutes": (minutes(kept), minutes(records.values())),
+            "spent": [spent(record.cost for record in each) for each in (kept, records.values())],
         }
     )
 
@@ -153,9 +153,3 @@ def flip(before: Mapping[CellId, Any], after: Mapping[CellId, Any], this: CellId
 def has_none(gain: Estimate) -> bool:
     """Whether a gain has no interval."""
     return math.isnan(gain.low)
-
-
-def minutes(records: Any) -> float:
-    """CPU and GPU minutes, nan where none were recorded."""
-    seconds = sum(record.cost.get("cpu_s", 0.0) + record.cost.get("gpu_s", 0.0) for record in records)
-    return seconds / 60 if seconds else math.nan

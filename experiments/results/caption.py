@@ -228,8 +228,9 @@ def machine(used: Sequence[Record], *, teachers: bool) -> list[str]:
     if not any(r.committed for r in used):  # of committed records only the day is known
         minutes = union_seconds([(r.started, r.finished) for r in used]) / 60
         took.append(f"wall time {minutes:.1f} min (pauses between runs not counted)")
-    if any("cpu_s" in r.cost for r in used):
-        took.append(f"{sum(r.cost.get('cpu_s', 0.0) for r in used) / 60:.1f} CPU min")
+    if counted := [r.cost["cpu_s"] for r in used if "cpu_s" in r.cost]:
+        of = f" of {len(counted)} of them, the others were not counted" if len(counted) < len(used) else ""
+        took.append(f"{sum(counted) / 60:.1f} CPU min{of}")
     if hours := sum(r.cost.get("gpu_s", 0.0) for r in used) / 3600:
         took.append(f"{hours:.1f} GPU h")
     runs = f"{len(used)} runs behind this table" + (", teachers included" if teachers else "")

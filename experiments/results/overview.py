@@ -20,7 +20,7 @@ from experiments.planning import schema
 from experiments.planning.asked import planned
 from experiments.planning.plan import Cell, Plan
 from experiments.records.committed import Records, path_of
-from experiments.records.store import Record, Store
+from experiments.records.store import Record, Spent, Store, spent
 from hkd.errors import UserError
 from hkd.files import atomic_write
 
@@ -41,14 +41,20 @@ class Summary(Document):
     """One table.
 
     verdicts: how many cells have which. again: how many of them are on a comparison that a table before it has (the
-    same runs over the same runs, though perhaps with fewer seeds). runs: done, behind it. cpu_s: theirs; 0 where nobody
-    counted.
+    same runs over the same runs, though perhaps with fewer seeds). runs: done, behind it. seconds: of CPUs and GPUs, of
+    the runs whose time was counted; older records have none.
     """
 
     verdicts: dict[str, int]
     again: dict[str, int] = {}
     runs: int
-    cpu_s: float
+    seconds: float
+    counted: int
+
+    @property
+    def spent(self) -> Spent:
+        """The time behind it."""
+        return Spent(self.seconds, self.counted, self.runs)
 
 
 @dataclass(frozen=True)
@@ -63,8 +69,8 @@ class Line:
         return ", ".join(f"{count} {word}" for word, count in self.summary.verdicts.items()) if self.summary else ""
 
     def minutes(self) -> str:
-        """CPU minutes of all runs behind it, if they are known."""
-        return f"{self.summary.cpu_s / 60:.0f}" if self.summary and self.summary.cpu_s else ""
+        """Minutes of CPUs and GPUs behind it, if they are known."""
+        return str(self.summary.spent) if self.summary else ""
 
 
 def lines(profile: str, tables: list[str]) -> dict[str, Line]:
@@ -96,8 +102,9 @@ def here(folder: Path) -> Summary | None:
         verdicts = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["verdicts"]
         runs: dict[str, Any] = json.loads((folder / "runs.json").read_text(encoding="utf-8"))["runs"]
         counts = {name.replace("_", " "): number for name, number in verdicts.items()}
-        measured = [run["cost"].get("cpu_s", 0.0) for run in runs.values() if "cost" in run]
-        return Summary(verdicts=counts, runs=len(runs), cpu_s=sum(measured)) if measured else None
+        costs = [run["cost"] for run in runs.values() if run["status"] == "done"]
+        took = spent(costs)
+        return Summary(verdicts=counts, runs=took.runs, seconds=took.seconds, counted=took.counted) if costs else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -153,8 +160,7 @@ def summarised(profile: str, bought: Bought) -> dict[str, Summary]:
         plan = planned(table, profile, shown_from=nothing)
         records: Mapping[str, Record] = Records(plan, nothing, places.references())
         plan, comparison, records = bought(plan, nothing) or (plan, compare(plan, records), records)
-        seconds = sum(record.cost.get("cpu_s", 0.0) for record in records.values())
-        done = sum(key in records and records[key].status == "done" for key in plan.runs)
+        took = spent(records[key].cost for key in plan.runs if key in records and records[key].status == "done")
         judged = [
             (result.verdict, compared_runs(result.cell, plan.cells))
             for result in comparison.cells
@@ -163,7 +169,11 @@ def summarised(profile: str, bought: Bought) -> dict[str, Summary]:
         again = Counter[str](verdict for verdict, runs in judged if runs in seen)
         seen.update(runs for _, runs in judged)
         found[table] = Summary(
-            verdicts=comparison.counts("verdict"), again=dict(again), runs=done, cpu_s=round(seconds, 1)
+            verdicts=comparison.counts("verdict"),
+            again=dict(again),
+            runs=took.runs,
+            seconds=round(took.seconds, 1),
+            counted=took.counted,
         )
     return dict(sorted(found.items()))
 

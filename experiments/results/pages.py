@@ -153,7 +153,7 @@ def section(table: Table, summaries: Mapping[str, Mapping[str, Summary]], laptop
     for profile in PROFILES:
         summary = summaries[profile].get(table.id)
         if summary is not None:
-            cost = f", {summary.cpu_s / 60:.0f} CPU min" if summary.cpu_s else ""
+            cost = f", {took} CPU min" if (took := str(summary.spent)) else ""
             verdicts = words(summary.verdicts) or "nothing published to judge"
             facts.append(f"`{profile}`: {verdicts}; {summary.runs} runs{cost}")
     yield f"`./run {table.id}`" + (f" · {'. '.join(facts)}." if facts else "")

@@ -43,6 +43,9 @@ def test_one_comparison_is_known_by_the_runs_of_its_first_seed_on_both_sides():
     assert len({runs for _, *both in pair[0] for runs in both}) > len(pair[0])  # different sides
 
 
+DONE = {"status": "done", "cost": {"cpu_s": 90.0}}
+
+
 def own(folder, verdicts, costs):
     folder.mkdir(parents=True)
     (folder / "metrics.json").write_text(json.dumps({"verdicts": verdicts}))
@@ -54,13 +57,14 @@ def test_own_results_come_before_committed_ones(tmp_path, monkeypatch):
     name = "scalekd_table3"
     before = lines("laptop", [name])[name]
     assert before.state == "committed"
-    own(places.tables("laptop") / name, {"no_effect_seen": 2}, [{"cost": {"cpu_s": 90.0}}, {"status": "not run"}])
-    assert lines("laptop", [name])[name] == Line("here", Summary(verdicts={"no effect seen": 2}, runs=2, cpu_s=90.0))
+    own(places.tables("laptop") / name, {"no_effect_seen": 2}, [DONE, {"status": "not run"}])
+    said = Summary(verdicts={"no effect seen": 2}, runs=1, seconds=90.0, counted=1)
+    assert lines("laptop", [name])[name] == Line("here", said)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"verdicts": 3}', '{"verdicts": {"holds": "x"}}'])
 def test_own_results_that_are_something_else_are_left_aside(tmp_path, text):
-    own(tmp_path / "t", {}, [{"cost": {"cpu_s": 1.0}}])
+    own(tmp_path / "t", {}, [DONE])
     (tmp_path / "t" / "metrics.json").write_text(text)
     assert here(tmp_path / "t") is None
 
@@ -72,7 +76,7 @@ def test_a_table_that_was_never_run_says_so():
 
 
 def test_a_line_in_words():
-    line = Line("committed", Summary(verdicts={"holds": 6, "contradicted": 1}, runs=3, cpu_s=1272.0))
+    line = Line("committed", Summary(verdicts={"holds": 6, "contradicted": 1}, runs=3, seconds=1272.0, counted=3))
     assert (line.verdicts(), line.minutes()) == ("6 holds, 1 contradicted", "21")
 
 

@@ -39,8 +39,9 @@ def test_every_picture_that_a_page_shows_is_there_and_stands_on_one_page():
 
 
 def test_a_comparison_that_two_tables_print_is_counted_once():
-    one = Summary(verdicts={"holds": 2, "too noisy": 1}, runs=3, cpu_s=0.0)
-    same = Summary(verdicts={"holds": 1, "too noisy": 2}, again={"holds": 1, "too noisy": 2}, runs=5, cpu_s=0.0)
+    one = Summary(verdicts={"holds": 2, "too noisy": 1}, runs=3, seconds=0.0, counted=0)
+    again = {"holds": 1, "too noisy": 2}
+    same = Summary(verdicts=again, again=again, runs=5, seconds=0.0, counted=0)
     tables = [schema.load_table(name) for name in ("hcd_cifar100", "hcd_cifar100_core", *pages.HEADLINE.values())]
     lines = list(pages.came_out(tables, {"hcd_cifar100": one, "hcd_cifar100_core": same}))
     assert lines[1].startswith("- **HCD** (2 hold, 1 too noisy): ")

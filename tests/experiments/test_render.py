@@ -315,6 +315,9 @@ def test_a_caption_says_what_was_not_measured_here_and_nothing_that_is_not_known
     assert any(each.startswith("None of the 7 runs was measured here: they are") for each in sentences(kept))
     assert not any("wall time" in each for each in sentences(some))  # of committed records only the day is known
     assert any("7 runs behind this table, teachers included: 1.4 CPU min." in each for each in sentences(kept))
+    older = {**kept, plan.cells[1].runs[0]: replace(kept[plan.cells[1].runs[0]], cost={})}
+    counted = next(each for each in sentences(older) if "behind this table" in each)
+    assert counted.endswith("teachers included: 1.2 CPU min of 6 of them, the others were not counted.")
     bare = {key: replace(kept[key], cost={}, environment={}) for key in kept if not key.startswith("teacher")}
     assert "6 runs behind this table." in sentences(bare)
     assert any("Swin-L not in the committed records" in each for each in sentences(bare))

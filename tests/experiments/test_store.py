@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.records.store import Record, Store, digest, step_ms
+from experiments.records.store import Record, Store, digest, spent, step_ms
 from hkd.errors import UserError
 
 
@@ -163,3 +163,17 @@ def test_a_folder_in_the_place_of_a_record_is_one_sentence(store):
 )
 def test_a_step_that_waited_for_its_cores_has_no_time(cost, step):
     assert step_ms(cost) == pytest.approx(step, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("costs", "said"),
+    [
+        ([{"cpu_s": 90.0}, {"cpu_s": 20.0, "gpu_s": 100.0}], "4"),  # 210 s
+        ([{"cpu_s": 90.0}, {"cpu_s": 150.0}, {}], "> 4"),
+        ([{"cpu_s": 90.0}, {}, {"wall_s": 3.0}], ""),  # of one in three no sum of all follows
+        ([{}], ""),
+        ([], ""),
+    ],
+)
+def test_minutes_are_those_of_all_runs_or_say_that_they_are_not(costs, said):
+    assert str(spent(costs)) == said
