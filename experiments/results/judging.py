@@ -59,11 +59,6 @@ class Judgement:
     controls: tuple[Control, ...] = ()
     seeds: dict[str, int] = field(default_factory=dict)
 
-    @property
-    def open_rows(self) -> tuple[str, ...]:
-        """Rows of which another look could decide something."""
-        return tuple(dict.fromkeys(id[0] for (id, _), each in self.cells.items() if each.stopped == "open"))
-
 
 NOT_JUDGED, NO_JUDGEMENT = Judged(), Judgement()
 
