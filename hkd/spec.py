@@ -123,6 +123,7 @@ class Recipe:
     warmup_epochs: NotNegative = 0.0  # linear
     warmup_lr: NotNegative = 0.0  # where the warm-up starts
     clip_grad: Positive | None = None  # maximum global norm
+    max_grad_norm: Positive | None = None  # of timm's Lamb, which clips the global norm itself too; None: its own 1.0
     loss: Literal["ce", "bce"] = "ce"  # bce: sigmoid, summed over classes, mean over the batch
     label_smoothing: ShareBelow1 = 0.0
     mixup: NotNegative = 0.0  # timm Mixup alphas

@@ -24,6 +24,7 @@ from hkd.models.weights import load_weights
 from hkd.options import Switch, options
 from hkd.spec import RunSpec
 from hkd.training.cache import Teachers
+from hkd.training.distributed import of_all
 from hkd.training.inputs import open_data
 from hkd.training.job import Job, Outcome, Runtime
 from hkd.training.rng import seed_all
@@ -139,9 +140,9 @@ def run_dense(job: Job, *, wants: Wanted, options: DenseOptions, make_head: Make
         def measure(run: Training) -> dict[str, float]:
             held = make_loader(job, data, options, step, fabric, train=False)
             metrics = evaluate(step, held, fabric, job.folder)
-            if held.corrupt:
-                log.warning("%d images could not be read and were evaluated as without predictions", len(held.corrupt))
-                metrics["skipped_images"] = float(len(held.corrupt))
+            if corrupt := of_all(fabric, list(held.corrupt)):
+                log.warning("%d images could not be read and were evaluated as without predictions", len(corrupt))
+                metrics["skipped_images"] = float(len(corrupt))
             return metrics
 
         return Built(step, loader, lambda: Teachers({}), measure)

@@ -6,6 +6,7 @@ reads launch.json there and leaves outcome.json.
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -29,6 +30,8 @@ LAUNCH, OUTCOME, REPORT = "launch.json", "outcome.json", "report.json"
 ENDPOINT = "HOST:PORT"  # where the nodes of a run meet; filled in by who starts them
 SOURCE = Path(__file__).resolve().parents[2]  # the folder that `hkd` is imported from
 POLL_S = 0.2
+RANK = re.compile(r"^\[\w+\]: ?")  # torch may say before each line which process wrote it
+ERROR = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt)(: |$)")  # the last line of a traceback
 Task = Callable[[Job], Outcome]
 
 
@@ -98,8 +101,16 @@ def _supervise(command: list[str], folder: Path, report: Report) -> None:
             process.wait()
         (folder / REPORT).unlink(missing_ok=True)
     if process.returncode and not (folder / OUTCOME).exists():
-        tail = "\n".join((folder / "torchrun.log").read_text(errors="replace").splitlines()[-20:])
-        raise RuntimeError(f"torchrun ended with code {process.returncode}; the last lines it wrote:\n{tail}")
+        raise RuntimeError(why((folder / "torchrun.log").read_text(errors="replace"), process.returncode))
+
+
+def why(log: str, code: int) -> str:
+    """What ended the processes of a run: the error that the first of them printed, then the last lines of all."""
+    lines = log.splitlines()
+    errors = (RANK.sub("", line) for line in lines)
+    first = next((line for line in errors if ERROR.match(line)), "no error was printed")
+    tail = "\n".join(lines[-20:])
+    return f"{first} (torchrun ended with code {code})\nThe last lines it wrote:\n{tail}"
 
 
 def encode(job: Job, parent: int | None) -> dict[str, Any]:

@@ -77,6 +77,15 @@ def make_fabric(runtime: Runtime, precision: str) -> Fabric:
     return fabric
 
 
+def of_all(fabric: Fabric, names: list[str]) -> list[str]:
+    """The names that any process holds, by rank, each once; every process must ask."""
+    if fabric.world_size == 1:
+        return names
+    held: list[list[str]] = [[] for _ in range(fabric.world_size)]
+    torch.distributed.all_gather_object(held, names)
+    return list(dict.fromkeys(name for each in held for name in each))
+
+
 def under_torchrun() -> bool:
     """Whether this process is a rank that torchrun started."""
     return "TORCHELASTIC_RUN_ID" in os.environ

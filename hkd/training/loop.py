@@ -39,8 +39,10 @@ def fit(run: Training, journal: Journal, checkpoints: Checkpoints, after_epoch: 
         lr = max(group["lr"] for group in run.optimizer.param_groups)
         journal.close_epoch(here.epoch, lr=lr, more=run.step.diagnostics())
         after_epoch(here.epoch)
-        journal.resume_clock()
         here.epoch, here.step = here.epoch + 1, 0
+        if checkpoints.due(run.fabric):  # on a GPU no step of a short epoch is read from the device before its end
+            checkpoints.save(run, journal)
+        journal.resume_clock()
 
 
 def update(run: Training, batch: Batch, journal: Journal) -> tuple[dict[str, Tensor], Tensor | None]:

@@ -56,7 +56,7 @@ def make_optimizer(recipe: Recipe, net: nn.Module, adapters: nn.Module) -> Optim
         adapters: the method; it may have no parameters, and a `no_weight_decay()` of its own.
 
     Raises:
-        UserError: an optimiser that timm does not know.
+        UserError: an optimiser that timm does not know, or one that does not clip and is told where to.
     """
     known = [str(name) for name in timm.optim.list_optimizers()]
     if recipe.optimizer not in known:
@@ -65,8 +65,14 @@ def make_optimizer(recipe: Recipe, net: nn.Module, adapters: nn.Module) -> Optim
         )
     groups = _groups(recipe, net, recipe.layer_decay) + _groups(recipe, adapters, None)
     options: dict[str, Any] = {"betas": recipe.betas} if recipe.betas else {}
-    if _has_fused(recipe):
+    if _takes(recipe, "fused") and recipe.precision != "16-mixed":  # clipping needs its scaler
         options["fused"] = True
+    if recipe.max_grad_norm is not None:
+        if not _takes(recipe, "max_grad_norm"):
+            raise UserError(
+                f"Optimiser '{recipe.optimizer}' does not clip gradients itself: set clip_grad, and not max_grad_norm."
+            )
+        options["max_grad_norm"] = recipe.max_grad_norm
     return timm.optim.create_optimizer_v2(
         groups, recipe.optimizer, lr=peak_lr(recipe), momentum=recipe.momentum, **options
     )
@@ -85,10 +91,9 @@ def _groups(recipe: Recipe, module: nn.Module, layer_decay: float | None) -> lis
     return timm.optim.param_groups_layer_decay(module, layer_decay=layer_decay, **options)
 
 
-def _has_fused(recipe: Recipe) -> bool:
-    """Whether torch has a one-kernel form of this optimiser; float16 is left out because clipping needs its scaler."""
-    optimizer = timm.optim.get_optimizer_class(recipe.optimizer, bind_defaults=False)
-    return "fused" in inspect.signature(optimizer).parameters and recipe.precision != "16-mixed"
+def _takes(recipe: Recipe, name: str) -> bool:
+    """Whether this optimiser has such an option: `fused`, torch's one-kernel form, for one."""
+    return name in inspect.signature(timm.optim.get_optimizer_class(recipe.optimizer, bind_defaults=False)).parameters
 
 
 @runtime_checkable

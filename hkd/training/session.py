@@ -26,7 +26,7 @@ from hkd.training.cache import Teachers
 from hkd.training.checkpoint import Checkpoints, Unfit
 from hkd.training.compiled import compile_models
 from hkd.training.cost import Meter, memory_told, millions
-from hkd.training.distributed import give_buffers, make_fabric
+from hkd.training.distributed import give_buffers, make_fabric, of_all
 from hkd.training.job import Job, Outcome
 from hkd.training.journal import Journal
 from hkd.training.loop import fit
@@ -99,9 +99,9 @@ def train_run(job: Job, build: Callable[[Job, Fabric], Built]) -> Outcome:
         "device_batch": float(job.device_batch),
         "extra_params_m": millions(run.step.method),
     }
-    if run.loader.corrupt:
-        log.warning("skipped corrupt training images: %s", ", ".join(run.loader.corrupt))
-        cost["corrupt_images"] = float(len(run.loader.corrupt))
+    if corrupt := of_all(fabric, list(run.loader.corrupt)):
+        log.warning("skipped corrupt training images: %s", ", ".join(corrupt))
+        cost["corrupt_images"] = float(len(corrupt))
     return Outcome(metrics=metrics, cost=cost, curves=journal.curves)
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
 from safetensors.torch import load_file
 
 import hkd.tasks.launch as launching
@@ -20,7 +21,7 @@ from hkd.models.tap_model import TapModel
 from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
 from hkd.tasks.launch import launch, write_outcome
 from hkd.tasks.train import train
-from hkd.training.distributed import make_fabric
+from hkd.training.distributed import make_fabric, of_all
 from hkd.training.job import Job, Outcome, Runtime
 from hkd.training.rng import seed_all
 
@@ -236,3 +237,27 @@ def test_a_batch_that_is_on_the_device_is_not_copied():
 def test_a_runtime_of_nothing_is_refused(name):
     with pytest.raises(UserError, match=f"{name} must be greater than or equal to 1, got 0"):
         Runtime(**{name: 0})
+
+
+def test_a_crash_of_several_processes_begins_with_the_error_that_the_first_of_them_printed():
+    log = """[rank1]: Traceback (most recent call last):
+[rank1]:   File "x.py", line 3, in <module>
+[rank1]: ValueError: ranks [3, 4]: odd
+[rank0]: torch.distributed.DistBackendError: NCCL
+W1130 torch/distributed/elastic: Sending process 7 closing signal SIGTERM
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+"""
+    said = launching.why(log, 1)
+    assert said.startswith("ValueError: ranks [3, 4]: odd (torchrun ended with code 1)\n")
+    assert said.endswith("ChildFailedError:")
+    assert launching.why("", 9).startswith("no error was printed (torchrun ended with code 9)")
+
+
+def test_names_that_any_process_holds_are_those_of_all(monkeypatch):
+    def gather(held, names):
+        held[:] = [["a", "c"], names]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    one, two = (object.__new__(type("Engine", (Fabric,), {"world_size": size})) for size in (1, 2))
+    assert of_all(one, ["b"]) == ["b"]
+    assert of_all(two, ["c", "b"]) == ["a", "c", "b"]

@@ -113,6 +113,15 @@ def test_betas_reach_the_optimiser():
     assert optimizer.param_groups[0]["betas"] == (0.8, 0.95)
 
 
+def test_lamb_clips_where_the_recipe_says_and_others_do_not_clip_themselves():
+    net, none = tiny_vit(), nn.Module()
+    assert make_optimizer(recipe(optimizer="lamb"), net, none).defaults["max_grad_norm"] == 1.0  # timm's own
+    told = make_optimizer(recipe(optimizer="lamb", max_grad_norm=5.0), net, none)
+    assert {group["max_grad_norm"] for group in told.param_groups} == {5.0}
+    with pytest.raises(UserError, match="Optimiser 'adamw' does not clip gradients itself: set clip_grad"):
+        make_optimizer(recipe(optimizer="adamw", max_grad_norm=5.0), net, none)
+
+
 @pytest.mark.parametrize("name", ["adamw", "momentum", "sgd", "lamb"])
 def test_optimisers_of_the_papers_can_be_built_and_step(name):
     net = nn.Linear(3, 2)

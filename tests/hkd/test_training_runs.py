@@ -235,6 +235,20 @@ def test_only_what_the_checkpoint_lacks_is_trained_again(tmp_path):
     assert [news["step"] for news in told] == [4, 5, 6]
 
 
+def test_epochs_that_end_before_the_device_is_read_leave_checkpoints_too(tmp_path, monkeypatch):
+    """On a GPU losses are read every 32 steps, and these epochs have two."""
+    interval = property(lambda self: journal_module.GPU_INTERVAL, lambda self, value: None)
+    monkeypatch.setattr(journal_module.Journal, "interval", interval, raising=False)
+    often = replace(RUNTIME, checkpoint_every_s=0.0)
+    with pytest.raises(KilledError):
+        train(Job(run_spec(), {}, tmp_path / "parts", often, kill_at(6)))
+    told = []
+    train(Job(run_spec(), {}, tmp_path / "parts", often, told.append))
+    assert [news["step"] for news in told] == [6]  # of the last epoch alone
+    train(Job(run_spec(), {}, tmp_path / "whole", RUNTIME, silent))
+    assert left_in(tmp_path / "parts") == left_in(tmp_path / "whole")
+
+
 def test_a_run_killed_again_and_again_gets_there(tmp_path):
     spec, often = run_spec(), replace(RUNTIME, checkpoint_every_s=0.0)
     for step in (2, 3, 6):
@@ -691,8 +705,10 @@ def test_a_gpu_trains_and_resumes(tmp_path, precision, method):
     cuda = replace(RUNTIME, accelerator="cuda", checkpoint_every_s=0.0)
     with pytest.raises(KilledError):
         train(Job(run_spec(method, recipe=recipe), {}, tmp_path, cuda, kill_at(64)))
-    outcome = train(Job(run_spec(method, recipe=recipe), {}, tmp_path, cuda, silent))
+    told = []
+    outcome = train(Job(run_spec(method, recipe=recipe), {}, tmp_path, cuda, told.append))
     assert outcome.cost["steps"] == 80
+    assert min(news["step"] for news in told) >= 64  # what was trained before is not trained again
     assert outcome.cost["gpu_s"] > 0
     assert outcome.curves[-1]["loss"] < outcome.curves[0]["loss"]
 
