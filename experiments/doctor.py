@@ -5,13 +5,19 @@ import platform
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
+
+from safetensors import SafetensorError, safe_open
 
 from experiments import places
 from experiments.planning import schema
 from experiments.planning.plan import how_to_get
 from experiments.records import environment
 from hkd.data import DATASETS
+from hkd.data.base import DataSet
+from hkd.data.folder import ClassFolder
+from hkd.errors import UserError
 from hkd.models.cards.zoo import ZOO
 from hkd.registry import load, lookup
 
@@ -101,12 +107,35 @@ def data_sets() -> Iterator[Finding]:
             if name not in profiles:
                 profiles.append(name)
     for name, (options, profiles) in sorted(used.items()):
-        missing = load(lookup("data set", name, DATASETS))(options, places.data()).missing()
+        missing = lacking(load(lookup("data set", name, DATASETS))(options, places.data()))
         text = f"used by {', '.join(profiles)}"
         if missing:
             yield Finding(group="data", name=name, state="missing", text=text, step=missing, profiles=tuple(profiles))
         else:
             yield Finding(group="data", name=name, state="ok", text=text)
+
+
+def lacking(data: DataSet) -> str | None:
+    """What a data set lacks, as far as a look at its folders tells: its class folders too, not the images in them."""
+    data = getattr(data, "labelled", data)  # that unlabelled data takes its images from
+    missing = data.missing()
+    if missing is None and isinstance(data, ClassFolder) and data.part("train").is_dir():
+        try:
+            data.class_names  # noqa: B018 (reading them checks them)
+        except UserError as error:
+            return str(error)
+    return missing
+
+
+def broken(path: Path) -> str | None:
+    """Why a file of weights cannot be one, as far as its head tells."""
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(path, framework="numpy"):
+            return None
+    except (OSError, SafetensorError) as error:
+        return f"{path} is truncated or not a safetensors file ({error}): get it again"
 
 
 def weights() -> Iterator[Finding]:
@@ -122,8 +151,8 @@ def weights() -> Iterator[Finding]:
     for file, (model, profiles) in sorted(used.items()):
         text = f"used by {', '.join(dict.fromkeys(profiles))}"
         path = places.weights() / file
-        if path.is_file():
+        step = broken(path) if path.is_file() else how_to_get(lookup("model", model, ZOO), path)
+        if step is None:
             yield Finding(group="weights", name=file, state="ok", text=text)
         else:
-            step = how_to_get(lookup("model", model, ZOO), path)
             yield Finding(group="weights", name=file, state="missing", text=text, step=step, profiles=tuple(profiles))

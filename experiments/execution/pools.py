@@ -23,8 +23,9 @@ from typing import Any
 from experiments.documents import read_json
 from experiments.execution.events import Event, Finished
 from experiments.execution.run import execute_run
+from experiments.planning.keys import device_kind
 from experiments.planning.plan import PlannedRun
-from experiments.records.environment import gpus, source_digest
+from experiments.records.environment import device, gpus, source_digest
 from experiments.records.store import Record, Store
 from hkd.errors import UserError
 from hkd.training.job import Runtime
@@ -223,6 +224,8 @@ def in_worker(
             f"Worker {worker.address} may not start the {runtime.loader_workers} loader workers of this profile; "
             "start workers with `hkd worker` instead of `dask worker`."
         )
+    if not own:
+        check_device(f"Worker {worker.address}", run.kind, runtime)
     if not Path(root).parent.is_dir():
         raise UserError(
             f"Worker {worker.address} does not see {Path(root).parent}; put HKD_RUNS on a shared file system."
@@ -232,6 +235,27 @@ def in_worker(
         worker.log_event(TOPIC, {"key": run.key, **facts})
 
     return execute_run(run, weights, Path(root), runtime, report, source)
+
+
+def check_device(who: str, kind: str, runtime: Runtime) -> None:
+    """Refuse a run whose key is for another kind of device than this machine's, or that needs more GPUs than it has.
+
+    Args:
+        who: begins the sentence.
+        kind: of device that the run's key is for, as `device_kind` names it.
+        runtime: of the profile.
+    """
+    here = device_kind(device(runtime.accelerator), runtime.processes)
+    if here != kind:
+        raise UserError(
+            f"{who} would carry out on '{here}' what was planned for '{kind}', on a machine of another kind: give the "
+            "command on one like the workers', or set machine.accelerator in a profile that extends this one."
+        )
+    if here.startswith("cuda") and 0 < len(gpus()) < runtime.devices:
+        raise UserError(
+            f"{who} has {len(gpus())} of the {runtime.devices} GPUs that each run takes (machine.devices of the "
+            "profile): give each worker so many."
+        )
 
 
 def choose_gpus(name: Any, devices: int) -> None:

@@ -90,9 +90,8 @@ def run_plan(
     if todo:
         execution.refuse()
     if execution.graph.ready:
-        check_gpus(runtime, scheduler_file)
-    if execution.graph.ready:
         count = min(default_workers(runtime) if workers is None else workers, len(todo))
+        check_gpus(runtime, scheduler_file, count)
         with announced(store, plan.table, plan.profile, len(plan.runs), execution.lengths):
             execution.carry_out(lambda: pool_for(store, runtime, count, scheduler_file, on_event), scheduler_file)
         if runtime.cache_dir is not None:
@@ -130,8 +129,8 @@ def default_workers(runtime: Runtime) -> int:
     return cores()
 
 
-def check_gpus(runtime: Runtime, scheduler_file: Path | None) -> None:
-    """Refuse runs that need more GPUs than there are, where they would be carried out on this machine."""
+def check_gpus(runtime: Runtime, scheduler_file: Path | None, workers: int) -> None:
+    """Refuse runs that need more GPUs than there are, where so many workers would carry them out on this machine."""
     if scheduler_file is not None or runtime.num_nodes > 1 or device(runtime.accelerator) != "cuda":
         return
     there = len(gpus())
@@ -144,6 +143,11 @@ def check_gpus(runtime: Runtime, scheduler_file: Path | None) -> None:
         raise UserError(
             f"Each run takes {count} (machine.devices of the profile), and this machine has {there or 'none'}: give a "
             "profile that extends it and asks for what is here, or --scheduler-file."
+        )
+    if there < workers * runtime.devices:
+        raise UserError(
+            f"{workers} workers with {runtime.devices} GPUs each would share the {there} of this machine: give "
+            f"--workers {there // runtime.devices} at most."
         )
 
 
@@ -207,7 +211,8 @@ class _Execution:
         self.executed: dict[str, str] = {}
         self.failed: dict[str, str] = {}
         self.under_way: set[str] = set()
-        self.killed: set[str] = set()  # runs whose worker died once
+        self.steps: dict[str, int] = {}  # by run, how far it got, by any worker
+        self.killed: dict[str, int] = {}  # how far a run had got when its worker died last
         self.lost: set[str] = set()  # runs given up because of another
         durations = Durations(records, plan.runs) if todo else None
         self.lengths = {key: durations.weight(run) if durations else 0.0 for key, run in todo.items()}
@@ -263,6 +268,7 @@ class _Execution:
             if self.under_way:
                 for item in pool.wait():
                     if isinstance(item, Event):
+                        self.steps[item.key] = max(self.steps.get(item.key, 0), item.facts.get("step", 0))
                         self.on_event(item)
                     else:
                         self.returned(item)
@@ -281,9 +287,10 @@ class _Execution:
         """A worker is through with a run."""
         run, record = self.todo[finished.key], finished.record
         self.under_way.discard(run.key)
-        if finished.killed and run.key not in self.killed:
-            self.killed.add(run.key)
-            self.graph.ready.append(run.key)  # it resumes from its checkpoint
+        reached = self.steps.get(run.key, 0)
+        if finished.killed and reached > self.killed.get(run.key, -1):
+            self.killed[run.key] = reached
+            self.graph.ready.append(run.key)  # it resumes from its checkpoint, however often: jobs have an end
             return
         if record is None:
             self.settle(run, "failed", finished.reason or KILLED)
@@ -347,4 +354,4 @@ class _Execution:
             self.settle(self.todo[key], status, reason)
 
 
-KILLED = "its worker process was killed twice (by the system when memory runs out, or by hand)"
+KILLED = "its worker process was killed twice without getting further (by the system when memory runs out, or by hand)"

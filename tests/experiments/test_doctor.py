@@ -1,6 +1,8 @@
 """The doctor finds what is there and says how to get what is not."""
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from experiments.doctor import Finding, examine, readiness
 from experiments.planning import schema
@@ -11,7 +13,10 @@ def findings(tmp_path, monkeypatch):
     for name in ("HKD_RUNS", "HKD_RESULTS", "HKD_DATA", "HKD_WEIGHTS"):
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
     (tmp_path / "hkd_weights").mkdir()
-    (tmp_path / "hkd_weights" / "swin_s.safetensors").touch()
+    save_file({"w": np.zeros(1)}, tmp_path / "hkd_weights" / "swin_s.safetensors")
+    (tmp_path / "hkd_weights" / "eva_l14.safetensors").write_bytes(b"\0" * 8)
+    for split in ("train", "val"):
+        (tmp_path / "hkd_data" / "imagenet" / split / "n01440764").mkdir(parents=True)
     return {(finding.group, finding.name): finding for finding in examine()}
 
 
@@ -28,10 +33,13 @@ def test_a_missing_data_set_comes_with_the_path_looked_at(findings, tmp_path):
     finding = findings["data", "imagenet1k"]
     assert finding.state == "missing"
     assert str(tmp_path / "hkd_data") in finding.step
+    assert "has 1 classes, 1000 are needed" in finding.step
+    assert findings["data", "imagenet1k_unlabelled"].step == finding.step
 
 
 def test_missing_weights_come_with_the_command_that_gets_them(findings):
     assert findings["weights", "swin_s.safetensors"].state == "ok"
+    assert "truncated or not a safetensors file" in findings["weights", "eva_l14.safetensors"].step
     assert findings["weights", "swin_l.safetensors"].step == "hkd weights fetch swin_l"
     assert findings["weights", "beit_b16.safetensors"].step.startswith("hkd weights convert beit_b16 FILE")
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,13 +21,14 @@ from distributed.comm import CommClosedError
 from filelock import FileLock
 
 from experiments.execution import pools, schedule
-from experiments.execution.events import Event
+from experiments.execution.events import Event, Finished
 from experiments.execution.graph import Graph
-from experiments.execution.pools import SchedulerLost, Workers, choose_gpus, local_cluster, refuse_threads
+from experiments.execution.pools import Pool, SchedulerLost, Workers, choose_gpus, local_cluster, refuse_threads
 from experiments.execution.run import log_to, write_live
 from experiments.execution.schedule import bound, run_plan
 from experiments.execution.storage import StorageError, disk_error
 from experiments.planning.plan import Expected, plan
+from experiments.records import environment
 from experiments.records.store import Store
 from hkd.errors import UserError
 from hkd.methods import METHODS
@@ -72,9 +74,38 @@ def test_more_gpus_than_there_are_is_said_before_anything_starts(store, monkeypa
 
 def test_gpus_of_other_machines_are_not_counted_here(monkeypatch):
     monkeypatch.setattr(schedule, "gpus", lambda: ())
-    schedule.check_gpus(Runtime(accelerator="cuda", devices=8), Path("scheduler.json"))
-    schedule.check_gpus(Runtime(accelerator="cuda", devices=8, num_nodes=2), None)
-    schedule.check_gpus(Runtime(accelerator="cpu", devices=8), None)
+    schedule.check_gpus(Runtime(accelerator="cuda", devices=8), Path("scheduler.json"), 2)
+    schedule.check_gpus(Runtime(accelerator="cuda", devices=8, num_nodes=2), None, 2)
+    schedule.check_gpus(Runtime(accelerator="cpu", devices=8), None, 2)
+
+
+def test_workers_that_would_share_gpus_are_refused(store, monkeypatch):
+    monkeypatch.setattr(schedule, "gpus", lambda: ("H200",) * 5)
+    monkeypatch.setattr(schedule, "device", lambda accelerator: "cuda")
+    runtime = Runtime(accelerator="cuda", devices=2)
+    runs = [fake_run(name) for name in "abc"]
+    with pytest.raises(UserError, match="3 workers with 2 GPUs each would share the 5 of this machine: give --w"):
+        run_plan(fake_plan(*runs), store, workers=3, runtime=runtime)
+    schedule.check_gpus(runtime, None, 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "there", "said"),
+    [
+        ("cpu", {"accelerator": "auto"}, ("H200",), "would carry out on 'cuda' what was planned for 'cpu'"),
+        ("cuda", {"accelerator": "auto"}, (), "would carry out on 'cpu' what was planned for 'cuda'"),
+        ("cuda-ddp", {"accelerator": "cuda", "devices": 8}, ("H200",), "has 1 of the 8 GPUs that each run takes"),
+        ("cuda-ddp", {"accelerator": "cuda", "devices": 2}, ("H200",) * 2, None),
+        ("cuda", {"accelerator": "cuda"}, (), None),  # of other makers, which none of NVIDIA's tools can count
+        ("cpu", {"accelerator": "auto"}, (), None),
+    ],
+)
+def test_a_worker_of_another_kind_or_with_too_few_gpus_is_refused(monkeypatch, kind, asked, there, said):
+    monkeypatch.setattr(pools, "gpus", lambda: there)
+    monkeypatch.setattr(environment, "gpus", lambda: there)
+    refused = pytest.raises(UserError, match=said) if said else nullcontext()
+    with refused:
+        pools.check_device("Worker w", kind, Runtime(**asked))
 
 
 # -- a teacher that is not the published one ------------------------------------------------------------------
@@ -423,6 +454,31 @@ def test_local_workers_take_the_gpus_in_turn(monkeypatch):
         choose_gpus(name, 2)
         chosen.append(os.environ["CUDA_VISIBLE_DEVICES"])
     assert chosen == ["4,5", "6,7", "4,5"]
+
+
+class Dying(Pool):
+    """A pool whose workers die, each after some steps from where the last one was saved."""
+
+    def __init__(self, steps):
+        self.steps, self.begun = iter(steps), []
+
+    def slots(self):
+        return 1
+
+    def start(self, run, weights):
+        self.begun.append(run.key)
+
+    def wait(self):
+        key, step = self.begun[-1], next(self.steps)
+        return [Event(kind="progress", key=key, facts={"step": step}), Finished(key=key, killed=True)]
+
+
+def test_a_run_whose_workers_die_goes_on_as_long_as_it_gets_further(store, monkeypatch):
+    pool = Dying([10, 15, 40, 41, 38])
+    monkeypatch.setattr(schedule, "pool_for", lambda *given: nullcontext(pool))
+    report = execute(store, fake_run("a"), workers=1)
+    assert len(pool.begun) == 5  # the fifth had reached 38, and the fourth 41
+    assert "killed twice without getting further" in report.failed["a"]
 
 
 # -- worker processes -------------------------------------------------------------------------------------------
