@@ -228,3 +228,18 @@ def test_logits_stay_those_of_the_batch():
     taps = model(x, views=torch.cat([x, x.flip(3)]))
     assert len(taps.pooled) == 8
     torch.testing.assert_close(taps.logits, model(x).logits)
+
+
+def test_vectors_of_other_processes_are_asked_for_in_training_alone(monkeypatch):
+    """Held-out shares may differ in length: to gather them would wait for ever."""
+    others = torch.randn(3, 2)
+    monkeypatch.setattr(views, "gathered", lambda z: torch.cat([others, z]))
+    monkeypatch.setattr(views.dist, "get_rank", lambda: 1)
+    z = torch.randn(3, 2)
+    found, start = views.everyone(z)
+    assert start == 3
+    assert torch.equal(found, torch.cat([others, z]))
+    with torch.no_grad():
+        found, start = views.everyone(z)
+    assert start == 0
+    assert found is z

@@ -140,7 +140,12 @@ def unit(z: Float[Tensor, "V D"]) -> Float[Tensor, "V D"]:
 
 
 def everyone(z: Float[Tensor, "V D"]) -> tuple[Float[Tensor, "W D"], int]:
-    """The vectors of all processes by rank, and where this one's begin; gradients reach this one's alone."""
+    """The vectors of all processes by rank, and where this one's begin; gradients reach this one's alone.
+
+    Where nothing is learnt, each process has its own: of held-out images the last share may be shorter, or none.
+    """
+    if not torch.is_grad_enabled():
+        return z, 0
     found = gathered(z.detach())
     if len(found) == len(z):
         return z, 0
