@@ -44,9 +44,7 @@ class Cifar100Config(SubsetConfig):
 
 
 class Cifar100(ClassFolder):
-    """100 classes in alphabetical order, 500 training and 100 test images each.
-
-    A part of it is fine where options ask for one: `classes`, or images per class (`n_train`, `n_test`).
+    """100 classes in alphabetical order, 500 training and 100 test images each; subsets of it are fine.
 
     The option `folder` names class folders, or torchvision's folder or what that lies in. Without the option
     `cifar-100-python` beside is read where there are no class folders.
@@ -94,21 +92,11 @@ class Cifar100(ClassFolder):
         source = source_of(self, split, select)
         place = self.pickles
         images, labels, rows, corrupt = self.unpickled(place, source) if place else self.decoded(source)
-        self.check_whole(source, len(labels) + len(corrupt))
         if corrupt and on_corrupt == "stop":
             name, reason = next(iter(corrupt.items()))
             raise UserError(f"Cannot read image {name} ({reason}): replace it, or ask to skip corrupt images.")
         chosen = self.choose(labels, rows, split, seed=seed, select=select)
         return Split(images[chosen], None, labels[chosen], rows[chosen], corrupt=tuple(corrupt))
-
-    def check_whole(self, source: str, found: int) -> None:
-        """Refuse a piece of the data set where all of it is asked for: figures would pass for those of all."""
-        asked = {"train": self.options.n_train, "test": self.options.n_test}[source]
-        if self.options.classes is None and asked is None and found != OFFICIAL[source]:
-            raise UserError(
-                f"{self.pickles or self.part(source)} has {found} {source} images, and CIFAR-100 has "
-                f"{OFFICIAL[source]}: complete it, or say with the option n_{source} or classes what a run takes."
-            )
 
     def unpickled(self, place: Path, source: str) -> Decoded:
         """Images of torchvision's file. One that is long enough for all images must have the official checksum."""

@@ -202,30 +202,9 @@ class DenseFolder(DenseSet):
     def image_size(self) -> int:
         return self.options.image_size
 
-    @property
-    def asked(self) -> dict[str, int | None]:
-        """Images that the options ask for by part; None: all."""
-        return {"train": self.options.n_train, "test": self.options.n_test}
-
     def counts(self) -> dict[str, int]:
-        return {part: count or self.expected[part] for part, count in self.asked.items()}
-
-    def check_whole(self, part: str, found: int) -> None:
-        """Refuse a piece of the official data set where all of it is asked for: figures would pass for those of all.
-
-        Args:
-            part: "train" or "test".
-            found: images that are there.
-
-        Raises:
-            UserError: of the official classes there is another number of images, and no option asks for so many.
-        """
-        whole = self.expected[part]
-        if self.asked[part] is None and self.num_classes == self.expected["classes"] and found != whole:
-            raise UserError(
-                f"{self.folder} has {found} {part} images, and '{self.name}' has {whole}: complete it, or say with the "
-                f"option n_{part} how many a run takes."
-            )
+        asked = {"train": self.options.n_train, "test": self.options.n_test}
+        return {part: count or self.expected[part] for part, count in asked.items()}
 
 
 def file_sizes(folder: Path) -> list[tuple[str, int]]:

@@ -379,7 +379,7 @@ def ade20k(tmp_path):
 def test_ade20k_is_segmented_at_the_size_of_its_maps(ade20k, tmp_path):
     spec = replace(
         SPEC,
-        data=DataSpec(name="ade20k", options={"image_size": 64, "max_size": 256, "n_train": 3, "n_test": 3}),
+        data=DataSpec(name="ade20k", options={"image_size": 64, "max_size": 256}),
         evaluate_on="test",
         recipe=Recipe(epochs=1, batch_size=2, flip=True),
         task_options=OPTIONS
