@@ -13,6 +13,7 @@ from experiments.planning.declared import settled
 from experiments.planning.keys import device_kind, run_key
 from experiments.planning.replications import Replicated, replicated
 from experiments.planning.schema import Assay, Column, Profile, Row, Stage, Table, TeacherMapping
+from experiments.planning.whole import piece
 from experiments.records import committed
 from experiments.records.environment import device
 from hkd.data import DATASETS
@@ -596,7 +597,8 @@ class _Planner:
         mapping = self.profile.data[slug]
         options = settled("data", mapping.name, mapping.options | (mapping.teacher_options if teacher else {}))
         root = self.data_root if mapping.path is None else Path(mapping.path)
-        fingerprint, missing = data_facts(mapping.name, json.dumps(options, sort_keys=True), root)
+        whole = self.profile.by_value and mapping.stand_in is None
+        fingerprint, missing = data_facts(mapping.name, json.dumps(options, sort_keys=True), root, whole)
         facts.data_root = mapping.path
         if missing and self.known:
             fingerprint = self.known.fingerprint(mapping.name, options)
@@ -650,11 +652,18 @@ def roles_of(teacher: bool | str | dict[str, str]) -> dict[str, str]:
 
 
 @cache
-def data_facts(name: str, options: str, root: Path) -> tuple[str | None, str | None]:
-    """(content fingerprint, None), or (None, what is missing) of a data set on this machine; options as JSON."""
+def data_facts(name: str, options: str, root: Path, whole: bool) -> tuple[str | None, str | None]:
+    """(content fingerprint, None), or (None, what is missing) of a data set on this machine.
+
+    Args:
+        name: of the data set.
+        options: its options as JSON.
+        root: folder of data.
+        whole: whether a piece of it is not enough.
+    """
     keep_also_in(places.runs() / ".cache")  # where the runs look, too
     data = load(lookup("data set", name, DATASETS))(json.loads(options), root)
-    missing = data.missing()
+    missing = data.missing() or (piece(data) if whole else None)
     return (None, missing) if missing else (data.fingerprint(), None)
 
 

@@ -286,7 +286,7 @@ def labelled(data: DataSpec) -> DataSpec:
 
 def small_set(name: str) -> DataSpec:
     """A sample data set as it is by itself."""
-    fingerprint, missing = data_facts(name, json.dumps(SIZE[name], sort_keys=True), places.data())
+    fingerprint, missing = data_facts(name, json.dumps(SIZE[name], sort_keys=True), places.data(), False)
     assert missing is None, missing
     return DataSpec(name=name, options=SIZE[name], fingerprint=fingerprint)
 
