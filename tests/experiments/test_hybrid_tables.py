@@ -52,6 +52,8 @@ def test_lines_that_several_tables_print_are_one_run():
 def test_the_table_of_frozen_backbones_reads_the_backbones_and_detectors_of_table_3():
     first = {cell.row: cell.runs for cell in planned("hybrid_table3").cells if cell.metric == "ap_box"}
     heads = planned("hybrid_frozen").cells
+    seeds = len(heads[0].runs)  # fewer than Table 3 has
+    first = {row: keys[:seeds] for row, keys in first.items()}
     assert {cell.row: cell.runs for cell in heads if cell.variant == "tuned"} == first
     runs = planned("hybrid_frozen").runs
     backbones = {row: {runs[key].spec.init for key in keys} for row, keys in first.items()}

@@ -94,7 +94,7 @@ def test_a_teacher_without_pre_training_has_as_many_updates_and_sees_what_a_stud
 
 def test_recipes_that_differ_from_the_released_ones_are_marked_and_no_others():
     marked = re.findall(r"^\| (\w+) \| .*\*\*differs\*\*", recipe_page.page(), flags=re.M)
-    assert marked == ["ema_momentum", "mixup_mixer_b14"]
+    assert marked == ["sync_bn", "ema_momentum", "mixup_mixer_b14"]
 
 
 @pytest.mark.parametrize(
