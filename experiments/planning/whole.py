@@ -8,7 +8,7 @@ from hkd.data.ade20k import Ade20k
 from hkd.data.base import DataSet
 from hkd.data.cifar100 import OFFICIAL, PIXELS, Cifar100
 from hkd.data.coco import PARTS, Coco
-from hkd.data.folder import file_names
+from hkd.data.dense import file_sizes
 
 
 def piece(data: DataSet) -> str | None:
@@ -40,7 +40,7 @@ def images(data: Cifar100 | Coco | Ade20k) -> dict[str, int]:
         parts = {split: f"{data.part(split).name}/" for split in OFFICIAL}
         return {split: sum(name.startswith(part) for name in data.image_files()) for split, part in parts.items()}
     if isinstance(data, Coco):
-        return {split: len(file_names(data.folder / part)) for split, part in PARTS.items()}
+        return {split: len(file_sizes(data.folder / part)) for split, part in PARTS.items()}
     if isinstance(data, Ade20k) and data.num_classes == data.expected["classes"]:
         return {split: len(data.files(split, "images")) for split in ("train", "test")}
     return {}

@@ -49,9 +49,10 @@ def test_a_file_of_cifar100_is_measured(tmp_path):
 def test_images_of_coco_and_ade20k_are_counted(tmp_path):
     for part in ("train2017", "val2017"):
         image(tmp_path / "coco" / part / "1.jpg")
+        image(tmp_path / "coco" / part / "more" / "2.jpg")
     for part in ("training", "validation"):
         image(tmp_path / "ADEChallengeData2016" / "images" / part / "1.jpg")
-    assert "has 1 train images, and the paper's has 118287" in piece(Coco({}, tmp_path))
+    assert "has 2 train images, and the paper's has 118287" in piece(Coco({}, tmp_path))
     assert "has 1 train images, and the paper's has 20210" in piece(Ade20k({}, tmp_path))
     assert piece(Ade20k({"classes": 3}, tmp_path)) is None
     assert piece(Coco({"n_train": 1, "n_test": 1}, tmp_path)) is None
