@@ -47,9 +47,9 @@ class Reproduction:
         return markdown(self.plan, self.records, self.comparison, finding)
 
 
-def runtime_for(profile: str) -> Runtime:
-    """How runs of a profile use this machine."""
-    machine = schema.load_profile(profile).machine.model_dump(exclude_unset=True)
+def runtime_for(profile: str, table: str) -> Runtime:
+    """How runs of a table use this machine at a profile."""
+    machine = schema.load_profile(profile).machine_of(table).model_dump(exclude_unset=True)
     return Runtime(**machine, data_root=places.data(), cache_dir=places.runs() / ".cache")
 
 
@@ -87,7 +87,7 @@ def reproduce(
             store,
             workers=workers,
             scheduler_file=scheduler_file,
-            runtime=runtime or runtime_for(plan.profile),
+            runtime=runtime or runtime_for(plan.profile, plan.table),
             on_event=on_event,
             known=Records(plan, store, places.references()) if new_only else None,
         )
@@ -110,7 +110,7 @@ def reproduce(
             done.comparison,
             folder,
             curves=done.records.curves(measured_runs(plan)),
-            draw=drawing(plan, done.records.own, store, runtime or runtime_for(plan.profile)),
+            draw=drawing(plan, done.records.own, store, runtime or runtime_for(plan.profile, plan.table)),
         )
     return replace(done, folder=folder, report=report)
 
@@ -136,7 +136,9 @@ def expected_here(plan: Plan, records: Records, *, new_only: bool = False) -> fl
     None if nothing similar was ever run. new_only: as for `reproduce`.
     """
     todo = unfinished(plan, records.own, records if new_only else {})
-    return time_left(todo, {}, {}, Durations(records, plan.runs), default_workers(runtime_for(plan.profile)), 0.0)
+    return time_left(
+        todo, {}, {}, Durations(records, plan.runs), default_workers(runtime_for(plan.profile, plan.table)), 0.0
+    )
 
 
 def measured_runs(plan: Plan) -> list[str]:

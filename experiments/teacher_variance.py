@@ -124,6 +124,6 @@ def run_others(under: list[Plan], store: Store, watch: Callable[[Plan], Any], **
     failed: dict[str, str] = {}
     for plan in under[1:]:
         with watch(plan) as listener:
-            report = run_plan(plan, store, runtime=runtime_for(plan.profile), on_event=listener, **how)
+            report = run_plan(plan, store, runtime=runtime_for(plan.profile, plan.table), on_event=listener, **how)
         failed |= report.failed
     return failed

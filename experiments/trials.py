@@ -89,7 +89,7 @@ def trial(plan: Plan, store: Store) -> dict[str, list[Record]]:
     Raises:
         UserError: a run failed.
     """
-    report = run_plan(plan, store, workers=0, runtime=runtime_for(plan.profile))
+    report = run_plan(plan, store, workers=0, runtime=runtime_for(plan.profile, plan.table))
     for key, reason in report.failed.items():
         raise UserError(f"{plan.runs[key].label} failed: {reason}")
     records = store.load_all(plan.runs)

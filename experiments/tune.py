@@ -101,7 +101,7 @@ def search(
     found = listed(table)
     each = plans(table, profile, found, rows, trials, seeds)
     whole = joined(each)
-    report = run_plan(whole, store, workers=workers, runtime=runtime_for(profile.name), on_event=on_event)
+    report = run_plan(whole, store, workers=workers, runtime=runtime_for(profile.name, table.id), on_event=on_event)
     for key, reason in report.failed.items():
         raise UserError(f"{whole.runs[key].label} failed: {reason}")
     tuned = outcome(each, store.load_all(whole.runs), rows, seeds)

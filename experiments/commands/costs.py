@@ -108,17 +108,19 @@ def print_clusters(plans: Sequence[tuple[Plan, Records]], sizes: Sequence[int], 
     Tables that cost least go first, each after what it shares with those before it; GPUs that they leave idle take runs
     of the next ones.
     """
+    profile = schema.load_profile(plans[0][0].profile)
     left: dict[str, dict[str, PlannedRun]] = {}
+    each: dict[str, int] = {}
     for plan, records in plans:
         done = {key for key, record in records.own.items() if record.status in FINAL}
         left[plan.table] = {key: run for key, run in plan.runs.items() if key not in done}
+        machine = profile.machine_of(plan.table)
+        each |= dict.fromkeys(left[plan.table], machine.devices * machine.num_nodes)
     runs = {key: run for todo in left.values() for key, run in todo.items()}
     if not runs:
         console.print(Text("Nothing is left to run."))
         return
-    machine = schema.load_profile(plans[0][0].profile).machine
-    each = machine.devices * machine.num_nodes
-    length = {key: cost(run).gpu_hours / each for key, run in runs.items()}
+    length = {key: cost(run).gpu_hours / each[key] for key, run in runs.items()}
     order = cheapest_first({table: list(todo) for table, todo in left.items()}, length)
     keys = list(dict.fromkeys(key for table in order for key in left[table]))
     found = {size: simulate(runs, length, gpus=size, each=each, order=keys) for size in sizes}
@@ -128,7 +130,8 @@ def print_clusters(plans: Sequence[tuple[Plan, Records]], sizes: Sequence[int], 
     for size, made in found.items():
         chain = sum(length[key] for key in made.path)
         whole.add_row(f"{size:,}", shown_hours(made.total), f"{100 * made.idle:.0f} %", shown_hours(chain))
-    console.print(Text(f"{len(runs):,} runs on {each} GPU{'s' if each > 1 else ''} each, simulated:"))
+    shares = " or ".join(str(count) for count in sorted(set(each.values())))
+    console.print(Text(f"{len(runs):,} runs on {shares} GPU{'' if shares == '1' else 's'} each, simulated:"))
     console.print(whole)
     made = found[sizes[0]]
     names = " → ".join(runs[key].label.partition(" seed ")[0] for key in made.path)
@@ -139,7 +142,7 @@ def print_clusters(plans: Sequence[tuple[Plan, Records]], sizes: Sequence[int], 
         ended.add_column(f"done after, {size:,} GPUs", justify="right")
     seen = set[str]()
     for table in order:
-        added = sum(length[key] * each for key in left[table] if key not in seen)
+        added = sum(length[key] * each[key] for key in left[table] if key not in seen)
         seen |= left[table].keys()
         ends = [max((made.ends[key] for key in left[table]), default=0.0) for made in found.values()]
         ended.add_row(Text(table), shown_hours(added), *(f"{shown_hours(end)} h" for end in ends))

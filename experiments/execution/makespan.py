@@ -25,40 +25,49 @@ class Makespan:
 
 
 def simulate(
-    runs: Mapping[str, PlannedRun], length: Mapping[str, float], *, gpus: int, each: int, order: Sequence[str] = ()
+    runs: Mapping[str, PlannedRun],
+    length: Mapping[str, float],
+    *,
+    gpus: int,
+    each: Mapping[str, int],
+    order: Sequence[str] = (),
 ) -> Makespan:
-    """What becomes of runs that start as soon as what they need is done and `each` GPUs are free.
+    """What becomes of runs that start as soon as what they need is done and their GPUs are free.
 
     Where several could start, those are taken first that stand in front in `order`, and of these the one with the
-    longest way to the end of the graph.
+    longest way to the end of the graph. The first one waits for its GPUs, and none overtakes it.
 
     Args:
         runs: by key, each after those it needs; needs outside of these count as done.
         length: how long each takes on its GPUs.
         gpus: of the cluster.
-        each: that a run takes.
+        each: how many of them a run takes.
         order: keys to prefer, first ones most; runs that are not in it come last.
 
     Raises:
         UserError: the cluster has fewer GPUs than one run takes.
     """
-    if gpus < each:
-        raise UserError(f"A run of this profile takes {each} GPUs, and --cluster has {gpus}: name at least {each}.")
+    most = max((each[key] for key in runs), default=0)
+    if gpus < most:
+        raise UserError(f"A run of this profile takes {most} GPUs, and --cluster has {gpus}: name at least {most}.")
     graph = Graph(runs, length)
     way = dict(graph.rank)
     farthest = 1.0 + max(way.values(), default=0.0)
     place = {key: number for number, key in enumerate(order)}
     graph.rank = {key: way[key] + farthest * (len(order) - place.get(key, len(order))) for key in runs}
-    free, now, under_way, ends = gpus // each, 0.0, list[tuple[float, str]](), dict[str, float]()
+    free, now, under_way, ends = gpus, 0.0, list[tuple[float, str]](), dict[str, float]()
     while len(ends) < len(runs):
-        while free and (key := graph.next()) is not None:
+        while (key := graph.next()) is not None:
+            if each[key] > free:
+                graph.ready.append(key)
+                break
             heapq.heappush(under_way, (now + length[key], key))
-            free -= 1
+            free -= each[key]
         now, key = heapq.heappop(under_way)
         ends[key] = now
         graph.done(key)
-        free += 1
-    busy = sum(length[key] for key in runs) * each
+        free += each[key]
+    busy = sum(length[key] * each[key] for key in runs)
     return Makespan(now, max(0.0, 1 - busy / (now * gpus)) if now else 0.0, longest(graph, way), ends)
 
 

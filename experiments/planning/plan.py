@@ -243,7 +243,7 @@ class _Planner:
         self.planned_teachers: dict[tuple[str, str], _Teacher] = {}
         self.planned_recipes: dict[tuple[str, str], Recipe] = {}
         self.data_root, self.weights = places.data(), places.weights()  # found once: hundreds of cells ask
-        machine = profile.machine
+        machine = profile.machine_of(table.id)
         self.kind = kind or device_kind(device(machine.accelerator), machine.devices * machine.num_nodes)
 
     @cached_property

@@ -229,6 +229,7 @@ class Profile(Document):
     seeds: Seeds  # per cell
     table_seeds: dict[Slug, Seeds] = {}  # of these tables instead
     table_rows: dict[Slug, tuple[Slug, ...]] = {}  # that these tables have here; others have all their models allow
+    table_devices: dict[Slug, Few] = {}  # of a run of these tables, of one node, instead of the machine's
     data: dict[Slug, DataMapping]
     models: dict[Slug, str]  # the paper's model -> a name that hkd.models.cards.named knows, or of a card of its own
     sizes: dict[Slug, Size] = {}  # side in px of the images of these, where they take any
@@ -251,6 +252,11 @@ class Profile(Document):
         """The entry of `data` for a row of these models: `data` itself, unless that names another for one of them."""
         instead = self.data[data].instead if data in self.data else {}
         return next((instead[model] for model in models if model in instead), data)
+
+    def machine_of(self, table: str) -> Machine:
+        """How the runs of a table use machines."""
+        devices = self.table_devices.get(table)
+        return self.machine if devices is None else self.machine.model_copy(update={"devices": devices, "num_nodes": 1})
 
     def teacher(self, slug: str, data: str) -> TeacherMapping | None:
         """The teacher of students of a data set (the paper's slug), if this profile has it."""
@@ -538,10 +544,9 @@ def check_profile(name: str, profile: Profile) -> None:
 
     for slug, card in profile.cards.items():
         checked("profiles", name, ("cards", slug, "family"), "model family", card.family, KINDS["family"])
-    for table in profile.table_seeds:
-        checked("profiles", name, ("table_seeds", table), "table", table, table_ids())
-    for table in profile.table_rows:
-        checked("profiles", name, ("table_rows", table), "table", table, table_ids())
+    for key in ("table_seeds", "table_rows", "table_devices"):
+        for table in getattr(profile, key):
+            checked("profiles", name, (key, table), "table", table, table_ids())
     for table in profile.assay.table_controls:
         checked("profiles", name, ("assay", "table_controls", table), "table", table, table_ids())
     for key, columns in [("controls", profile.assay.controls), *profile.assay.table_controls.items()]:

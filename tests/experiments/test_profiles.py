@@ -5,6 +5,7 @@ import pytest
 from experiments.planning import schema
 from experiments.planning.estimate import total
 from experiments.planning.plan import plan
+from experiments.reproduce import runtime_for
 from hkd.errors import UserError
 
 HOUR = ("scalekd_table3", "hcd_cifar100_core", "hgkd_resnet50", "hybrid_table1")
@@ -79,11 +80,16 @@ def test_photographs_have_the_classification_columns_of_hgkd_and_hybrid_distill(
 
 
 @pytest.mark.parametrize(
-    ("name", "rows"), [("no_row", "{scalekd_table3: [swin_l-resnet5]}"), ("no_table", "{scalekd_tabel3: []}")]
+    ("name", "rows"),
+    [
+        ("no_row", "table_rows: {scalekd_table3: [swin_l-resnet5]}"),
+        ("no_table", "table_rows: {scalekd_tabel3: []}"),
+        ("no_devices", "table_devices: {scalekd_tabel3: 1}"),
+    ],
 )
 def test_rows_and_tables_that_there_are_not_are_named_with_the_nearest(tmp_path, name, rows):
     path = tmp_path / f"{name}.yaml"
-    path.write_text(f"extends: laptop\ntable_rows: {rows}\n")
+    path.write_text(f"extends: laptop\n{rows}\n")
     with pytest.raises(UserError, match=r"Did you mean '(swin_l-resnet50|scalekd_table3)'\?"):
         plan("scalekd_table3", str(path))
 
@@ -93,3 +99,26 @@ def test_no_run_is_planned_that_no_cell_stands_on(profile):
     for table in schema.table_ids():
         found = plan(table, profile, 1)
         assert set(found.runs) == needed(found), table
+
+
+@pytest.mark.parametrize("table", schema.table_ids())
+def test_no_device_sees_fewer_images_of_a_batch_than_in_the_released_recipes(table):
+    # ScaleKD's smallest is 256 on eight GPUs, 32 each. Detectors and segmenters have two each there, as everywhere.
+    devices = schema.load_profile("paper").machine_of(table).devices
+    for run in plan(table, "paper", 1).runs.values():
+        if run.spec.recipe is not None and run.spec.task in ("train", "pretrain"):
+            assert run.spec.recipe.batch_size // devices >= 32, run.label
+
+
+def test_a_table_with_devices_of_its_own_runs_on_one_node(tmp_path):
+    path = tmp_path / "few.yaml"
+    path.write_text("extends: paper\nmachine: {accelerator: cpu, num_nodes: 2}\ntable_devices: {scalekd_table7: 2}\n")
+    found = {table: plan(table, str(path), 1) for table in ("scalekd_table7", "scalekd_table3", "hcd_cifar100")}
+    used = {name: runtime_for(each.profile, each.table) for name, each in found.items()}
+    assert {name: (runtime.devices, runtime.num_nodes, runtime.loader_workers) for name, runtime in used.items()} == {
+        "scalekd_table7": (2, 1, 12),
+        "scalekd_table3": (8, 2, 12),
+        "hcd_cifar100": (1, 1, 12),
+    }
+    kinds = {name: {run.kind for run in each.runs.values()} for name, each in found.items()}
+    assert kinds == {"scalekd_table7": {"cpu-ddp"}, "scalekd_table3": {"cpu-ddp"}, "hcd_cifar100": {"cpu"}}

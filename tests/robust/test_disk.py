@@ -230,7 +230,7 @@ def real(tmp_path, monkeypatch):
         cached.cache_clear()
     plain = reproduce.runtime_for
     often = {"checkpoint_every_s": 0.0, "report_every_s": 0.0}
-    monkeypatch.setattr(reproduce, "runtime_for", lambda profile: replace(plain(profile), **often))
+    monkeypatch.setattr(reproduce, "runtime_for", lambda *of: replace(plain(*of), **often))
     yield tmp_path
     for cached in (schema.read, schema.document):
         cached.cache_clear()

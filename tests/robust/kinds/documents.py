@@ -319,7 +319,7 @@ def use_table(rng: random.Random, name: str, folder: Path) -> None:
 def use_profile(rng: random.Random, name: str, folder: Path) -> None:
     profile = schema.load_profile(name)
     standins.of_profile(profile).encode()
-    runtime_for(name)
+    runtime_for(name, rng.choice(SMALL))
     assert 1 <= profile.seeds <= 1000
     made = plan(rng.choice(SMALL), name, 1)
     check_plan(made)
