@@ -27,6 +27,7 @@ from hkd.errors import UserError
 from hkd.files import atomic_write, sha256
 from hkd.methods import METHODS
 from hkd.models.cards.named import card_of
+from hkd.options import MOST
 from hkd.registry import lookup, nearest
 from hkd.spec import ModelCard, Recipe
 
@@ -249,8 +250,8 @@ def load_recipe(name: str, epochs: int | None) -> RecipeFile:
     found = schema.validated(RecipeFile, content, refused)
     if epochs is None:
         return found
-    if epochs < 1:
-        raise UserError(f"--epochs is {epochs}; it must be at least 1.")
+    if not 1 <= epochs <= MOST:
+        raise UserError(f"--epochs is {epochs}; it must be from 1 to {MOST}.")
     shorter = {
         part: dict_of(recipe) | {"epochs": epochs, "warmup_epochs": min(recipe.warmup_epochs, epochs / 10)}
         for part in ("student", "teacher", "tune")

@@ -467,7 +467,7 @@ def report(
     profile: str | None = None,
     output: Path | None = None,
     against: Path | None = None,
-    live: Annotated[Whole | None, Parameter(validator=Number(gte=1))] = None,
+    live: Annotated[Whole | None, Parameter(validator=Number(gte=1, lte=86400))] = None,
 ) -> int:
     """Write every table, cell, run and claim as static pages, to be opened by a double click. Nothing is run.
 

@@ -21,6 +21,7 @@ from hkd.training.job import Report
 
 PROGRESS, PLANS = "progress.json", ".plans"
 EVERY_S = 1.0  # between two writings of a run's progress
+MOST = 1e15  # of the size of a number
 SILENT_S = 120.0  # after which a run of another machine, whose processes cannot be asked for, counts as stopped
 ENOUGH = 0.02  # of a run or a plan that must be done before its rate is one
 
@@ -271,14 +272,14 @@ def curves_so_far(folder: Path) -> list[dict[str, Any]]:
 def series(curves: Any, name: str) -> list[float]:
     """The finite values of a curve."""
     values = (point.get(name) for point in curves)
-    return [float(value) for value in values if type(value) in (int, float) and math.isfinite(value)]
+    return [float(value) for value in values if is_number(value)]
 
 
 def is_there(facts: Mapping[str, Any], quiet: float) -> bool:
     """Whether the process that left a note still runs; of another machine, whether it was heard of lately."""
     if facts.get("host") == HOST:
         pid = facts.get("pid")
-        return isinstance(pid, int) and is_running(pid)
+        return type(pid) is int and 0 < pid < 2**31 and is_running(pid)
     return quiet < SILENT_S
 
 
@@ -289,5 +290,10 @@ def part(facts: Mapping[str, Any], at: str) -> float:
 
 
 def number(value: Any) -> float:
-    """A finite number, or 0 for anything else that a damaged file may hold."""
-    return float(value) if type(value) in (int, float) and math.isfinite(value) else 0.0
+    """A number, or 0 for anything else that a damaged file may hold."""
+    return float(value) if is_number(value) else 0.0
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a file is a number that a run can have: no NaN, nothing beyond reason."""
+    return type(value) in (int, float) and -MOST <= value <= MOST

@@ -17,6 +17,7 @@ import pandas as pd
 
 from experiments.documents import read_json
 from experiments.planning.asked import planned
+from experiments.planning.own import is_path
 from experiments.planning.schema import table_ids
 from experiments.records import committed
 from experiments.records.store import Record, Store
@@ -132,8 +133,11 @@ def of_table_folder(path: Path) -> Reference:
         data = {
             (str(record.spec["data"]["name"]), str(record.spec["data"]["fingerprint"])) for record in records.values()
         }
-        return regression.reference(document["table"], document["profile"], data, cells, records)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        table, profile = document["table"], document["profile"]
+        if not (isinstance(table, str) and isinstance(profile, str)):
+            raise TypeError("table and profile are names")
+        return regression.reference(table, profile, data, cells, records)
+    except (ArithmeticError, ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(f"{path} is not what `hkd run` writes ({what}).") from None
 
@@ -142,6 +146,8 @@ def compared(theirs: Reference, store: Store, references: Path) -> Against:
     """One table of theirs against ours."""
     if theirs.table not in table_ids():
         raise UserError(f"Their table '{theirs.table}' is none of this suite; `hkd tables` lists them.")
+    if is_path(theirs.profile):  # whose code, which a profile may name, would be run
+        raise UserError(f"Their profile '{theirs.profile}' is a path, and no file is read because results name it.")
     mine = own(theirs, store, references)
     ours, other = ({cell.id: cell for cell in side.cells} for side in (mine, theirs))
     both = [which for which in ours if which in other and ours[which].values() and other[which].values()]

@@ -1,23 +1,25 @@
 """Somebody's checkpoint as a model that can be measured: which architecture, whose names, which images it takes."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import timm
 import torch
+from pydantic import BaseModel, Field, Strict, ValidationError
 from torch import Tensor, nn
 
-from experiments.sharing.export import CONFIG, WEIGHTS, loaded
+from experiments.documents import Finite, read_json
+from experiments.sharing.export import CONFIG, NOT_LOADED, WEIGHTS, loaded
 from hkd.errors import UserError
 from hkd.models.cards.zoo import ZOO
 from hkd.models.convert.files import classes_of, read_weights
 from hkd.models.convert.foreign import renamed
 from hkd.models.convert.legacy import modernise
 from hkd.models.families.base import family_of
+from hkd.options import Positive, Size
 from hkd.registry import nearest
 from hkd.spec import ModelCard
 from hkd.tasks.train import classifier_names
@@ -37,13 +39,54 @@ class Claims:
     who: str = ""  # behind a number: "that are claimed", "of its config.json"
 
 
+class Settings(BaseModel):
+    """`pretrained_cfg` of timm: which images a model takes."""
+
+    input_size: tuple[Size, Size, Size]
+    mean: tuple[Finite, Finite, Finite]
+    std: tuple[Positive, Positive, Positive]
+    crop_pct: Annotated[float, Strict(), Field(ge=0.1, le=1)] | None = None
+
+
+class Metrics(BaseModel):
+    """What was measured of an exported student; top-1 in percent."""
+
+    top1: Annotated[Finite, Field(ge=0, le=100)] | None = None
+
+
+class Data(BaseModel):
+    """The data set that it was measured on."""
+
+    name: str
+    options: dict[str, Any] | None = None
+    fingerprint: str | None = None
+
+
+class Exported(BaseModel):
+    """What `hkd export` adds to a config.json."""
+
+    metrics: Metrics = Metrics()
+    params_m: Annotated[Finite, Field(ge=0)] | None = None
+    gmacs: Annotated[Finite, Field(ge=0)] | None = None
+    data: Data | None = None
+
+
+class Config(BaseModel):
+    """A config.json as timm writes it: what is read of it here, the rest is timm's."""
+
+    architecture: str
+    pretrained_cfg: Settings
+    label_names: tuple[str, ...] | None = None
+    hkd: Exported | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A model in evaluation mode with the images that it takes.
 
     name: of the model. side: in px. crop_pct: the centre crop's share of the resized short side. labels: names of its
-    classes in the order of its logits, if it brings them. data: name and options of the data set it was measured on,
-    if it says so. told: what was done to load it, as sentences.
+    classes in the order of its logits, if it brings them. data: that it was measured on, if it says so. told:
+    what was done to load it, as sentences.
     """
 
     name: str
@@ -55,7 +98,7 @@ class Checkpoint:
     crop_pct: float
     labels: tuple[str, ...] | None = None
     claims: Claims = Claims()
-    data: Mapping[str, Any] | None = None
+    data: Data | None = None
     told: tuple[str, ...] = field(default=())
 
 
@@ -81,43 +124,46 @@ def of_folder(folder: Path, model: str | None) -> Checkpoint:
     config, weights = folder / CONFIG, folder / WEIGHTS
     if not config.is_file():
         raise UserError(f"{folder} has no {CONFIG}; give a file of weights, or a folder that `hkd export` wrote.")
-    try:
-        document = json.loads(config.read_text(encoding="utf-8"))
-        architecture, own = document["architecture"], document.get("hkd") or {}
-        settings = document["pretrained_cfg"]
-        side, mean, std = settings["input_size"][-1], tuple(settings["mean"]), tuple(settings["std"])
-        claims = Claims(
-            top1=own.get("metrics", {}).get("top1"),
-            params_m=own.get("params_m"),
-            gmacs=own.get("gmacs"),
-            who=f"of its {CONFIG}",
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(f"{config} is not what timm writes ({type(error).__name__}: {error}).") from error
-    if model is not None and model != architecture:
-        raise UserError(f"{folder} is a '{architecture}' by its {CONFIG}, not a '{model}'; leave --model out.")
+    found = config_in(config)
+    if model is not None and model != found.architecture:
+        raise UserError(f"{folder} is a '{found.architecture}' by its {CONFIG}, not a '{model}'; leave --model out.")
     read_weights(weights)  # refuses what is no file of tensors before timm reads it
     try:
         net = loaded(folder)
     except UserError:
         raise
-    except (RuntimeError, TypeError, KeyError, ValueError, AssertionError, FileNotFoundError) as error:
+    except NOT_LOADED as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"timm {timm.__version__} does not load {folder} ({first.rstrip('.')}).") from error
-    labels = document.get("label_names")
+    settings, own = found.pretrained_cfg, found.hkd or Exported()
+    claims = Claims(top1=own.metrics.top1, params_m=own.params_m, gmacs=own.gmacs, who=f"of its {CONFIG}")
     return Checkpoint(
-        name=architecture,
+        name=found.architecture,
         net=net,
         classes=net.num_classes,
-        side=side,
-        mean=mean,
-        std=std,
-        crop_pct=float(settings.get("crop_pct") or 1.0),
-        labels=tuple(labels) if isinstance(labels, list) else None,
+        side=settings.input_size[-1],
+        mean=settings.mean,
+        std=settings.std,
+        crop_pct=settings.crop_pct or 1.0,
+        labels=found.label_names,
         claims=claims,
-        data=own.get("data"),
+        data=own.data,
         told=(f"Loaded by timm from {folder}.",),
     )
+
+
+def config_in(path: Path) -> Config:
+    """What a config.json says. Raises UserError where it is not one, and names the key."""
+    try:
+        return Config.model_validate(read_json(path))
+    except OSError as error:
+        raise UserError(f"Cannot read {path} ({error.strerror or error}).") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path} is not what timm writes: {key}: {first['msg']}.") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not what timm writes ({error}).") from error
 
 
 def of_file(path: Path, model: str) -> Checkpoint:

@@ -31,6 +31,17 @@ from hkd.spec import DataSpec, ModelCard
 from hkd.tasks.train import classifier_names
 
 WEIGHTS, CONFIG, OWN_CODE, CARD, ONNX = "model.safetensors", "config.json", "modeling.py", "README.md", "model.onnx"
+# What timm raises at a folder that it cannot make a model of.
+NOT_LOADED = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 BATCH = 4  # images of the comparison
 ONNX_TOLERANCE = 1e-4  # largest difference of a logit that ONNX Runtime may have
 
@@ -238,7 +249,7 @@ def check_equal(folder: Path, form: TimmForm, images: Tensor, wanted: Tensor, ca
     """Raise UserError unless timm makes of a folder the model that was exported, to the bit."""
     try:
         got = logits(loaded(folder), images)
-    except (RuntimeError, TypeError, KeyError, ValueError, AssertionError) as error:
+    except NOT_LOADED as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
             f"timm {timm.__version__} does not load {card.name} as '{form.architecture}' ({first.rstrip('.')}); "

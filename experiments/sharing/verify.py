@@ -18,7 +18,7 @@ from torch import Tensor
 from experiments.results import stats
 from experiments.results.stats import Estimate
 from experiments.sharing.checkpoint import Checkpoint, Claims
-from experiments.sharing.export import size
+from experiments.sharing.export import CONFIG, size
 from hkd.data import DATASETS
 from hkd.data.base import DataSet, PathList, Split
 from hkd.data.folder import file_names, folder_names
@@ -247,20 +247,30 @@ def images_of(subject: Checkpoint, folder: Path | None, root: Path) -> Images:
         return own_images(subject, root)
     if is_own(subject) and folder.is_dir():
         trained = own_data(subject, folder).fingerprint()
-        if subject.data is not None and trained == subject.data.get("fingerprint"):
+        if subject.data is not None and trained == subject.data.fingerprint:
             return own_images(subject, folder)
     return images_in(folder, subject)
 
 
 def is_own(subject: Checkpoint) -> bool:
     """Whether an exported student was measured on a folder of the user's own, whose path nothing keeps."""
-    return subject.data is not None and subject.data["name"] == OwnFolder.name
+    return subject.data is not None and subject.data.name == OwnFolder.name
 
 
 def own_data(subject: Checkpoint, root: Path) -> DataSet:
-    """The data set that an exported student names."""
+    """The data set that an exported student names.
+
+    Raises:
+        UserError: it is code of somebody's own, which is not run because a file names it.
+    """
     assert subject.data is not None
-    found: DataSet = load(lookup("data set", subject.data["name"], DATASETS))(subject.data.get("options") or {}, root)
+    name = subject.data.name
+    if ":" in name:
+        raise UserError(
+            f"Its {CONFIG} names '{name}', code of somebody's own, as what it was measured on, and no code is run "
+            "because a file names it: say where test images are, --data FOLDER."
+        )
+    found: DataSet = load(lookup("data set", name, DATASETS))(subject.data.options or {}, root)
     found.present()
     return found
 
@@ -277,7 +287,7 @@ def own_images(subject: Checkpoint, root: Path) -> Images:
     split = data.load("test", seed=0, select=False, on_corrupt="skip")
     names = subject.labels or tuple(map(str, range(data.num_classes)))
     told = [f"The images are the test split of '{data.name}', the same as when it was exported."]
-    wanted = subject.data.get("fingerprint")
+    wanted = subject.data.fingerprint
     if wanted is not None and data.fingerprint() != wanted:
         told = [f"The images are the test split of '{data.name}' here, which is not the data it was exported with."]
     return Images(split=split, target=split.labels, names=dict(enumerate(names)), told=tuple(told))

@@ -110,6 +110,15 @@ def test_torn_and_foreign_files_are_passed_over(note, store):
     assert "kd of aaaa" in printed(sight, store)
 
 
+@pytest.mark.parametrize("value", [10**400, -(10**400), 2**63, 1e308, float("nan"), True, -1])
+@pytest.mark.parametrize("name", ["pid", "started", "at", "step", "steps", "from_step", "epoch", "epochs"])
+def test_numbers_beyond_reason_in_a_note_end_nothing(name, value, store):
+    leave(store, "aaaa", curves=[{"epoch": 1, "loss": value}])
+    note = store.folder("aaaa") / "progress.json"
+    note.write_text(json.dumps(json.loads(note.read_text()) | {name: value}))
+    assert printed(look(store, now=20.0), store)
+
+
 def test_a_run_whose_process_is_gone_is_told_as_stopped(store):
     process = os.fork()
     if not process:

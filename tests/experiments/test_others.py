@@ -1,5 +1,7 @@
 """Somebody else's results against ours: equal, lower, higher, unpaired where the runs are others."""
 
+import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -94,3 +96,30 @@ def test_a_folder_without_results_and_one_that_is_something_else_are_refused(set
         others.against(tmp_path / "odd", Store(tmp_path / "empty"), tmp_path)
     with pytest.raises(UserError, match="There is no"):
         others.against(tmp_path / "nowhere", Store(tmp_path / "empty"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("way", "value", "said"),
+    [
+        ("profile", None, "table and profile are names"),
+        ("profile", ["x"], "table and profile are names"),
+        ("profile", "mine.yaml", "'mine.yaml' is a path, and no file is read because results name it"),
+        ("table", 3, "table and profile are names"),
+        ("runs/0/metrics/top1", 10**400, "is not what `hkd run` writes"),
+        ("runs/0/spec", {}, "is not what `hkd run` writes"),
+    ],
+)
+def test_results_of_others_that_are_none_are_one_sentence(way, value, said, setting, tmp_path):
+    plan, records, store = setting
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    (tmp_path / "mine.yaml").write_text("extends: laptop\n")
+    write_json(run_facts(plan, records), folder / "runs.json")
+    place = document = json.loads((folder / "runs.json").read_text())
+    *front, last = way.split("/")
+    for part in front:
+        place = place[next(iter(place)) if part == "0" else part]
+    place[last] = value
+    (folder / "runs.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match=re.escape(said)):
+        others.against(folder, store, tmp_path / "none")

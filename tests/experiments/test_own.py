@@ -147,6 +147,7 @@ def test_a_teacher_of_other_classes_is_tuned_first_and_one_of_the_same_is_taken_
     [
         ({"seeds": 0}, "--seeds is 0; it must be at least 1"),
         ({"epochs": 0}, "--epochs is 0"),
+        ({"epochs": 10**11}, "--epochs is 100000000000; it must be from 1 to 1000000."),
         ({"train_images": 9}, "--train-images is 9 of each class, and 'a cat' has 6 to train on: ask for no more"),
         ({"student_weights": __file__}, "test_own.py is not a weights file this suite reads"),
         ({"methods": ("kdd",)}, "Unknown method 'kdd'. Did you mean 'kd'?"),

@@ -1,5 +1,6 @@
 """What verify says of a checkpoint: its accuracy with an interval, its size, its calibration, and what is not so."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -173,3 +174,77 @@ def test_code_that_came_with_weights_is_never_run(tmp_path):
     (tmp_path / "modeling.py").write_text("raise SystemExit(7)")
     with pytest.raises(UserError, match="is not the file that `hkd export` writes, and is not run"):
         checkpoint(tmp_path, None)
+
+
+@pytest.fixture
+def exported(finished, tmp_path, monkeypatch):
+    """Folder that `hkd export` wrote, and a way to write its config.json again with a value at a path of keys."""
+    finished.run("resnet18_mini")
+    monkeypatch.setenv("HKD_RUNS", str(finished.store.root))
+    assert hkd("export", "a" * 16, "--to", tmp_path / "out") == 0
+    folder = tmp_path / "out"
+    document = (folder / "config.json").read_text()
+
+    def changed(way, value):
+        place = whole = json.loads(document)
+        *front, last = (int(part) if part.isdigit() else part for part in way.split("/"))
+        for part in front:
+            place = place[part]
+        place[last] = value
+        (folder / "config.json").write_text(json.dumps(whole))
+        return folder
+
+    return changed
+
+
+BAD = [None, True, -1, 10**400, float("nan"), 1e308, "x", "", [], {}, ["x"], [1, 2], {"a": 1}]
+WRONG = {
+    "architecture": [*(value for value in BAD if value not in ("x", "")), "x", ""],
+    "pretrained_cfg": BAD,
+    "pretrained_cfg/input_size": BAD,
+    "pretrained_cfg/input_size/2": [*BAD, 0, 2**20],
+    "pretrained_cfg/mean": BAD,
+    "pretrained_cfg/mean/0": BAD[0:2] + BAD[3:],
+    "pretrained_cfg/std": BAD,
+    "pretrained_cfg/std/1": [*BAD[:5], *BAD[6:], 0],
+    "pretrained_cfg/crop_pct": [*BAD[1:], 0, 2],
+    "label_names": [*(value for value in BAD if value not in (None, [], ["x"])), *([value] for value in BAD[:6])],
+    "hkd": [value for value in BAD if value not in (None, {}, {"a": 1})],
+    "hkd/metrics/top1": [*BAD[1:], 101],
+    "hkd/params_m": BAD[1:],
+    "hkd/gmacs": BAD[1:],
+    "hkd/data": BAD[1:],
+    "hkd/data/name": [*BAD[:6], *BAD[8:], "nothing", "os:system", "digits "],
+    "hkd/data/options": [*BAD[1:9], *BAD[10:]],
+}
+
+
+@pytest.mark.parametrize("way", WRONG)
+def test_a_config_that_is_not_what_timm_writes_is_one_sentence(way, exported, folder, capsys):
+    for value in WRONG[way]:
+        place = exported(way, value)
+        data = [] if way.startswith("hkd/data/") else ["--data", folder]
+        assert hkd("verify", place, *data) == 2, value
+        err = capsys.readouterr().err
+        assert len(err.splitlines()) == 1, err
+        assert "Traceback" not in err
+
+
+def test_no_code_that_a_config_names_is_run(exported, tmp_path, monkeypatch, capsys):
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nMine = None")
+    monkeypatch.chdir(tmp_path)
+    for name in ("evil:Mine", "pty:spawn"):
+        place = exported("hkd/data", {"name": name, "options": {"argv": ["touch", str(tmp_path / "ran")]}})
+        assert hkd("verify", place) == 2
+        assert f"names '{name}', code of somebody's own" in capsys.readouterr().err
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("text", [b"", b"[" * 10**5, b'{"a":' * 10**5, b"\xff\xfe", b"\0", b"[]", b"5"])
+def test_a_config_that_is_no_document_is_one_sentence(text, exported, capsys):
+    place = exported("hkd", None)
+    (place / "config.json").write_bytes(text)
+    assert hkd("verify", place) == 2
+    err = capsys.readouterr().err
+    assert "config.json is not what timm writes" in err
+    assert len(err.splitlines()) == 1
