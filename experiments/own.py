@@ -6,6 +6,7 @@ comes to know these classes, how the images are cut) is told as sentences.
 """
 
 import csv
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -233,7 +234,7 @@ def load_recipe(name: str, epochs: int | None) -> RecipeFile:
         UserError: there is none, it is not one, or no epochs.
     """
     known = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-    path = RECIPES / f"{name}.yaml" if name in known else Path(name).expanduser()
+    path = RECIPES / f"{name}.yaml" if name in known else places.file(name)
     if name not in known and not path.is_file():
         raise UserError(f"There is no recipe '{name}', nor a file of that name.{nearest(name, known)} Known: "
                         f"{', '.join(known)}.")  # fmt: skip
@@ -376,7 +377,7 @@ def weights_file(given: str, card: ModelCard, who: str) -> Path:
         UserError: there is none; the sentence says how to get it.
     """
     if given != "pretrained":
-        path = Path(given).expanduser().resolve()
+        path = Path(os.path.realpath(places.file(given)))
         if not path.is_file():
             raise UserError(
                 f"--{who}-weights is {given}, which is no file; give a .safetensors or .pth file, `pretrained`, or "

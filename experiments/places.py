@@ -41,6 +41,22 @@ def place(variable: str, default: Path) -> Path:
     return folder(given, variable) if given else default
 
 
+def file(given: str | Path, folder: Path | None = None) -> Path:
+    """Where a file is that a user names; it may not be there, and links stay what they are.
+
+    Args:
+        given: as it was written; `~` is their home.
+        folder: that a relative path starts from; None: the working folder.
+
+    Raises:
+        UserError: it begins with the home of a user whom there is not.
+    """
+    try:
+        return ((folder or Path()) / Path(given).expanduser()).absolute()
+    except RuntimeError:
+        raise UserError(f"There is no {given}: this machine knows no home of {Path(given).parts[0]}.") from None
+
+
 def folder(given: str | Path, what: str) -> Path:
     """An absolute path of a folder that is there, or that can be made.
 

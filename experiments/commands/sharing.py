@@ -129,16 +129,16 @@ def verify(
     check_claims(claims, claims_params, claims_gmacs, crop_pct)
     given: dict[str, Any] = {"side": image_size, "crop_pct": crop_pct, "mean": mean, "std": std}
     changes = {name: value for name, value in given.items() if value is not None}
-    subject = replace(read(checkpoint.expanduser(), model), **changes)
+    subject = replace(read(places.file(checkpoint), model), **changes)
     folder = None if data is None else places.folder(data, "--data")
     images = verifying.images_of(subject, folder, places.data())
     name, _, file = (teacher or "").rpartition("=")
-    other = read(Path(file).expanduser(), name or None) if teacher else None
+    other = read(places.file(file), name or None) if teacher else None
     own = Claims(top1=claims, params_m=claims_params, gmacs=claims_gmacs, who="that are claimed")
     done = verifying.verify(subject, images, (own, subject.claims), other, device=device)
     print_verified(done, per_class)
     if json is not None:
-        with atomic_write(json.expanduser()) as temporary:
+        with atomic_write(places.file(json)) as temporary:
             temporary.write_text(dumps(done.document(), indent=1) + "\n", encoding="utf-8")
         out().print(Text(f"All of it is in {json}"))
     return int(not done.as_claimed)

@@ -365,7 +365,7 @@ def check(*table: str, profile: str | None = None, seeds: Whole | None = None) -
         and not is_path(table[0])
         and (os.sep in table[0] or Path(table[0]).exists())
     ):
-        return check_others(Path(table[0]).expanduser(), table[1:])
+        return check_others(places.file(table[0]), table[1:])
     from experiments.results import regression
 
     store, console, states = Store(places.runs()), out(), Counter[str]()

@@ -51,15 +51,35 @@ def refusal(run: PlannedRun, classes: int, models: dict[str, TapModel]) -> str |
         except UserError as error:
             return str(error)
         except (RuntimeError, TypeError) as error:
-            # A method that looks at numbers while it is built, which a meta tensor has not: asked when the run starts.
-            if "meta tensor" not in str(error) and "meta device" not in str(error):
+            # A method that looks at numbers while it is built: asked when the run starts.
+            if not needs_numbers(error):
                 raise
     return None
 
 
+def needs_numbers(error: Exception) -> bool:
+    """Whether something failed because a meta tensor has no numbers."""
+    return "meta tensor" in str(error) or "meta device" in str(error)
+
+
 def shaped(kind: type[TapModel], card: ModelCard, classes: int, models: dict[str, TapModel]) -> TapModel:
-    """A model without numbers, from `models` if it is there."""
+    """A model without numbers, from `models` if it is there.
+
+    Raises:
+        UserError: its class does not take what its card gives it.
+    """
     name = json.dumps([kind.__name__, card.identity(), classes], sort_keys=True, default=str)
     if name not in models:
-        models[name] = kind(card, classes)
+        try:
+            models[name] = kind(card, classes)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a class of timm raises at arguments that it was not made for
+            if needs_numbers(error):
+                raise
+            first = next(iter(str(error).strip().splitlines()), "")
+            raise UserError(
+                f"Model '{card.name}' cannot be built with the arch and kwargs of its card "
+                f"({type(error).__name__}: {first.rstrip('.')})."
+            ) from error
     return models[name]

@@ -4,11 +4,13 @@ Such a file is known by its name without the ending from then on, in this proces
 for in its folder too. A profile may also stand inside a table's file, under `profile`, and has the table's name.
 """
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments import places
 from hkd.errors import UserError
 from hkd.outside import search
 
@@ -53,9 +55,10 @@ def known_name(folder: str, text: str, ours: Iterable[str], beside: Path | None 
     """
     if not is_path(text):
         return text
-    path = ((beside.parent if beside else Path()) / Path(text).expanduser()).absolute()
+    path = places.file(text, beside.parent if beside else None)
     kind, name = KINDS[folder], path.stem
-    if path.resolve() == Path(__file__).resolve().parents[1] / folder / f"{name}.yaml":
+    here = Path(__file__).resolve().parents[1] / folder / f"{name}.yaml"
+    if os.path.realpath(path) == str(here):  # which a circle of links does not end
         return name
     if not path.is_file():
         raise UserError(f"There is no {kind} file {text}{f' beside {beside}' if beside else ''}.")

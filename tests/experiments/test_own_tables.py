@@ -138,9 +138,12 @@ def test_a_file_that_cannot_be_a_table_is_refused_by_its_name(scratch):
     shutil.copy("mine.yaml", "My Table.yaml")
     (scratch / "a").mkdir()
     shutil.copy("mine.yaml", "a/mine.yaml")
+    (scratch / "circle.yaml").symlink_to("circle.yaml")
     schema.load_table("mine.yaml")
     for name, sentence in {
         "nowhere.yaml": "There is no table file nowhere.yaml",
+        "circle.yaml": "There is no table file circle.yaml",
+        "~nobody-of-this-name/x.yaml": "this machine knows no home of ~nobody-of-this-name",
         "scalekd_table3.yaml": "'scalekd_table3' is a table of the suite itself",
         "My Table.yaml": "has the name of its file",
         "a/mine.yaml": "a/mine.yaml and mine.yaml would both be the table 'mine'",

@@ -15,7 +15,7 @@ from experiments.planning import building, refusals
 from experiments.planning.plan import Cell, PlannedRun, plan
 from hkd.models.cards.zoo import ZOO
 from hkd.models.tap_model import TapModel
-from hkd.spec import DataSpec, MethodSpec, Recipe, RunSpec, TeacherSpec, Weights
+from hkd.spec import DataSpec, MethodSpec, ModelCard, Recipe, RunSpec, TeacherSpec, Weights
 from tests.experiments.fake_tasks import fake_plan
 
 ROOT = Path(__file__).parents[2]
@@ -180,3 +180,14 @@ def test_a_mistake_in_a_method_is_not_taken_for_that(monkeypatch):
     monkeypatch.setattr(building, "make_method", broken)
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         refusals.refusals([run(method="kd")])
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [{"block": "timm.models.resnet:BasicBlock", "layers": (1, 1, 1, 1)}, {"layers": 3}, {"depth": 3}, {"layers": ()}],
+)
+def test_a_card_that_its_class_cannot_be_built_with_is_a_sentence(kwargs):
+    card = ModelCard(name="mine", family="resnet", arch="timm.models.resnet:ResNet", kwargs=kwargs, image_size=16)
+    reason = refusals.refusals([run(method="kd", student=card)])["a"]
+    assert reason.startswith("Model 'mine' cannot be built with the arch and kwargs of its card (")
+    assert "\n" not in reason
