@@ -36,7 +36,7 @@ from analysis.style import (
     zebra,
 )
 
-TABLE = Lettering(heading_line=HEADING_LINE, caption_line=0.21, heading_letter=0.124, caption_letter=0.078)
+TABLE = Lettering(heading_line=HEADING_LINE, caption_line=0.21)
 LINE, PAGE = 0.37, 24  # inches of a line of gains, and how many fill a page
 PANEL_TITLE, PANEL_GAP = 0.32, 0.1  # inches above a panel that has a title, and between panels
 FEW_SEEDS = 5  # that are drawn one by one

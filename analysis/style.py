@@ -18,8 +18,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib.textpath import TextPath
 
 from hkd.files import atomic_write
 
@@ -93,17 +95,16 @@ def save(figure: Figure, path: Path) -> None:
 
 
 class Lettering(NamedTuple):
-    """Room for text: from one line of a heading and of a caption to the next, and for one letter of each."""
+    """Room for text: from one line of a heading and of a caption to the next."""
 
     heading_line: float = 0.26
     caption_line: float = 0.2
-    heading_letter: float = 0.128
-    caption_letter: float = 0.078
 
 
 LETTERING = Lettering()
 HEADING_LINE, PLAIN_LINE = 0.24, 0.2  # from one line of a heading to the next, bold and plain
-PLAIN_LETTERS = 1.6  # plain letters under a heading for a bold one
+BOLD_SIZE, PLAIN_SIZE = 14.0, 10.5  # of letters, in points
+MARGIN = 0.02  # of the width, on either side of a line of text
 
 
 @dataclass(frozen=True)
@@ -120,19 +121,33 @@ class Heading:
         return len(self.bold) + math.ceil(PLAIN_LINE / HEADING_LINE * len(self.plain))
 
 
-def wrapped(title: str, letters: int) -> Heading:
-    """A title as a heading, with so many bold letters in a line; what follows a line break in it is plain."""
+def wrapped(title: str, width: float) -> Heading:
+    """A title as the heading of a figure of that width in inches; what follows a line break in it is plain."""
     bold, _, plain = title.partition("\n")
-    return Heading(textwrap.wrap(bold, letters), textwrap.wrap(plain, int(PLAIN_LETTERS * letters)))
+    return Heading(lines_of(bold, width, BOLD_SIZE, "bold"), lines_of(plain, width, PLAIN_SIZE))
+
+
+def lines_of(text: str, width: float, size: float, weight: str = "normal") -> list[str]:
+    """A text in lines that a figure of that width in inches has room for, as its letters are drawn."""
+    room = (1 - 4 * MARGIN) * width * 72  # hinting widens letters of few pixels by up to two in a hundred
+    style = FontProperties(family=STYLE["font.family"], weight=weight, size=size)
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and TextPath((0, 0), longer, prop=style).get_extents().x1 <= room:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 def write_texts(figure: Figure, heading: Heading, lines: Sequence[str]) -> None:
     """Heading at the top and caption at the bottom."""
     height = figure.get_figheight()
-    figure.text(0.02, 1 - 0.12 / height, "\n".join(heading.bold), fontsize=14, fontweight="bold", va="top")
+    figure.text(MARGIN, 1 - 0.12 / height, "\n".join(heading.bold), fontsize=BOLD_SIZE, fontweight="bold", va="top")
     below = 0.12 + HEADING_LINE * len(heading.bold)
-    figure.text(0.02, 1 - below / height, "\n".join(heading.plain), fontsize=10.5, va="top", linespacing=1.3)
-    figure.text(0.02, 0.1 / height, "\n".join(lines), fontsize=10.5, va="bottom", linespacing=1.3, color=SOFT)
+    figure.text(MARGIN, 1 - below / height, "\n".join(heading.plain), fontsize=PLAIN_SIZE, va="top", linespacing=1.3)
+    figure.text(MARGIN, 0.1 / height, "\n".join(lines), fontsize=PLAIN_SIZE, va="bottom", linespacing=1.3, color=SOFT)
 
 
 @dataclass(frozen=True)
@@ -184,8 +199,7 @@ def sheet(
         lettering: room for the text itself.
         vector: False: no SVG.
     """
-    heading = wrapped(title, int(width / lettering.heading_letter))
-    lines = textwrap.wrap(caption, int(width / lettering.caption_letter))
+    heading, lines = wrapped(title, width), lines_of(caption, width, PLAIN_SIZE)
     above, below = above + lettering.heading_line * len(heading), below + lettering.caption_line * len(lines)
     height = above + plot + below
     with house_style():
@@ -275,8 +289,7 @@ def picture_grid(columns: Mapping[str, Sequence[Any]], path: Path, *, title: str
     count, width = len(next(iter(columns.values()))), 0.1 + TILE * len(columns) + 0.1
     names = ["\n".join(textwrap.wrap(name, int(TILE / 0.085))) for name in columns]
     above = 0.3 + 0.17 * max(name.count("\n") + 1 for name in names)
-    lettering, texts = Lettering(heading_letter=0.135, caption_letter=0.085), {"title": title, "caption": caption}
-    with sheet(path, width, TILE * count, above=above, below=0.25, lettering=lettering, vector=False, **texts) as page:
+    with sheet(path, width, TILE * count, title=title, caption=caption, above=above, below=0.25, vector=False) as page:
         for x, (name, pictures) in enumerate(zip(names, columns.values(), strict=True)):
             for y, picture in enumerate(pictures):
                 left, bottom = 0.1 + TILE * x, page.top - TILE * (y + 1)

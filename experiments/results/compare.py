@@ -379,7 +379,7 @@ def result_of(
 
 def collapses(judged: Judged) -> tuple[str, ...]:
     """Which seeds ended at chance; they stay in the mean."""
-    return (f"{seed_names(judged.collapsed)}: collapsed to chance",) if judged.collapsed else ()
+    return (f"{seed_names(judged.collapsed)}: collapsed to near chance",) if judged.collapsed else ()
 
 
 def seed_names(seeds: Sequence[int]) -> str:

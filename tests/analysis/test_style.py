@@ -7,23 +7,33 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from analysis.style import COLOURS, MARKERS, Heading, canvas, picture_grid, sheet, tint, wrapped, write_texts
+from analysis.style import COLOURS, MARKERS, Heading, canvas, lines_of, picture_grid, sheet, tint, wrapped, write_texts
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_what_follows_a_line_break_in_a_title_stands_below_the_heading_and_fits():
-    heading = wrapped("A bold title " * 9 + "\n" + "Stand-in for a data set, in plain type; " * 6, 58)
+    heading = wrapped("A bold title " * 9 + "\n" + "Stand-in for a data set, in plain type; " * 6, 7.2)
     assert (len(heading.bold), len(heading.plain), len(heading)) == (2, 3, 5)
     assert len(Heading(["A"], 7 * ["b"])) == 7  # seven lines of .2 inches are not higher than six of .24
     assert " ".join(heading.bold) == ("A bold title " * 9).strip()
-    assert wrapped("A title", 58) == Heading(["A title"], [])
+    assert wrapped("A title", 7.2) == Heading(["A title"], [])
     figure = canvas(7.2, 3.0)
     write_texts(figure, heading, [])
     bold, plain = (text.get_window_extent() for text in figure.texts[:2])
     assert plain.y1 <= bold.y0
     assert max(bold.x1, plain.x1) <= 7.2 * figure.dpi
     assert figure.texts[1].get_fontweight() == "normal"
+
+
+def test_wide_letters_do_not_leave_the_figure_and_narrow_ones_fill_it():
+    for letters in ("MWMW WMWM ", "ilil lili ", "Measured gains are compared with published ones by direction only. "):
+        lines = lines_of(letters * 40, 6.0, 10.5)
+        figure = canvas(6.0, 3.0)
+        write_texts(figure, Heading([]), lines)
+        box = figure.texts[-1].get_window_extent()
+        assert 0.85 * 6.0 * figure.dpi <= box.x1 <= 6.0 * figure.dpi
+    assert lines_of("a" * 300, 2.0, 10.5) == ["a" * 300]  # a word is not cut
 
 
 def test_each_colour_comes_with_its_own_marker():

@@ -127,7 +127,7 @@ def test_a_collapsed_seed_is_named_stays_in_the_mean_and_keeps_its_cells_own_var
     records[key] = replace(records[key], metrics={"top1": 12.0})
     found = told(plan, records)
     assert found.judged.collapsed == (1,)
-    assert "seed 1: collapsed to chance" in found.reasons
+    assert "seed 1: collapsed to near chance" in found.reasons
     assert found.judged.by == "plain t"
     assert found.measured.n == 3
     assert {r.judged.by for r in compare(plan, records).cells if r.judged.by and r is not found} >= {"moderated t"}
