@@ -136,7 +136,7 @@ def panel_of(title: str, rows: Sequence[GainRow], methods: int) -> Panel:
     names = {pair: textwrap.wrap(pair, letters) for pair in (*pairs, *pooled)}
     here = len({row["method"] for row in rows})
     # A line of a wrapped label needs somewhat more than half of a line of the figure.
-    step = max(0.8 if methods == 1 else 1.0, 0.42 * here, 0.58 * max(map(len, names.values()), default=1))
+    step = max(0.8 if methods == 1 else 1.0, 0.48 * here, 0.58 * max(map(len, names.values()), default=1))
     at = {pair: i * step for i, pair in enumerate(pairs)}
     at |= {pair: (len(pairs) + 0.35 + i) * step for i, pair in enumerate(pooled)}
     return Panel(title, rows, names, at, len(pooled), step, step * max(1.0, len(at) + 0.35 * bool(pooled)))
