@@ -560,7 +560,9 @@ def draw(plan: Plan, comparison: Comparison, path: Path, metrics: tuple[str, ...
                 )
             )
     signs = "Whiskers: the 95 % intervals over seeds that judge gains"
-    signs += "; dots: seeds" if len(plan.seeds) <= FEW_SEEDS else ""
+    if comparison.looks is not None:
+        signs += " at the look that decided, which may be earlier than the point, of all seeds; dots: seeds, where few"
+    signs += "; dots: seeds" if comparison.looks is None and len(plan.seeds) <= FEW_SEEDS else ""
     if any(not math.isnan(row["published"]) for row in rows):
         signs += "; hollow: published." if others else "; hollow: the paper's gain."
         signs += "" if plan.by_value else " Measured gains are compared with published ones by direction only."
