@@ -54,9 +54,16 @@ COMMANDS = (
 
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point: a mistake is one line on stderr and exit code 2, never a traceback."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed before we began
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (until the process ends)
     for stream in (sys.stdout, sys.stderr):  # where a letter cannot be shown, as in an ASCII locale, stands a `?`
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # it was deleted under this shell
+        sys.exit(refuse("The working folder is not there any more: go to another one."))
     use_this_checkout()
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").addHandler(logging.NullHandler())

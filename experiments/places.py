@@ -57,6 +57,22 @@ def file(given: str | Path, folder: Path | None = None) -> Path:
         raise UserError(f"There is no {given}: this machine knows no home of {Path(given).parts[0]}.") from None
 
 
+def output(given: str | Path, what: str) -> Path:
+    """Where a file is to be written that a user names: a link is followed, a device or a pipe never replaced.
+
+    Args:
+        given: as it was written; `~` is their home.
+        what: it is, for messages.
+
+    Raises:
+        UserError: something that is no file is there.
+    """
+    path = Path(os.path.realpath(file(given)))
+    if path.exists() and not path.is_file():
+        raise UserError(f"{what} is {given}, which is no file; give the path of one.")
+    return path
+
+
 def folder(given: str | Path, what: str) -> Path:
     """An absolute path of a folder that is there, or that can be made.
 

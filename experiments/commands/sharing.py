@@ -122,11 +122,14 @@ def verify(
         json: file for all that was measured.
         device: cpu or cuda.
     """
+    from experiments.analyse import parsed_device
     from experiments.sharing import verify as verifying  # imports torch, which takes seconds
     from experiments.sharing.checkpoint import Claims
     from experiments.sharing.checkpoint import checkpoint as read
 
     check_claims(claims, claims_params, claims_gmacs, crop_pct)
+    target = None if json is None else places.output(json, "--json")
+    where = str(parsed_device(device))
     given: dict[str, Any] = {"side": image_size, "crop_pct": crop_pct, "mean": mean, "std": std}
     changes = {name: value for name, value in given.items() if value is not None}
     subject = replace(read(places.file(checkpoint), model), **changes)
@@ -135,10 +138,10 @@ def verify(
     name, _, file = (teacher or "").rpartition("=")
     other = read(places.file(file), name or None) if teacher else None
     own = Claims(top1=claims, params_m=claims_params, gmacs=claims_gmacs, who="that are claimed")
-    done = verifying.verify(subject, images, (own, subject.claims), other, device=device)
+    done = verifying.verify(subject, images, (own, subject.claims), other, device=where)
     print_verified(done, per_class)
-    if json is not None:
-        with atomic_write(places.file(json)) as temporary:
+    if target is not None:
+        with atomic_write(target) as temporary:
             temporary.write_text(dumps(done.document(), indent=1) + "\n", encoding="utf-8")
         out().print(Text(f"All of it is in {json}"))
     return int(not done.as_claimed)

@@ -395,6 +395,8 @@ def check_others(place: Path, wanted: tuple[str, ...]) -> int:
 
     found = against(place, Store(places.runs()), places.references(), wanted)
     cells, differ = sum(len(each.cells) for each in found), sum(each.differs for each in found)
+    if not cells:
+        raise UserError(f"Nothing in {place} could be compared: no cell has values both there and here.")
     out().print(Text(f"{differ} of {cells} cells in {len(found)} tables differ from ours by more than one point."))
     for each in found:
         print_markdown(each.markdown(), out())
@@ -484,6 +486,8 @@ def report(
 
     folder = places.results() / "report" if output is None else places.folder(output, "--output")
     other = None if against is None else places.folder(against, "--against")
+    if other is not None and not any(other.rglob("*.json.xz")):
+        raise UserError(f"--against is {against}, which holds no committed records (PROFILE/TABLE.json.xz).")
     store, console = Store(places.runs()), out()
     names, code = of_each(table, named)
     done = build(folder, store, profile=profile, tables=names or None, against=other, live=live)

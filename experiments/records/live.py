@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from experiments.documents import MOST_JSON, content
 from experiments.records.store import Store
 from hkd.files import HOST, is_running
 from hkd.training.job import Report
 
 PROGRESS, PLANS = "progress.json", ".plans"
 EVERY_S = 1.0  # between two writings of a run's progress
+MOST_NOTE = 2**20  # bytes
 MOST = 1e15  # of the size of a number
 SILENT_S = 120.0  # after which a run of another machine, whose processes cannot be asked for, counts as stopped
 ENOUGH = 0.02  # of a run or a plan that must be done before its rate is one
@@ -248,7 +250,7 @@ def left_by_rate(done: float, whole: float, spent: float) -> float | None:
 def read_note(path: Path) -> dict[str, Any] | None:
     """A note as a dict, or None if it is gone, torn or something else."""
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = json.loads(content(path, MOST_NOTE).decode())
     except (OSError, ValueError, RecursionError):
         return None
     return facts if isinstance(facts, dict) else None
@@ -257,7 +259,7 @@ def read_note(path: Path) -> dict[str, Any] | None:
 def curves_so_far(folder: Path) -> list[dict[str, Any]]:
     """The whole lines of a run's curves; a line that is being written is passed over."""
     try:
-        lines = (folder / "curves.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = content(folder / "curves.jsonl", MOST_JSON).decode(errors="replace").splitlines()
     except OSError:
         return []
     found = []

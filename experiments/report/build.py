@@ -17,7 +17,7 @@ from experiments.results.render import write_csv
 from hkd.errors import UserError
 from hkd.files import atomic_write
 
-LISTED = "files.txt"  # of the report's folder: what was written, so that the next one removes what is left over
+LISTED = "hkd-report.txt"  # of the report's folder: what was written, so that the next one removes what is left over
 
 
 @dataclass(frozen=True)

@@ -121,13 +121,19 @@ def verify(
         device: of the computation.
 
     Raises:
-        UserError: no image can be read, or the teacher has other classes.
+        UserError: no image can be read, the teacher has other classes, or the model does not take such images.
     """
     if teacher is not None and teacher.classes != subject.classes:
         raise UserError(f"The teacher has {teacher.classes} classes and {subject.name} {subject.classes}.")
+    check_size(subject)
     logits, seen, unread = predict(subject, images.split, device)
     if not len(seen):
         raise UserError(f"None of the {len(images.split)} images can be read, among them {next(iter(unread))}.")
+    if not logits.isfinite().all():
+        raise UserError(
+            f"{subject.name} gives no numbers for these images: its weights are too large, or not for this mean and "
+            f"standard deviation ({subject.mean}, {subject.std})."
+        )
     target = torch.from_numpy(images.target)[seen]
     right = logits.argmax(1) == target
     probability = logits.softmax(1)
@@ -200,6 +206,19 @@ def counted(params: float, gmacs: float, claims: Sequence[Claims]) -> Iterator[C
         like = [card.name for card in ZOO.values() if abs((getattr(card, named) or 0) - value) <= NEAR * value / 4]
         would = f"; {' and '.join(like[:2])} would fit" if like else ""
         yield Counted(text=f"It has {found:.4g} {what}, not the {value:.4g} {claim.who}{twice}{would}.", fits=False)
+
+
+@torch.no_grad()
+def check_size(subject: Checkpoint) -> None:
+    """Raise UserError where a model does not take images of the side that it is to be shown."""
+    net = subject.net.cpu()
+    try:
+        net(torch.zeros(1, 3, subject.side, subject.side))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(
+            f"{subject.name} does not take images of {subject.side} px ({first.rstrip('.')}); leave --image-size out."
+        ) from error
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import pytest
 from experiments import cli, places
 from experiments.planning import keys, own, schema
 from experiments.planning.asked import planned
+from experiments.planning.refusals import refused_cells
 from hkd import outside
 from hkd.errors import UserError
 
@@ -173,6 +174,7 @@ def test_a_profile_and_its_cards_may_stand_beside_the_table(scratch):
         "small_resnet",
         [1, 1, 1, 1],
     )
+    assert refused_cells(plan) == {}  # the model that `hkd new` proposes can be built
 
 
 def test_what_new_writes_is_planned_and_never_written_twice(scratch, capsys):

@@ -406,3 +406,15 @@ def test_hostile_command_lines_end_with_a_code_and_a_sentence(hkd, monkeypatch):
 @pytest.mark.long
 def test_very_many_hostile_command_lines_do(hkd, monkeypatch):
     check_hostile(hkd, monkeypatch, seed=16, count=3000)
+
+
+def test_a_working_folder_that_is_gone_and_a_closed_output_end_in_no_traceback(tmp_path):
+    command = f"exec {sys.executable} -c 'from experiments.cli import main; main()' tables"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HKD_RUNS": str(tmp_path / "runs")}
+    for script, code in (
+        (f"mkdir {tmp_path}/x; cd {tmp_path}/x; rmdir {tmp_path}/x; {command}", 2),
+        (f"{command} >&-", 0),
+    ):
+        ran = subprocess.run(["sh", "-c", script], capture_output=True, cwd=ROOT, env=environment, text=True)
+        assert ran.returncode == code
+        assert "Traceback" not in ran.stderr

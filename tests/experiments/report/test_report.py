@@ -22,7 +22,7 @@ from experiments.planning.plan import plan as plan_of
 from experiments.records.committed import path_of, read
 from experiments.records.store import Record, Store
 from experiments.report import facts, svg, words
-from experiments.report.build import build, keep_live
+from experiments.report.build import LISTED, build, keep_live
 from experiments.report.checks import checked_claims
 from experiments.report.gather import Entry, Findings, last_epoch
 from experiments.report.pages import Site
@@ -269,7 +269,7 @@ def test_equal_records_give_equal_bytes_and_what_is_gone_is_removed(report, tmp_
     (again / "t" / "old.html").write_text("of an earlier report")
     (again / "mine.html").write_text("somebody's own")
     (tmp_path / "outside.html").write_text("elsewhere")
-    (again / "files.txt").write_text("t/old.html\n../outside.html\n")
+    (again / LISTED).write_text("t/old.html\n../outside.html\n")
     build(again, Store(tmp_path / "runs"), tables=TABLES)
     assert (tmp_path / "outside.html").is_file()
     assert (again / "mine.html").is_file()

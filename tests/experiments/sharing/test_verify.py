@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -155,6 +156,9 @@ def test_the_command_prints_the_finding_first_and_says_what_is_not_so(file, fold
         ([], "does not say what it is: name its model with --model"),
         (["--model", "resnet18_mini", "--data", "/nowhere"], "There is no folder /nowhere"),
         (["--model", "resnet18_mini"], "Say where the test images are: --data FOLDER"),
+        (["--model", "resnet18_mini", "--json", ""], "--json is ., which is no file"),
+        (["--model", "resnet18_mini", "--json", "/dev/null"], "--json is /dev/null, which is no file"),
+        (["--model", "resnet18_mini", "--device", "bogus"], "Unknown device 'bogus'"),
     ],
 )
 def test_mistakes_are_one_sentence(file, arguments, said, capsys):
@@ -162,6 +166,27 @@ def test_mistakes_are_one_sentence(file, arguments, said, capsys):
     err = capsys.readouterr().err
     assert said in err
     assert len(err.splitlines()) == 1
+
+
+def test_what_a_model_cannot_take_is_one_sentence(tmp_path, folder, file, capsys):
+    torch.manual_seed(0)
+    net = build("deit_t_mini", ZOO["deit_t_mini"], 3)
+    torch.save(net.state_dict(), tmp_path / "vit.pth")
+    assert hkd("verify", tmp_path / "vit.pth", "--model", "deit_t_mini", "--data", folder, "--image-size", 64) == 2
+    assert "deit_t_mini does not take images of 64 px" in capsys.readouterr().err
+    assert hkd("verify", file, "--model", "resnet18_mini", "--data", folder, "--std", *["1e-300"] * 3) == 2
+    assert "gives no numbers for these images" in capsys.readouterr().err
+
+
+def test_a_link_is_followed_and_a_pipe_stays_one(file, folder, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link.json").symlink_to("aim.json")
+    command = ["verify", file, "--model", "resnet18_mini", "--data", folder, "--json"]
+    assert hkd(*command, tmp_path / "pipe") == 2
+    assert hkd(*command, tmp_path / "link.json") == 0
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link.json").is_symlink()
+    assert json.loads((tmp_path / "aim.json").read_text())
 
 
 def test_code_that_came_with_weights_is_never_run(tmp_path):
