@@ -29,7 +29,6 @@ class Again:
     row: str
     label: str
     metric: str
-    verdict: str
     gain: float
     there: float
     seeds: tuple[int, ...]
@@ -106,7 +105,6 @@ def of_cell(judged: Judged, table: str, held: Mapping[str, Committed]) -> Iterat
                 row=result.cell.row,
                 label=result.cell.label,
                 metric=metric,
-                verdict=str(result.verdict),
                 gain=fmean(result.gains[seed] for seed in there),
                 there=fmean(there.values()),
                 seeds=tuple(there),

@@ -10,7 +10,6 @@ GAIN = Again(
     row="a",
     label="KD",
     metric="top1",
-    verdict="holds",
     gain=2.0,
     there=-1.0,
     seeds=(0, 1),
